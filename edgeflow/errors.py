@@ -1,0 +1,157 @@
+"""The one error tree.
+
+What it is: every failure that a user, an operator or a peer can see has a class here, with a stable `code`, an HTTP `status` and a `hint` that says how to fix it.
+What it is not: a place for control flow inside one module.
+What must stay true: a class docstring is the default message; codes are never reused for another meaning; `docs/errors.md` lists each of them.
+"""
+
+
+class EdgeflowError(Exception):
+    """Something went wrong in edgeflow."""
+
+    code = "internal"
+    status = 500
+    hint = "Look at the agent's log (`edgeflow logs`), and report it if the log does not explain it."
+    retryable = False
+
+    def __init__(self, message: str | None = None, *, hint: str | None = None) -> None:
+        self.message = message or (type(self).__doc__ or "").strip().splitlines()[0]
+        if hint is not None:
+            self.hint = hint
+        super().__init__(self.message)
+
+
+class BadRequest(EdgeflowError):
+    """The request is not valid."""
+
+    code = "bad-request"
+    status = 400
+    hint = "The message names the part that is wrong."
+
+
+class BadName(BadRequest):
+    """A namespace, channel, key or function name is not valid."""
+
+    code = "bad-name"
+    hint = "Namespaces are [a-z0-9-]+; a channel is <namespace>/<path> without +, #, $ or empty levels."
+
+
+class BadEvent(BadRequest):
+    """The event is not a valid CloudEvents 1.0 event."""
+
+    code = "bad-event"
+    hint = "Attribute names are [a-z0-9]{1,20}; id, source and type must not be empty."
+
+
+class BadManifest(BadRequest):
+    """The manifest is not valid."""
+
+    code = "bad-manifest"
+    hint = "See docs/manifest.md for each field and its default."
+
+
+class Unauthorized(EdgeflowError):
+    """A bearer token is missing or wrong."""
+
+    code = "unauthorized"
+    status = 401
+    hint = "Send `Authorization: Bearer <token>`; `edgeflow env` prints it."
+
+
+class NotFound(EdgeflowError):
+    """There is no such thing."""
+
+    code = "not-found"
+    status = 404
+    hint = "List what is there with `edgeflow get` or `edgeflow kv list`."
+
+
+class VersionMismatch(EdgeflowError):
+    """The value has another version than the one asked for."""
+
+    code = "version-mismatch"
+    status = 412
+    hint = "Read the value again and retry with its ETag in If-Match."
+
+
+class TooLarge(EdgeflowError):
+    """The body is larger than the limit."""
+
+    code = "too-large"
+    status = 413
+    hint = "Limits are listed in docs/limits.md; put large data into the EKV and publish its dataref."
+
+
+class Unavailable(EdgeflowError):
+    """A part that is needed is not reachable right now."""
+
+    code = "unavailable"
+    status = 503
+    hint = "Try again; `edgeflow status` shows what is down."
+    retryable = True
+
+
+class StoreUnavailable(Unavailable):
+    """The PoP's Redis is not reachable right now."""
+
+    code = "store-unavailable"
+    hint = "The supervisor restarts it; try again. `edgeflow status` shows it."
+
+
+class StaleRoutes(EdgeflowError):
+    """The routing table changed since this call was prepared."""
+
+    code = "stale-routes"
+    status = 409
+    hint = "Load the table and prepare the call again."
+    retryable = True
+
+
+class StaleAttempt(EdgeflowError):
+    """The attempt is no longer the current one of its invocation; nothing was written."""
+
+    code = "stale-attempt"
+    status = 409
+    hint = "The lease ended or the instance was given up; another attempt owns the invocation."
+
+
+class CorruptEntry(EdgeflowError):
+    """A log entry does not match its checksum."""
+
+    code = "corrupt-entry"
+    status = 502
+    hint = "The peer sends it again; if it repeats, that peer's store is damaged."
+    retryable = True
+
+
+class CorruptBlob(EdgeflowError):
+    """A blob does not match its digest."""
+
+    code = "corrupt-blob"
+    status = 502
+    hint = "It is fetched again from a peer that has it."
+    retryable = True
+
+
+class LogGap(EdgeflowError):
+    """Log entries are missing between what is mirrored and what was sent."""
+
+    code = "log-gap"
+    status = 409
+    hint = "The sender starts again at the receiver's cursor."
+    retryable = True
+
+
+class ProtocolError(EdgeflowError):
+    """A message does not follow the protocol."""
+
+    code = "protocol-error"
+    status = 400
+    hint = "See docs/protocol.md."
+
+
+class StoreTooOld(EdgeflowError):
+    """This Redis has no Functions; version 7.0 or newer is needed."""
+
+    code = "store-too-old"
+    hint = "Install Redis >= 7.0 (Debian 12 has it), or use Docker mode."

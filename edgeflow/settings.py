@@ -1,0 +1,159 @@
+"""Settings of one PoP: nested, typed, one docstring per field with unit, default and reason.
+
+What it is: the document `pop.json` that the provisioning writes and both agent processes read.
+What it is not: the manifest of an application, or secrets (only the paths of their files).
+What must stay true: every field is documented in docs/settings.md; a field that is not known is refused.
+"""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StoreSettings(_Section):
+    redis_socket: Path
+    """Unix socket of this PoP's Redis. Redis listens nowhere else."""
+    retry_s: float = 60.0
+    """Seconds a call waits for Redis to come back before it gives up (the data process never gives up)."""
+
+
+class MqttSettings(_Section):
+    socket: Path | None = None
+    """Unix socket of the broker for the gateway; None = use host and port."""
+    host: str = "127.0.0.1"
+    """Host of the broker's TCP listener."""
+    port: int = 1883
+    """Port of the broker's TCP listener."""
+    username: str = "gateway"
+    """Broker account of the gateway: all namespaces, no control topics."""
+    password_file: Path
+    """File (0600) with the gateway's password."""
+    receive_maximum: int = 256
+    """Messages the broker may have under way to the gateway; the redelivery ring is twice as long."""
+    rewind_events: int = 1000
+    """How many released events the publisher sends again after the broker lost its state."""
+
+
+class Peer(_Section):
+    host: str
+    """Host that this PoP dials."""
+    port: int
+    """Port that this PoP dials."""
+
+
+class LinkSettings(_Section):
+    host: str = "127.0.0.1"
+    """Address that the link listener binds."""
+    port: int
+    """Port that the link listener binds."""
+    ca: Path
+    """PEM of the cluster's CA: whom to trust."""
+    cert: Path
+    """PEM of this PoP's certificate; its common name is the PoP id."""
+    key: Path
+    """PEM of this PoP's private key (0600)."""
+    peers: dict[str, Peer] = Field(default_factory=dict)
+    """The other PoPs by id. Of a pair, the smaller id dials."""
+
+
+class ApiSettings(_Section):
+    host: str = "127.0.0.1"
+    """Address that the HTTP API binds."""
+    port: int
+    """Port that the HTTP API binds."""
+    token_file: Path
+    """File (0600) with the operator's bearer token."""
+
+
+class PublicSettings(_Section):
+    """Where a client on the user's machine finds this PoP; shown by `status` and `env`."""
+
+    api_url: str
+    """Base URL of the HTTP API."""
+    api_token_file: Path
+    """The operator's bearer token, as a path on the user's machine."""
+    mqtt_host: str
+    """Host of the broker."""
+    mqtt_port: int
+    """Port of the broker."""
+    mqtt_ws_url: str
+    """URL of MQTT over WebSockets."""
+    mqtt_username: str = "operator"
+    """Broker account for all namespaces."""
+    mqtt_password_file: Path
+    """Its password, as a path on the user's machine."""
+
+
+class RunnerSettings(_Section):
+    venvs_dir: Path | None = None
+    """Embedded mode: where the virtual environments of functions live, one per distinct requirements file."""
+    python: Path | None = None
+    """Embedded mode: interpreter that makes those environments; None = the agent's own."""
+    image_prefix: str = "edgeflow"
+    """Docker mode: first part of the names of images that are built here."""
+    socket_volume: str | None = None
+    """Docker mode: name of the volume that holds run_dir; each instance gets one folder of it only."""
+    start_deadline_s: float = 120.0
+    """Seconds an instance may take from start to ready before it is reported as failing and replaced."""
+
+
+class Limits(_Section):
+    inline_bytes: int = 4096
+    """Bodies up to this size (bytes) are kept inside the log entry; larger ones become blobs."""
+    redis_blob_bytes: int = 256 * 1024
+    """Blobs below this size (bytes) live in Redis, larger ones in a file."""
+    event_bytes: int = 16 * 1024 * 1024
+    """Largest body (bytes) of one event."""
+    value_bytes: int = 64 * 1024 * 1024
+    """Largest value (bytes) in the EKV."""
+    mqtt_inline_bytes: int = 1024 * 1024
+    """Largest body (bytes) that plain MQTT subscribers get as the payload; above it they get a reference."""
+    attributes: int = 64
+    """Most extension attributes of one event."""
+    attribute_bytes: int = 4096
+    """Longest value (bytes) of one attribute."""
+    outputs: int = 2000
+    """Most events one commit may carry."""
+    commit_bytes: int = 16 * 1024 * 1024
+    """Most inline bytes one commit may carry."""
+    hops: int = 16
+    """Longest chain of functions behind one client event; stops cycles."""
+    gate_timeout_ms: int = 30_000
+    """How long (ms) the gate waits for data before it reports a gap."""
+    id_window_ms: int = 600_000
+    """How long (ms) a client's own event id is remembered for deduplication."""
+    retention_ms: int = 3_600_000
+    """How long (ms) log entries and released events are kept at least."""
+
+
+class PopSettings(_Section):
+    pop: str
+    """Id of this PoP, [a-z0-9-]+."""
+    cluster: str
+    """Id of the cluster; links refuse another one."""
+    mode: Literal["embedded", "docker"]
+    """How instances run: local processes, or containers."""
+    state_dir: Path
+    """Blob files, the epoch file, unpacked bundles. Survives restarts."""
+    run_dir: Path
+    """Unix sockets. Short (a socket's path has at most 107 bytes), emptied at start."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe log line that is written."""
+    store: StoreSettings
+    mqtt: MqttSettings
+    link: LinkSettings
+    api: ApiSettings
+    public: PublicSettings
+    runner: RunnerSettings = Field(default_factory=RunnerSettings)
+    limits: Limits = Field(default_factory=Limits)
+
+    @classmethod
+    def load(cls, path: Path) -> "PopSettings":
+        """Read and check the JSON file at `path`. Raises pydantic.ValidationError naming each wrong field."""
+        return cls.model_validate(json.loads(path.read_text()))
