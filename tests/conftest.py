@@ -1,0 +1,65 @@
+"""What every test may use: a condition awaited with a deadline, and the outside programs or a word why not.
+
+What must stay true: no test sleeps to wait; a missing engine, broker or store skips a test on a laptop and fails it in CI.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
+
+
+def missing(what: str, how: str) -> None:
+    """Skip the running test with a clear word; in CI fail it."""
+    message = f"{what} is missing here: {how}"
+    if IN_CI:
+        pytest.fail(message, pytrace=False)
+    pytest.skip(message)
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., Any]:
+    """`wait_until(condition, what, deadline_s=10)`: polls until `condition()` is true and returns its value."""
+
+    def wait(condition: Callable[[], Any], what: str, deadline_s: float = 10.0, every_s: float = 0.02) -> Any:
+        end_s = time.monotonic() + deadline_s
+        while True:
+            value = condition()
+            if value:
+                return value
+            if time.monotonic() > end_s:
+                pytest.fail(f"not within {deadline_s:g} s: {what}")
+            time.sleep(every_s)
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def programs() -> None:
+    """The real Mosquitto and Redis."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    for name in ("mosquitto", "redis-server"):
+        if shutil.which(name, path=path) is None:
+            missing(name, "scripts/setup installs it")
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Any]:
+    """A client of the Docker engine; testcontainers works beside it."""
+    import docker
+    from docker.errors import DockerException
+
+    os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
+    try:
+        client = docker.from_env(timeout=60)
+        client.ping()
+    except DockerException as error:
+        missing("a Docker engine", f"scripts/docker-engine installs and starts one ({error})")
+        return
+    yield client
+    client.close()
