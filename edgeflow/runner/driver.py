@@ -1,0 +1,91 @@
+"""What the reconciler needs from something that can run instances.
+
+What it is: the `Driver` protocol and the values that go through it.
+What it is not: policy. A driver does what it is told and reports what it sees; when to start, stop and give up is the reconciler's.
+What must stay true: `list` shows what really runs, also what an earlier life of this process started; every call may be repeated.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from edgeflow.core.manifest import ResolvedFunction
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What instances of one revision are started from: a folder and an interpreter, or an image."""
+
+    folder: Path | None = None
+    python: Path | None = None
+    image: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StartSpec:
+    """One instance to start."""
+
+    namespace: str
+    function: str
+    revision: str
+    instance: str
+    """Unique at this PoP; also the name of its socket's folder."""
+    socket: Path
+    """Its own socket, as the agent sees it."""
+    prepared: Prepared
+    cpus: float = 1.0
+    memory_bytes: int = 512 * 1024 * 1024
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """One instance as the driver sees it."""
+
+    instance: str
+    namespace: str
+    function: str
+    revision: str
+    started_ms: int
+    running: bool
+    ended: str | None = None
+    """How it ended, in words, when it does not run any more."""
+
+
+class Driver(Protocol):
+    """Runs instances at one PoP."""
+
+    def prepare(self, namespace: str, name: str, function: ResolvedFunction, bundle: bytes | None, progress: Progress) -> Prepared:
+        """Make what instances of this revision are started from; may take minutes. Raises EdgeflowError with the reason."""
+        ...
+
+    def list(self) -> list[Observed]:
+        """All instances of this PoP, ended ones too until they are removed."""
+        ...
+
+    def start(self, spec: StartSpec) -> None:
+        """Start one instance. Raises EdgeflowError when it cannot be started."""
+        ...
+
+    def stop(self, instance: str) -> None:
+        """Ask an instance to finish what it does and leave. Returns at once."""
+        ...
+
+    def kill(self, instance: str) -> None:
+        """End an instance now."""
+        ...
+
+    def remove(self, instance: str) -> None:
+        """Forget an instance that has ended. Its log may be kept for a while."""
+        ...
+
+    def tail(self, instance: str, lines: int) -> "list[str]":
+        """Its last log lines."""
+        ...
+
+    def upkeep(self) -> None:
+        """Bound logs and the like. Called about once a second."""
+        ...
