@@ -155,3 +155,36 @@ class StoreTooOld(EdgeflowError):
 
     code = "store-too-old"
     hint = "Install Redis >= 7.0 (Debian 12 has it), or use Docker mode."
+
+
+class BadHandler(EdgeflowError):
+    """A function's handler.py cannot be used."""
+
+    code = "bad-handler"
+    status = 422
+    hint = "handler.py holds exactly one `@function def handle(ctx, <one parameter per input>)`."
+
+
+class BadOutput(EdgeflowError):
+    """What a function returned or emitted cannot be published."""
+
+    code = "bad-output"
+    status = 422
+    hint = "Publish bytes, str or JSON-able data on a channel of the function's `publish:` list."
+
+
+class Reject(EdgeflowError):
+    """The function rejected this input."""
+
+    code = "rejected"
+    status = 422
+    hint = "The handler raised Reject: the invocation became a dead letter at once, without further attempts."
+
+
+class LinkRefused(EdgeflowError):
+    """A link between two PoPs cannot be used as it is."""
+
+    code = "link-refused"
+    status = 403
+    hint = "Both PoPs need the same cluster id and CA, each other in `link.peers`, and the same version; `edgeflow status` shows the reason."
+    retryable = True

@@ -1,0 +1,29 @@
+"""The store: one PoP's Redis and blob files behind a typed client. Everything else (values, invocations, joins, notifications) follows from its log."""
+
+from edgeflow.store.client import LocalState, Store, Wakeups
+from edgeflow.store.namespace import Namespace
+from edgeflow.store.records import (
+    Arrival,
+    ChannelInfo,
+    Claimed,
+    Commit,
+    DeadLetter,
+    Ended,
+    Expired,
+    InboxStats,
+    Input,
+    LogId,
+    MirrorResult,
+    PendingJoin,
+    Receipt,
+    Refusal,
+    Released,
+    Value,
+    ValueInfo,
+    ValueWrite,
+)
+
+__all__ = [
+    "Arrival", "ChannelInfo", "Claimed", "Commit", "DeadLetter", "Ended", "Expired", "InboxStats", "Input", "LocalState", "LogId", "MirrorResult",
+    "Namespace", "PendingJoin", "Receipt", "Refusal", "Released", "Store", "Value", "ValueInfo", "ValueWrite", "Wakeups",
+]  # fmt: skip

@@ -1,0 +1,209 @@
+"""Store: the door of a PoP's two agent processes to Redis and the blob files.
+
+What must stay true: only these processes reach this Redis; opening a namespace decides its epoch before anything is written.
+"""
+
+import contextlib
+import json
+from typing import Any
+
+import redis
+
+from edgeflow.core.channels import SYSTEM_NAMESPACE, check_namespace
+from edgeflow.settings import PopSettings
+from edgeflow.store.blobs import BlobFiles
+from edgeflow.store.connection import Connection
+from edgeflow.store.epochs import EpochFile
+from edgeflow.store.replica import ReplicatedNamespace
+
+_WAKE_CHANNEL = "ef:wake"
+LOCAL = "local"
+_MISSING_ROUNDS = 1000
+
+
+class Store:
+    """One PoP's store. Thread-safe."""
+
+    def __init__(self, settings: PopSettings, *, patient: bool = False) -> None:
+        """Connect and load the library. `patient`: wait for Redis for ever (the data process); else at most `store.retry_s` a call."""
+        self.pop = settings.pop
+        self._settings = settings
+        self._connection = Connection(settings.store.redis_socket, None if patient else settings.store.retry_s)
+        self._epochs = EpochFile(settings.state_dir)
+        self._handles: dict[str, ReplicatedNamespace] = {}
+        self._connection.load_library()
+        self.local = LocalState(self._connection)
+        self.open_log(SYSTEM_NAMESPACE)
+
+    @classmethod
+    def open(cls, settings: PopSettings, *, patient: bool = False) -> "Store":
+        """Same as the constructor."""
+        return cls(settings, patient=patient)
+
+    @property
+    def outages(self) -> int:
+        """How often Redis was lost and came back."""
+        return self._connection.outages
+
+    def namespace(self, name: str) -> ReplicatedNamespace:
+        """The handle of a namespace; it need not exist yet. Raises BadName."""
+        handle = self._handles.get(name)
+        if handle is None:
+            check_namespace(name)
+            handle = self._handles[name] = ReplicatedNamespace(
+                name, self.pop, self._connection, BlobFiles(self._settings.state_dir / "blobs" / name), self._settings.limits,
+                lambda: self.open_log(name),
+            )  # fmt: skip
+        return handle
+
+    def open_log(self, name: str) -> int:
+        """Decide the epoch of this PoP's log of a namespace and tell Redis. Returns it."""
+        prefix = f"ef:{{{name}}}:"
+        epoch = int(self._connection.one("GET", prefix + "epoch") or 0)
+        seq = int(self._connection.one("HGET", prefix + "heads", f"{self.pop}:{epoch}") or 0) if epoch else 0
+        decided = self._epochs.decide(name, epoch, seq)
+        self._connection.one(*self.namespace(name)._command("ef_open", {"epoch": decided}))
+        return decided
+
+    def check_epochs(self) -> None:
+        """After an outage: open a new epoch wherever Redis came back with less than was recorded."""
+        for name in self.namespaces():
+            self.open_log(name)
+
+    def record_heads(self) -> None:
+        """Write down (with fsync) how far this PoP's logs are, for `check_epochs`."""
+        heads: dict[str, tuple[int, int]] = {}
+        for name in self.namespaces():
+            own = [(log.epoch, seq) for log, seq in self.namespace(name).logs().items() if log.origin == self.pop]
+            if own:
+                heads[name] = max(own)
+        self._epochs.record(heads)
+
+    def namespaces(self) -> list[str]:
+        """All namespaces that this PoP knows, `system` included."""
+        system = self.namespace(SYSTEM_NAMESPACE)
+        found = [SYSTEM_NAMESPACE]
+        after = ""
+        for _ in range(_MISSING_ROUNDS):
+            page = system.list("namespaces/", after=after, limit=500)
+            found += [info.key.removeprefix("namespaces/") for info in page]
+            if len(page) < 500:
+                break
+            after = page[-1].key
+        return sorted(found)
+
+    def has_namespace(self, name: str) -> bool:
+        """Whether a namespace is known here."""
+        return name == SYSTEM_NAMESPACE or self.namespace(SYSTEM_NAMESPACE).head(f"namespaces/{name}") is not None
+
+    def create_namespace(self, name: str) -> bool:
+        """Make a namespace known at every PoP; True when it was new here. Raises BadName."""
+        check_namespace(name)
+        if self.has_namespace(name):
+            return False
+        self.open_log(name)
+        self.namespace(SYSTEM_NAMESPACE).put(f"namespaces/{name}", b"{}", content_type="application/json")
+        return True
+
+    def blocking_client(self) -> redis.Redis:
+        """A client with its own connection, for `Namespace.wait_release`."""
+        return self._connection.client()
+
+    def wakeups(self) -> "Wakeups":
+        """A new listener for changes."""
+        return Wakeups(self._connection.client())
+
+    def ping(self) -> None:
+        """Raises StoreUnavailable when Redis does not answer."""
+        self._connection.one("PING")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._connection.close()
+
+
+class LocalState:
+    """Small JSON documents that belong to this PoP alone, shared by its two agent processes. Never replicated."""
+
+    _PREFIX = "ef:{local}:"
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def put_doc(self, kind: str, id: str, document: dict[str, Any]) -> None:
+        """Write a document and wake who listens, unless it is there already just so."""
+        text = json.dumps(document, sort_keys=True)
+        if self._connection.one("HGET", self._PREFIX + kind, id) != text.encode():
+            self._connection.run([("HSET", self._PREFIX + kind, id, text), ("PUBLISH", _WAKE_CHANNEL, LOCAL)])
+
+    def get_doc(self, kind: str, id: str) -> dict[str, Any] | None:
+        """A document, or None."""
+        text = self._connection.one("HGET", self._PREFIX + kind, id)
+        return None if text is None else dict(json.loads(text))
+
+    def docs(self, kind: str) -> dict[str, dict[str, Any]]:
+        """All documents of a kind by id."""
+        return {id.decode(): json.loads(text) for id, text in self._connection.one("HGETALL", self._PREFIX + kind).items()}
+
+    def delete_doc(self, kind: str, id: str) -> None:
+        """Remove a document if it is there."""
+        if self._connection.one("HDEL", self._PREFIX + kind, id):
+            self._connection.one("PUBLISH", _WAKE_CHANNEL, LOCAL)
+
+
+class Wakeups:
+    """Hints that something changed: a file descriptor to wait on, and the names of what changed. Hints can be lost; poll as well."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self._pubsub: Any = None
+        self._subscribe()
+
+    def fileno(self) -> int:
+        """The descriptor to select on, -1 while Redis is away. It changes when the connection does."""
+        connection = self._pubsub.connection if self._pubsub is not None else None
+        sock = getattr(connection, "_sock", None)
+        return -1 if sock is None else int(sock.fileno())
+
+    def drain(self) -> set[str]:
+        """Namespaces (or "local") that changed since the last call; reconnects by itself."""
+        changed: set[str] = set()
+        if self._pubsub is None and not self._subscribe():
+            return changed
+        try:
+            while (message := self._pubsub.get_message(ignore_subscribe_messages=False, timeout=0)) is not None:
+                if message["type"] == "message":
+                    changed.add(message["data"].decode())
+        except (redis.ConnectionError, redis.TimeoutError, OSError):
+            self._drop()
+        return changed
+
+    def wait(self, timeout_s: float) -> set[str]:
+        """Block until something changes, at most `timeout_s`; for threads."""
+        if self._pubsub is not None or self._subscribe():
+            with contextlib.suppress(redis.ConnectionError, redis.TimeoutError, OSError):
+                message = self._pubsub.get_message(timeout=timeout_s)
+                changed = self.drain()
+                return changed | {message["data"].decode()} if message and message["type"] == "message" else changed
+            self._drop()
+        return set()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._drop()
+        self._client.close()
+
+    def _subscribe(self) -> bool:
+        try:
+            self._pubsub = self._client.pubsub()
+            self._pubsub.subscribe(_WAKE_CHANNEL)
+            return True
+        except (redis.ConnectionError, redis.TimeoutError, OSError):
+            self._drop()
+            return False
+
+    def _drop(self) -> None:
+        if self._pubsub is not None:
+            with contextlib.suppress(Exception):
+                self._pubsub.close()
+        self._pubsub = None

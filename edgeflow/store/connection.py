@@ -1,0 +1,114 @@
+"""The connection to this PoP's Redis: loads the Lua library, waits out a restart, repeats what was under way.
+
+What must stay true: a call whose outcome is unknown is repeated with `again` set, and every operation is written so that a repetition is
+harmless; nobody else talks to this Redis.
+"""
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import redis
+import structlog
+
+from edgeflow.errors import StoreTooOld, StoreUnavailable
+
+log = structlog.get_logger(__name__)
+
+LIBRARY = "edgeflow"
+_OUTAGES = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError)
+Command = tuple[Any, ...]
+
+
+def library_text() -> str:
+    """The Lua library: one file per group of operations, in the order of their names."""
+    folder = Path(__file__).parent / "lua"
+    parts = [path.read_text() for path in sorted(folder.glob("*.lua"))]
+    body = "\n".join(parts)
+    return f"#!lua name={LIBRARY}\n-- {hashlib.sha256(body.encode()).hexdigest()[:16]}\n{body}"
+
+
+class Connection:
+    """One thread-safe door to Redis. `outages` counts how often it was lost and came back."""
+
+    def __init__(self, socket: Path, retry_s: float | None) -> None:
+        self._socket = socket
+        self._retry_s = retry_s
+        self._redis = redis.Redis(unix_socket_path=str(socket), socket_timeout=30, single_connection_client=False)
+        self._lock = threading.Lock()
+        self._library = library_text()
+        self.outages = 0
+
+    def client(self) -> redis.Redis:
+        """A client with its own connections, for blocking reads."""
+        return redis.Redis(unix_socket_path=str(self._socket), socket_timeout=None)
+
+    def run(self, commands: Sequence[Command], *, on_outage: Callable[[], Sequence[Command]] | None = None) -> list[Any]:
+        """Send all `commands` in one round trip; their replies in order, an error reply as an exception object in its place.
+
+        After an outage the commands are sent again, as `on_outage` returns them if it is given. Raises StoreUnavailable after `retry_s`.
+        """
+        deadline = None if self._retry_s is None else time.monotonic() + self._retry_s
+        wait_s = 0.02
+        lost = False
+        while True:
+            try:
+                replies = self._send(commands)
+            except _OUTAGES as error:
+                if not lost:
+                    lost = True
+                    log.warning("store_lost", error=str(error))
+                if deadline is not None and time.monotonic() > deadline:
+                    raise StoreUnavailable(f"the store did not come back within {self._retry_s} s: {error}") from None
+                time.sleep(wait_s)
+                wait_s = min(wait_s * 2, 0.5)
+                if on_outage is not None:
+                    commands = on_outage()
+                continue
+            if lost:
+                self.outages += 1
+                log.info("store_back")
+            if any(isinstance(reply, redis.ResponseError) and "unction not found" in str(reply) for reply in replies):
+                self.load_library()
+                continue
+            return replies
+
+    def one(self, *command: Any) -> Any:
+        """One command; its reply. Raises the error that Redis answered."""
+        reply = self.run([command])[0]
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def load_library(self) -> None:
+        """Make sure that Redis has this version of the library. Raises StoreTooOld when it knows no Functions."""
+        try:
+            self.one("FUNCTION", "LOAD", "REPLACE", self._library)
+        except redis.ResponseError as error:
+            if "unknown command" in str(error).lower():
+                raise StoreTooOld() from None
+            raise
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._redis.close()
+
+    def _send(self, commands: Sequence[Command]) -> list[Any]:
+        if len(commands) == 1:
+            try:
+                return [self._redis.execute_command(*commands[0])]
+            except redis.ResponseError as error:
+                if isinstance(error, redis.exceptions.BusyLoadingError):
+                    raise
+                return [error]
+        pipeline = self._redis.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        replies = pipeline.execute(raise_on_error=False)
+        for reply in replies:
+            if isinstance(reply, redis.exceptions.BusyLoadingError):
+                raise reply
+        return list(replies)

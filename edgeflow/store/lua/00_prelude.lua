@@ -1,0 +1,63 @@
+-- What every operation shares. One namespace per call: KEYS[1] is its prefix "ef:{namespace}:", ARGV[1] a msgpack map.
+-- An error in mid-script does not roll back: each operation validates first and writes last. Time is an argument, never TIME.
+--
+-- event  = {channel, prev, head, head_crc, digest, size, data, data_crc, content_type}   ("" = none; body is data or digest)
+-- value  = {key, version, digest, size, data, data_crc, content_type, deleted}
+-- entry  = {v=1, k=kind, t=ms, x=end or false, ev={event...}, va={value...}}             (one log entry)
+-- input  = {name, origin, epoch, seq, index, event}                                      (one arrival of an invocation)
+
+local EV_CHANNEL, EV_PREV, EV_HEAD, EV_HCRC, EV_DIGEST, EV_SIZE, EV_DATA, EV_DCRC, EV_TYPE = 1, 2, 3, 4, 5, 6, 7, 8, 9
+local VA_KEY, VA_VERSION, VA_DIGEST, VA_SIZE, VA_DATA, VA_DCRC, VA_TYPE, VA_DELETED = 1, 2, 3, 4, 5, 6, 7, 8
+
+local call = redis.call
+
+local function count(p, name, by)
+  if by ~= 0 then call('HINCRBY', p .. 'counters', name, by or 1) end
+end
+
+local function wake(c)
+  call('PUBLISH', 'ef:wake', c.ns)
+end
+
+-- Hybrid logical clock (Kulkarni et al. 2014): never behind the wall clock argument, never behind what was seen.
+local function next_version(p, pop, now)
+  local clock = call('HMGET', p .. 'clock', 'ms', 'n')
+  local ms, n = tonumber(clock[1]) or 0, tonumber(clock[2]) or 0
+  if now > ms then ms, n = now, 0 else n = n + 1 end
+  if n > 99999 then ms, n = ms + 1, 0 end
+  call('HSET', p .. 'clock', 'ms', string.format('%d', ms), 'n', n)
+  return string.format('%013d.%05d@%s', ms, n, pop)
+end
+
+local function see_version(p, version)
+  local ms, n = tonumber(string.sub(version, 1, 13)), tonumber(string.sub(version, 15, 19))
+  local clock = call('HMGET', p .. 'clock', 'ms', 'n')
+  local have_ms, have_n = tonumber(clock[1]) or 0, tonumber(clock[2]) or 0
+  if ms > have_ms or (ms == have_ms and n > have_n) then
+    call('HSET', p .. 'clock', 'ms', string.format('%d', ms), 'n', n)
+  end
+end
+
+-- Blobs live as long as something refers to them. `blobs` holds digest -> size of those that are readable here.
+local function hold_blob(p, digest)
+  if digest ~= '' then
+    if call('HINCRBY', p .. 'refs', digest, 1) == 1 then call('ZREM', p .. 'orphans', digest) end
+  end
+end
+
+local function drop_blob(p, digest, now)
+  if digest ~= '' then
+    if call('HINCRBY', p .. 'refs', digest, -1) <= 0 then
+      call('HDEL', p .. 'refs', digest)
+      call('ZADD', p .. 'orphans', now, digest)
+    end
+  end
+end
+
+local function readable(p, digest)
+  return digest == '' or call('HEXISTS', p .. 'blobs', digest) == 1
+end
+
+local function routes_are_current(p, c)
+  return (call('GET', p .. 'routes:version') or '') == c.rv
+end

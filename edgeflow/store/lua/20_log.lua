@@ -1,0 +1,92 @@
+-- The log, the release stream and the gate.
+
+local function log_key(p, origin, epoch)
+  return p .. 'log:' .. origin .. ':' .. epoch
+end
+
+local function release_gap(p, c, origin, epoch, channel, from, to, why)
+  call('XADD', p .. 'release', call('INCR', p .. 'release:n') .. '-0',
+    'o', origin, 'h', epoch, 't', c.now, 'g', cmsgpack.pack({channel, from, to, why}))
+  count(p, 'gaps')
+end
+
+-- Opens the gate for one entry: values first, then its events, so that who is told can read.
+local drain_waiting
+local function apply_value(p, c, value)
+  local key = p .. 'value:' .. value[VA_KEY]
+  local have = call('HMGET', key, 'version', 'digest')
+  see_version(p, value[VA_VERSION])
+  if have[1] and have[1] >= value[VA_VERSION] then return end
+  hold_blob(p, value[VA_DIGEST])
+  if have[2] then drop_blob(p, have[2], c.now) end
+  call('HSET', key, 'version', value[VA_VERSION], 'digest', value[VA_DIGEST], 'size', value[VA_SIZE], 'data', value[VA_DATA],
+    'dcrc', value[VA_DCRC], 'type', value[VA_TYPE], 'deleted', value[VA_DELETED])
+  if value[VA_DELETED] == 1 then call('ZREM', p .. 'keys', value[VA_KEY]) else call('ZADD', p .. 'keys', 0, value[VA_KEY]) end
+end
+
+local function release_events(p, c, origin, epoch, seq, events, directives, via)
+  for i = 1, #events do
+    local event = events[i]
+    local channel = event[EV_CHANNEL]
+    local lane = origin .. ':' .. epoch .. ':' .. channel
+    local seen = tonumber(call('HGET', p .. 'seen', lane)) or 0
+    if event[EV_PREV] > seen then release_gap(p, c, origin, epoch, channel, seen, event[EV_PREV], 'lost') end
+    call('HSET', p .. 'seen', lane, seq)
+    call('XADD', p .. 'release', call('INCR', p .. 'release:n') .. '-0',
+      'o', origin, 'h', epoch, 's', seq, 'i', i - 1, 'v', via, 't', c.now, 'e', cmsgpack.pack(event))
+    call('HINCRBY', p .. 'channels', channel, 1)
+    local routed = directives and directives[i] or {}
+    for j = 1, #routed do
+      arrive(p, c, routed[j], {routed[j].s, origin, epoch, seq, i - 1, event})
+    end
+  end
+end
+
+local function release_entry(p, c, origin, epoch, seq, entry, directives, via)
+  for i = 1, #entry.va do apply_value(p, c, entry.va[i]) end
+  release_events(p, c, origin, epoch, seq, entry.ev, directives, via)
+  for i = 1, #entry.va do drain_waiting(p, c, entry.va[i][VA_KEY]) end
+end
+
+local function entry_digests(entry)
+  local digests, known = {}, {}
+  for _, event in ipairs(entry.ev) do
+    local digest = event[EV_DIGEST]
+    if digest ~= '' and not known[digest] then known[digest] = true; digests[#digests + 1] = digest end
+  end
+  for _, value in ipairs(entry.va) do
+    local digest = value[VA_DIGEST]
+    if digest ~= '' and not known[digest] then known[digest] = true; digests[#digests + 1] = digest end
+  end
+  return digests
+end
+
+local function store_entry(p, origin, epoch, seq, packed, entry)
+  call('XADD', log_key(p, origin, epoch), seq .. '-0', 'e', packed)
+  call('HSET', p .. 'heads', origin .. ':' .. epoch, seq)
+  for i = 1, #entry.ev do hold_blob(p, entry.ev[i][EV_DIGEST]) end
+  for i = 1, #entry.va do hold_blob(p, entry.va[i][VA_DIGEST]) end
+end
+
+-- Appends one entry to this PoP's own log and releases it here. All its data is readable: the caller made sure.
+-- events without prev, values without version: both are set here. Returns epoch, seq, version of the last value.
+local function append(p, c, kind, ended, events, values, directives, via)
+  local epoch = tonumber(call('GET', p .. 'epoch'))
+  local seq = (tonumber(call('HGET', p .. 'heads', c.pop .. ':' .. epoch)) or 0) + 1
+  local version = ''
+  for i = 1, #values do
+    version = next_version(p, c.pop, c.now)
+    values[i][VA_VERSION] = version
+  end
+  local last = {}
+  for i = 1, #events do
+    local lane = epoch .. ':' .. events[i][EV_CHANNEL]
+    events[i][EV_PREV] = last[lane] or tonumber(call('HGET', p .. 'prev', lane)) or 0
+    last[lane] = seq
+  end
+  for lane in pairs(last) do call('HSET', p .. 'prev', lane, seq) end
+  local entry = {v = 1, k = kind, t = c.now, x = ended or false, ev = events, va = values}
+  store_entry(p, c.pop, epoch, seq, cmsgpack.pack(entry), entry)
+  release_entry(p, c, c.pop, epoch, seq, entry, directives, via)
+  return epoch, seq, version
+end

@@ -1,0 +1,71 @@
+-- Events whose dataref names a value that is not readable here yet wait in front of the log, per channel and in order.
+-- They are durable; the log gets them once they can be resolved to immutable data.
+
+local function resolve(p, event, ref)
+  local value = call('HMGET', p .. 'value:' .. ref.key, 'version', 'digest', 'size', 'data', 'dcrc', 'type', 'deleted')
+  if not value[1] or value[7] == '1' then return false end
+  if ref.version ~= '' and ref.version ~= value[1] then return false end
+  event[EV_DIGEST], event[EV_SIZE], event[EV_DATA], event[EV_DCRC] = value[2], tonumber(value[3]), value[4], tonumber(value[5])
+  if event[EV_TYPE] == '' then event[EV_TYPE] = value[6] end
+  return readable(p, value[2])
+end
+
+local function wait_for(p, c, arrival)
+  local channel = arrival.ev[EV_CHANNEL]
+  call('RPUSH', p .. 'waiting:' .. channel, cmsgpack.pack({a = arrival, due = c.now + c.gate_ms}))
+  call('ZADD', p .. 'waiting', 'NX', c.now + c.gate_ms, channel)
+  if arrival.ref then call('SADD', p .. 'waiters:' .. arrival.ref.key, channel) end
+  count(p, 'events_waited')
+end
+
+local function head_waiting(p, channel)
+  local head = call('LINDEX', p .. 'waiting:' .. channel, 0)
+  return head and cmsgpack.unpack(head)
+end
+
+local function pop_waiting(p, channel, waiting)
+  call('LPOP', p .. 'waiting:' .. channel)
+  if waiting.a.ref then call('SREM', p .. 'waiters:' .. waiting.a.ref.key, channel) end
+  local nxt = head_waiting(p, channel)
+  if nxt then call('ZADD', p .. 'waiting', nxt.due, channel) else call('ZREM', p .. 'waiting', channel) end
+  return nxt
+end
+
+local function drain_channel(p, c, channel)
+  local waiting = head_waiting(p, channel)
+  while waiting do
+    local arrival = waiting.a
+    if arrival.ref and not resolve(p, arrival.ev, arrival.ref) then
+      -- SREM of an earlier event of the same channel and key may have removed the mark.
+      call('SADD', p .. 'waiters:' .. arrival.ref.key, channel)
+      return
+    end
+    if not readable(p, arrival.ev[EV_DIGEST]) then return end
+    local nxt = pop_waiting(p, channel, waiting)
+    append(p, c, 'event', false, {arrival.ev}, {}, {arrival.d}, arrival.via)
+    waiting = nxt
+  end
+end
+
+drain_waiting = function(p, c, key)
+  local channels = call('SMEMBERS', p .. 'waiters:' .. key)
+  for i = 1, #channels do drain_channel(p, c, channels[i]) end
+end
+
+-- A dataref that never became readable: a gap in its channel, said to everyone.
+local function expire_waiting(p, c, channel)
+  local waiting = head_waiting(p, channel)
+  while waiting and waiting.due <= c.now do
+    local nxt = pop_waiting(p, channel, waiting)
+    local ref = waiting.a.ref
+    release_gap(p, c, c.pop, tonumber(call('GET', p .. 'epoch')), channel, 0, 0, 'data never became readable: ' .. (ref and ref.key or '?'))
+    count(p, 'events_dropped:gate-timeout')
+    for _, d in ipairs(waiting.a.d or {}) do
+      local input = {d.s, c.pop, 0, 0, 0, waiting.a.ev}
+      bury(p, c, redis.sha1hex(d.f .. '|gate|' .. waiting.a.ev[EV_HEAD]), d.f, d.r, 'gate-timeout',
+        'the value ' .. (ref and ref.key or '?') .. ' did not become readable at ' .. c.pop .. ' in time', 0, cmsgpack.pack({input}))
+    end
+    waiting = nxt
+  end
+  if waiting then drain_channel(p, c, channel) end
+end

@@ -1,0 +1,591 @@
+"""One namespace of the store: ingest, values, blobs, work, and what can be asked about them.
+
+What it is: the typed client of the Lua library for one `ef:{namespace}:` slot. Replication has its own half in `replica.py`.
+What must stay true: every write is one atomic call; a call is repeated after an outage in a way that cannot double its effect.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgpack
+import redis
+
+from edgeflow.core.channels import check_key
+from edgeflow.core.events import BlobRef, Event, parse_ekv_ref
+from edgeflow.core.routing import RouteTable
+from edgeflow.errors import EdgeflowError, NotFound, StaleRoutes, TooLarge, Unavailable, VersionMismatch
+from edgeflow.settings import Limits
+from edgeflow.store.blobs import BlobFiles, check_digest, digest_of
+from edgeflow.store.connection import Command, Connection
+from edgeflow.store.records import (
+    Arrival,
+    ChannelInfo,
+    Claimed,
+    Commit,
+    DeadLetter,
+    Ended,
+    Expired,
+    InboxStats,
+    PendingJoin,
+    Receipt,
+    Refusal,
+    Released,
+    Value,
+    ValueInfo,
+    pack_event,
+    pack_value,
+    unpack_event,
+    unpack_inputs,
+)
+
+
+def now_ms() -> int:
+    """Wall clock, ms since the epoch. It dates things; it never decides what is safe."""
+    return time.time_ns() // 1_000_000
+
+
+class Namespace:
+    """A handle; opening one costs nothing. Methods raise StoreUnavailable when Redis stays away longer than the settings allow."""
+
+    def __init__(
+        self, name: str, pop: str, connection: Connection, files: BlobFiles, limits: Limits, open_log: Callable[[], None]
+    ) -> None:  # fmt: skip
+        self.name = name
+        self.pop = pop
+        self.prefix = f"ef:{{{name}}}:"
+        self._connection = connection
+        self._files = files
+        self._limits = limits
+        self._open_log = open_log
+        self._table = RouteTable()
+        self._fetched_routes = False
+
+    # -- calls ---------------------------------------------------------------------------------------------------------
+
+    def _command(self, operation: str, payload: dict[str, Any]) -> Command:
+        """One FCALL on this namespace."""
+        payload.setdefault("ns", self.name)
+        payload.setdefault("pop", self.pop)
+        payload.setdefault("now", now_ms())
+        return ("FCALL", operation, 1, self.prefix, msgpack.packb(payload))
+
+    def _call(self, operation: str, **payload: Any) -> Any:
+        return self._routed(lambda _again: [self._command(operation, {**payload, "rv": self.routes().version})])[-1]
+
+    def _routed(self, prepare: Callable[[bool], list[Command]]) -> list[Any]:
+        """Run what `prepare(again)` returns; prepare again when the routes were stale or the log is not open yet."""
+        again = False
+
+        def after_outage() -> list[Command]:
+            nonlocal again
+            again = True
+            return prepare(True)
+
+        for _ in range(20):
+            replies = self._connection.run(prepare(again), on_outage=after_outage)
+            trouble = next((reply for reply in replies if isinstance(reply, redis.ResponseError)), None)
+            if trouble is None:
+                return replies
+            if "STALEROUTES" in str(trouble):
+                self._fetched_routes = False
+            elif "NOEPOCH" in str(trouble):
+                self._open_log()
+            else:
+                raise trouble
+            again = True
+        raise StaleRoutes()
+
+    # -- routes --------------------------------------------------------------------------------------------------------
+
+    def routes(self) -> RouteTable:
+        """The routing table of this PoP, as last seen. A call made with an older one is refused by the store and repeated."""
+        if not self._fetched_routes:
+            version, table = self._connection.one("MGET", self.prefix + "routes:version", self.prefix + "routes")
+            self._table = RouteTable.from_json(version.decode(), table.decode()) if version else RouteTable()
+            self._fetched_routes = True
+        return self._table
+
+    def refresh_routes(self) -> RouteTable:
+        """Look whether the table changed, and return the current one."""
+        version = self._connection.one("GET", self.prefix + "routes:version")
+        if (version or b"").decode() != self._table.version:
+            self._fetched_routes = False
+        return self.routes()
+
+    def set_routes(self, table: RouteTable) -> bool:
+        """Install the table of this PoP; True when it changed."""
+        changed = self._connection.one(*self._command("ef_routes", {"version": table.version, "table": table.to_json()}))
+        self._fetched_routes = False
+        return bool(changed)
+
+    # -- blobs ---------------------------------------------------------------------------------------------------------
+
+    def put_blob(self, data: bytes) -> BlobRef:
+        """Store a body durably, addressed by its SHA-256. Collected after a while unless an entry or a value refers to it."""
+        digest = digest_of(data)
+        self._store_blobs([(digest, data)])
+        return BlobRef(digest, len(data))
+
+    def add_blob(self, digest: str, data: bytes) -> None:
+        """Store a body that came from elsewhere, and open the gates that waited for it. Raises CorruptBlob."""
+        check_digest(digest, data)
+        self._store_blobs([(digest, data)])
+
+    def read_blob(self, digest: str) -> bytes | None:
+        """A body, checked against its digest; None when it is not here. Raises CorruptBlob."""
+        data: bytes | None = self._connection.one("GET", f"{self.prefix}blob:{digest}")
+        if data is None:
+            data = self._files.read(digest)
+        if data is not None:
+            check_digest(digest, data)
+        return data
+
+    def read_blob_range(self, digest: str, offset: int, length: int) -> bytes:
+        """`length` bytes of a body from `offset`, not checked (the reader of the whole checks). Raises NotFound."""
+        if self._connection.one("EXISTS", f"{self.prefix}blob:{digest}"):
+            part: bytes | None = self._connection.one("GETRANGE", f"{self.prefix}blob:{digest}", offset, offset + length - 1)
+        else:
+            part = self._files.read(digest, offset, length)
+        if part is None:
+            raise NotFound(f"blob {digest} is not at {self.pop}")
+        return part
+
+    def blob_size(self, digest: str) -> int | None:
+        """Size (bytes) of a body that is readable here, else None."""
+        size = self._connection.one("HGET", self.prefix + "blobs", digest)
+        return None if size is None else int(size)
+
+    def has_blobs(self, digests: Sequence[str]) -> set[str]:
+        """Those of `digests` that are readable here."""
+        if not digests:
+            return set()
+        sizes = self._connection.one("HMGET", self.prefix + "blobs", *digests)
+        return {digest for digest, size in zip(digests, sizes, strict=True) if size is not None}
+
+    def missing_blobs(self) -> list[str]:
+        """Digests that gates here wait for."""
+        return sorted(digest.decode() for digest in self._connection.one("SMEMBERS", self.prefix + "missing"))
+
+    def data_of(self, event: Event) -> bytes:
+        """The body of an event. Raises NotFound when its blob is not here, which the gate rules out for released events that are retained."""
+        if event.ref is None:
+            return event.data or b""
+        data = self.read_blob(event.ref.digest)
+        if data is None:
+            raise NotFound(f"the data of event {event.id} on {event.channel} is no longer kept at {self.pop}")
+        return data
+
+    def _store_blobs(self, blobs: Sequence[tuple[str, bytes]]) -> None:
+        large = [(digest, data) for digest, data in blobs if len(data) >= self._limits.redis_blob_bytes]
+        if large:
+            with self._files.lock():
+                for digest, data in large:
+                    self._files.write(digest, data)
+                self._routed(lambda _again: [self._blob_mark(digest, len(data)) for digest, data in large])
+        small = [(digest, data) for digest, data in blobs if len(data) < self._limits.redis_blob_bytes]
+        if small:
+            self._routed(lambda _again: self._small_blobs(small))
+
+    def _small_blobs(self, blobs: Sequence[tuple[str, bytes]]) -> list[Command]:
+        commands: list[Command] = []
+        for digest, data in blobs:
+            commands.append(("SET", f"{self.prefix}blob:{digest}", data))
+            commands.append(self._blob_mark(digest, len(data)))
+        return commands
+
+    def _blob_mark(self, digest: str, size: int) -> Command:
+        return self._command("ef_blob", {"digest": digest, "size": size, "rv": self.routes().version})
+
+    # -- ingest --------------------------------------------------------------------------------------------------------
+
+    def ingest(self, arrivals: Sequence[Arrival]) -> list[Receipt | Refusal]:
+        """Log `arrivals` in one atomic call; per arrival a receipt (class durable or waiting), or why it was refused.
+
+        Bodies above `inline_bytes` become blobs first. A dataref is resolved to what it refers to now, or waits in front of the log.
+        """
+        results: dict[int, Receipt | Refusal] = {}
+        taken: list[tuple[int, Arrival, list[Any], dict[str, str] | None, list[Any] | None]] = []
+        blobs: list[tuple[str, bytes]] = []
+        for position, arrival in enumerate(arrivals):
+            try:
+                fields, ref, put = self._pack_arrival(arrival, blobs)
+            except EdgeflowError as error:
+                results[position] = Refusal(arrival.event.id, error)
+                continue
+            taken.append((position, arrival, fields, ref, put))
+        small = [(digest, data) for digest, data in blobs if len(data) < self._limits.redis_blob_bytes]
+        self._store_blobs([(digest, data) for digest, data in blobs if len(data) >= self._limits.redis_blob_bytes])
+
+        def prepare(again: bool) -> list[Command]:
+            table = self.routes()
+            packed = []
+            for _, arrival, fields, ref, put in taken:
+                item: dict[str, Any] = {"ev": fields, "d": table.route(arrival.event), "via": arrival.via}
+                if ref is not None:
+                    item["ref"] = ref
+                if put is not None:
+                    item["put"] = put
+                if arrival.deduplicate:
+                    item["id"] = f"{arrival.event.source}|{arrival.event.id}"
+                if arrival.ring is not None:
+                    item["ring"] = arrival.ring
+                    item["again"] = again or arrival.again
+                packed.append(item)
+            call = {
+                "arrivals": packed, "rv": table.version, "gate_ms": self._limits.gate_timeout_ms, "ring_size": 1024,
+            }  # fmt: skip
+            return [*self._small_blobs(small), self._command("ef_ingest", call)]
+
+        if taken:
+            replies = msgpack.unpackb(self._routed(prepare)[-1], raw=False)
+            for (position, arrival, *_), (status, epoch, seq, version) in zip(taken, replies, strict=True):
+                results[position] = Receipt(
+                    class_="waiting" if status == "waiting" or (status == "again" and seq == 0 and arrival.ring is None) else "durable",
+                    origin=self.pop, epoch=epoch, seq=seq, id=arrival.event.id, version=version or None, duplicate=status == "again",
+                )  # fmt: skip
+        return [results[position] for position in range(len(arrivals))]
+
+    def _pack_arrival(
+        self, arrival: Arrival, blobs: list[tuple[str, bytes]]
+    ) -> tuple[list[Any], dict[str, str] | None, list[Any] | None]:
+        event = arrival.event
+        data = event.data or b""
+        if len(data) > self._limits.event_bytes:
+            raise TooLarge(f"the body has {len(data)} bytes, an event may have {self._limits.event_bytes}")
+        if event.hop > self._limits.hops:
+            raise TooLarge(f"event {event.id} went through {event.hop} functions, the limit is {self._limits.hops}")
+        if len(event.attributes) > self._limits.attributes or any(
+            len(value.encode()) > self._limits.attribute_bytes for value in (*event.attributes.values(), event.subject or "", event.id, event.source)
+        ):  # fmt: skip
+            raise TooLarge(f"at most {self._limits.attributes} attributes of {self._limits.attribute_bytes} bytes each")
+        fields = pack_event(event)
+        ref = None
+        put = None
+        if arrival.dataref is not None:
+            key, version = parse_ekv_ref(arrival.dataref, self.name)
+            ref = {"key": check_key(key), "version": version or ""}
+            fields[5], fields[6] = 0, b""
+        elif event.ref is None and len(data) > self._limits.inline_bytes:
+            digest = digest_of(data)
+            blobs.append((digest, data))
+            fields[4], fields[6], fields[7] = digest, b"", 0
+        if arrival.put_key is not None:
+            blob = BlobRef(fields[4], len(data)) if fields[4] else None
+            put = pack_value(check_key(arrival.put_key), None if blob else data, blob, event.datacontenttype)
+        return fields, ref, put
+
+    # -- values --------------------------------------------------------------------------------------------------------
+
+    def put(
+        self, key: str, data: bytes, *, content_type: str | None = None, if_version: str | None = None, if_absent: bool = False
+    ) -> Receipt:  # fmt: skip
+        """Write a value durably. Raises BadName, TooLarge, and VersionMismatch when a condition does not hold."""
+        check_key(key)
+        if len(data) > self._limits.value_bytes:
+            raise TooLarge(f"the value has {len(data)} bytes, at most {self._limits.value_bytes} are taken")
+        ref = self.put_blob(data) if len(data) > self._limits.inline_bytes else None
+        return self._write(pack_value(key, None if ref else data, ref, content_type), if_version, if_absent)
+
+    def delete(self, key: str, *, if_version: str | None = None) -> Receipt:
+        """Delete a value: a tombstone in the log. Raises NotFound when there is none, VersionMismatch when a condition does not hold."""
+        if self.head(check_key(key)) is None:
+            raise NotFound(f"there is no value {key!r} in {self.name}")
+        return self._write(pack_value(key, None, None, None), if_version, False)
+
+    def _write(self, value: list[Any], if_version: str | None, if_absent: bool) -> Receipt:
+        payload: dict[str, Any] = {"value": value, "id": "put|" + secrets.token_hex(16), "gate_ms": self._limits.gate_timeout_ms}
+        if if_version is not None:
+            payload["if_version"] = if_version
+        if if_absent:
+            payload["if_absent"] = True
+        status, epoch, seq, version = msgpack.unpackb(self._call("ef_put", **payload))
+        if status == "mismatch":
+            raise VersionMismatch(f"{value[0]!r} has version {version}" if version else f"there is no value {value[0]!r}")
+        return Receipt("durable", self.pop, epoch, seq, f"{self.pop}/{epoch}/{seq}", version)
+
+    def head(self, key: str) -> ValueInfo | None:
+        """A value without its body, None when there is none here."""
+        fields = self._connection.one("HMGET", f"{self.prefix}value:{key}", "version", "size", "type", "digest", "deleted")
+        return _value_info(key, fields)
+
+    def heads_of(self, keys: Sequence[str]) -> list[ValueInfo | None]:
+        """Several values without their bodies, in one round trip."""
+        replies = self._connection.run(
+            [("HMGET", f"{self.prefix}value:{key}", "version", "size", "type", "digest", "deleted") for key in keys]
+        ) if keys else []  # fmt: skip
+        return [_value_info(key, fields) for key, fields in zip(keys, replies, strict=True)]
+
+    def get(self, key: str, *, version: str | None = None) -> Value | None:
+        """A value with its body; None when there is none here, or not in that version (only the current one is kept by key)."""
+        fields = self._connection.one("HMGET", f"{self.prefix}value:{check_key(key)}", "version", "size", "type", "digest", "deleted", "data")
+        info = _value_info(key, fields)
+        if info is None or (version is not None and version != info.version):
+            return None
+        data = fields[5] if info.digest is None else self.read_blob(info.digest)
+        if data is None:
+            raise Unavailable(f"the body of {key!r} is not at {self.pop} yet")
+        return Value(key, info.version, info.size, info.content_type, info.digest, data)
+
+    def list(self, prefix: str = "", *, after: str = "", limit: int = 100) -> list[ValueInfo]:
+        """Values whose key starts with `prefix`, in byte order, beginning behind `after`. Fewer than `limit` means the end."""
+        low = f"({after}" if after and after >= prefix else f"[{prefix}"
+        high = b"[" + prefix.encode() + b"\xff" if prefix else b"+"
+        low_bytes = low.encode() if low != "[" else b"-"
+        names = self._connection.one("ZRANGEBYLEX", self.prefix + "keys", low_bytes, high, "LIMIT", 0, limit)
+        return [info for info in self.heads_of([name.decode() for name in names]) if info is not None]
+
+    # -- the release stream --------------------------------------------------------------------------------------------
+
+    def release_head(self) -> int:
+        """Number of the newest released event, 0 when there is none."""
+        return int(self._connection.one("GET", self.prefix + "release:n") or 0)
+
+    def release_first(self) -> int:
+        """Number of the oldest released event that is kept, 0 when there is none."""
+        first = self._connection.one("XRANGE", self.prefix + "release", "-", "+", "COUNT", 1)
+        return int(first[0][0].split(b"-")[0]) if first else 0
+
+    def read_release(self, after: int, count: int = 100) -> list[Released]:
+        """Released events behind number `after`, in the order they opened. A jump in `n` means that retention removed what was between."""
+        items = self._connection.one("XRANGE", self.prefix + "release", f"({after}-0", "+", "COUNT", count)
+        return [_released(item_id, fields) for item_id, fields in items]
+
+    def wait_release(self, client: redis.Redis, after: int, timeout_s: float) -> bool:
+        """Block on `client` (of Store.blocking_client) until something is released behind `after`; False after `timeout_s`."""
+        key = self.prefix + "release"
+        return bool(client.xread({key: f"{after}-0"}, count=1, block=max(1, int(timeout_s * 1000))))
+
+    def publisher_cursor(self) -> int | None:
+        """Up to which released event the broker has confirmed; None before the first."""
+        cursor = self._connection.one("GET", self.prefix + "publisher")
+        return None if cursor is None else int(cursor)
+
+    def set_publisher_cursor(self, n: int) -> None:
+        """Remember what the broker has confirmed."""
+        self._connection.one("SET", self.prefix + "publisher", n)
+
+    # -- work ----------------------------------------------------------------------------------------------------------
+
+    def claim_command(self, function: str, revision: str, instance: str, limit: int, lease_ms: int) -> Command:
+        """The claim as a command for `work`."""
+        return self._command("ef_claim", {"f": function, "r": revision, "instance": instance, "max": limit, "lease_ms": lease_ms})
+
+    def work(
+        self, commits: Sequence[Commit], claims: Sequence[tuple[str, str, str, int, int]], blobs: Sequence[tuple[str, bytes]] = ()
+    ) -> tuple[list[Ended], list[list[Claimed]]]:  # fmt: skip
+        """Blobs, commits and claims in one round trip: each commit is atomic by itself. A claim is (function, revision, instance, max, lease_ms).
+
+        Claims of a call that was interrupted by an outage may be lost to the caller; see `holds` and `release_claims`.
+        """
+        own_blobs = list(blobs)
+        packed = [self._pack_commit(commit, own_blobs) for commit in commits]
+        self._store_blobs([(digest, data) for digest, data in own_blobs if len(data) >= self._limits.redis_blob_bytes])
+        small = [(digest, data) for digest, data in own_blobs if len(data) < self._limits.redis_blob_bytes]
+        done: dict[int, Any] = {}
+
+        def prepare(_again: bool) -> list[Command]:
+            table = self.routes()
+            commands = self._small_blobs(small)
+            for commit, (events, values) in zip(commits, packed, strict=True):
+                call = {
+                    "id": commit.id, "attempt": commit.attempt, "ev": events, "va": values, "rv": table.version,
+                    "d": [table.route(event) for event in commit.events], "gate_ms": self._limits.gate_timeout_ms,
+                }  # fmt: skip
+                commands.append(self._command("ef_commit", call))
+            return commands
+
+        # Commits first and by themselves when one may have to be repeated with newer routes: a claim must not be sent twice.
+        claim_commands = [self.claim_command(*claim) for claim in claims]
+        commands = [*prepare(False), *claim_commands]
+        if not commands:
+            return [], []
+        replies = self._connection.run(commands, on_outage=lambda: [*prepare(True), *claim_commands])
+        split = len(replies) - len(claim_commands)
+        if any(isinstance(reply, redis.ResponseError) for reply in replies[:split]):
+            done[0] = self._routed(prepare)
+        commit_replies = (done.get(0) or replies[:split])[split - len(commits) :] if commits else []
+        ended = [_ended(msgpack.unpackb(reply)) for reply in commit_replies]
+        claimed = []
+        for reply in replies[split:]:
+            if isinstance(reply, Exception):
+                raise reply
+            claimed.append([_claimed(item) for item in msgpack.unpackb(reply, raw=True)])
+        return ended, claimed
+
+    def _pack_commit(self, commit: Commit, blobs: list[tuple[str, bytes]]) -> tuple[list[Any], list[Any]]:
+        events = []
+        for event in commit.events:
+            fields = pack_event(event)
+            if event.ref is None and len(event.data or b"") > self._limits.inline_bytes:
+                digest = digest_of(event.data or b"")
+                blobs.append((digest, event.data or b""))
+                fields[4], fields[6], fields[7] = digest, b"", 0
+            events.append(fields)
+        values = []
+        for write in commit.values:
+            ref = write.ref
+            if ref is None and write.data is not None and len(write.data) > self._limits.inline_bytes:
+                ref = BlobRef(digest_of(write.data), len(write.data))
+                blobs.append((ref.digest, write.data))
+            values.append(pack_value(check_key(write.key), None if ref else write.data, ref, write.content_type))
+        return events, values
+
+    def fail(self, id: str, attempt: int, reason: str, detail: str, retry_ms: int | None) -> str:
+        """End an attempt without a result: again in `retry_ms`, or given up when None. Returns "retry", "dead" or "stale"."""
+        delay = -1 if retry_ms is None else retry_ms
+        reply = self._call("ef_fail", id=id, attempt=attempt, reason=reason, detail=detail, retry_ms=delay)
+        return str(reply.decode())
+
+    def failures(self, id: str) -> int:
+        """How many attempts of an invocation have failed so far."""
+        return int(self._call("ef_failures", id=id))
+
+    def release_claims(self, *, instance: str | None = None, ids: Sequence[str] | None = None, suspect: bool = False) -> int:
+        """Give claims back without blame: `ids` of an instance, all of an instance, or (neither) all. `suspect`: claim each alone next time."""
+        payload: dict[str, Any] = {"suspect": suspect}
+        if instance is not None:
+            payload["instance"] = instance
+        if ids is not None:
+            payload["ids"] = list(ids)
+        return len(self._call("ef_release", **payload))
+
+    def holds(self, instance: str) -> list[tuple[str, int]]:
+        """(invocation, attempt) pairs that the store counts as claimed by an instance."""
+        return [(id.decode(), attempt) for id, attempt in msgpack.unpackb(self._call("ef_holds", instance=instance), raw=True)]
+
+    def tick(self) -> list[Expired]:
+        """Carry out what the passing of time decides (retries due, join and gate timeouts); returns the attempts whose lease ended."""
+        reply = self._call("ef_tick", gate_ms=self._limits.gate_timeout_ms)
+        return [
+            Expired(id.decode(), attempt, function.decode(), revision.decode(), instance.decode())
+            for id, attempt, function, revision, instance in msgpack.unpackb(reply, raw=True)
+        ]
+
+    def tidy(self, keep_seq: dict[str, int]) -> int:
+        """Forget a bounded piece of what is older than retention: log entries up to `keep_seq` per "origin:epoch", released events, marks, blobs.
+
+        Returns how many blob files were removed.
+        """
+        now = now_ms()
+        unlink = self._call(
+            "ef_tidy", logs=keep_seq, keep_from=now - self._limits.retention_ms, ids_from=now - self._limits.id_window_ms,
+            orphans_from=now - max(600_000, 2 * self._limits.gate_timeout_ms),
+        )  # fmt: skip
+        if unlink:
+            with self._files.lock():
+                for digest in unlink:
+                    if not self._connection.one("HEXISTS", self.prefix + "blobs", digest):
+                        self._files.remove(digest.decode())
+        return len(unlink)
+
+    # -- questions -----------------------------------------------------------------------------------------------------
+
+    def channels(self) -> list[ChannelInfo]:
+        """The channels that have had events at this PoP."""
+        counts = self._connection.one("HGETALL", self.prefix + "channels")
+        return sorted((ChannelInfo(name.decode(), int(events)) for name, events in counts.items()), key=lambda info: info.name)
+
+    def counters(self) -> dict[str, int]:
+        """All counters; they change inside the scripts, so they always agree with the log."""
+        return {name.decode(): int(value) for name, value in self._connection.one("HGETALL", self.prefix + "counters").items()}
+
+    def in_flight(self) -> int:
+        """Invocations that are ready, delayed or claimed."""
+        inboxes = self._connection.one("SMEMBERS", self.prefix + "inboxes")
+        commands: list[Command] = [("ZCARD", self.prefix + "delayed"), ("ZCARD", self.prefix + "claimed")]
+        commands += [("ZCARD", self.prefix + "ready:" + inbox.decode()) for inbox in inboxes]
+        return sum(self._connection.run(commands))
+
+    def inbox_stats(self, function: str, revision: str) -> InboxStats:
+        """Depths of the inbox of one revision."""
+        ready_key = f"{self.prefix}ready:{function}:{revision}"
+        ready, head, delayed, claimed = self._connection.run([
+            ("ZCARD", ready_key), ("ZRANGE", ready_key, 0, 0),
+            ("ZRANGE", self.prefix + "delayed", 0, -1), ("ZRANGE", self.prefix + "claimed", 0, -1),
+        ])  # fmt: skip
+        oldest = 0
+        if head:
+            since = self._connection.one("HGET", f"{self.prefix}inv:{head[0].decode()}", "rdy")
+            oldest = max(0, now_ms() - int(since)) if since else 0
+        counts = []
+        for ids in (delayed, claimed):
+            owners = self._connection.run([("HMGET", f"{self.prefix}inv:{id.decode()}", "f", "r") for id in ids]) if ids else []
+            counts.append(sum(1 for owner in owners if owner == [function.encode(), revision.encode()]))
+        return InboxStats(ready, counts[0], counts[1], oldest)
+
+    def pending_joins(self, function: str | None = None, limit: int = 1000) -> list[PendingJoin]:
+        """Joins that wait, the one that is due first in front."""
+        joins = []
+        for raw, due in self._connection.one("ZRANGE", self.prefix + "joins", 0, limit - 1, "WITHSCORES"):
+            name = raw.decode()
+            fields = self._connection.one("HGETALL", f"{self.prefix}join:{name}")
+            about = {key[1:].decode(): value.decode() for key, value in fields.items() if key[:1] == b"\0"}
+            if not about or (function is not None and about["f"] != function):
+                continue
+            have = sorted(key.decode() for key in fields if key[:1] != b"\0")
+            if about["k"] == "collect":
+                have = [str(self._connection.one("LLEN", f"{self.prefix}joined:{name}"))]
+            joins.append(
+                PendingJoin(about["f"], about["j"], about["k"], have, int(float(about["n"])), int(float(about["at"])), int(float(due)))
+            )  # fmt: skip
+        return joins
+
+    def dead_letters(self, after: str = "", limit: int = 100) -> list[DeadLetter]:
+        """Dead letters, oldest first, beginning behind the id `after`; without their inputs."""
+        start = 0
+        if after:
+            rank = self._connection.one("ZRANK", self.prefix + "dead", after)
+            start = 0 if rank is None else rank + 1
+        ids = self._connection.one("ZRANGE", self.prefix + "dead", start, start + limit - 1)
+        letters = (self._dead_letter(id.decode(), with_inputs=False) for id in ids)
+        return [letter for letter in letters if letter is not None]
+
+    def dead_letter(self, id: str) -> DeadLetter | None:
+        """One dead letter with its inputs."""
+        return self._dead_letter(id, with_inputs=True)
+
+    def _dead_letter(self, id: str, *, with_inputs: bool) -> DeadLetter | None:
+        fields = self._connection.one("HMGET", f"{self.prefix}dead:{id}", "f", "r", "reason", "detail", "at", "attempts", "in")
+        if fields[0] is None:
+            return None
+        function, revision, reason, detail = (field.decode(errors="replace") for field in fields[:4])
+        inputs = tuple(unpack_inputs(fields[6])) if with_inputs else ()
+        return DeadLetter(id, function, revision, reason, detail, int(float(fields[4])), int(fields[5]), inputs)
+
+    def describe(self) -> str:
+        """A short JSON text for logs: head, in flight, counters."""
+        return json.dumps({"release": self.release_head(), "in_flight": self.in_flight(), **self.counters()})
+
+
+def _value_info(key: str, fields: Sequence[Any]) -> ValueInfo | None:
+    version, size, content_type, digest, deleted = fields[:5]
+    if version is None or deleted == b"1":
+        return None
+    return ValueInfo(key, version.decode(), int(size), content_type.decode() or None, digest.decode() or None)
+
+
+def _released(item_id: bytes, flat: Any) -> Released:
+    fields = flat if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=True))
+    n = int(item_id.split(b"-")[0])
+    origin, epoch = fields[b"o"].decode(), int(fields[b"h"])
+    at = int(float(fields[b"t"]))
+    if b"g" in fields:
+        channel, first, last, why = msgpack.unpackb(fields[b"g"])
+        gap = {"channel": channel, "origin": origin, "epoch": epoch, "from": first, "to": last, "reason": why}
+        return Released(n, None, gap, "", at)
+    event = unpack_event(msgpack.unpackb(fields[b"e"], raw=True), origin, epoch, int(fields[b"s"]), int(fields[b"i"]))
+    return Released(n, event, None, fields[b"v"].decode(), at)
+
+
+def _ended(reply: Sequence[Any]) -> Ended:
+    if reply[0] == "ok":
+        return Ended("committed")
+    return Ended(reply[0], reply[1] if reply[0] == "missing" else "")
+
+
+def _claimed(item: Sequence[Any]) -> Claimed:
+    id, attempt, accepted, ready, packed = item
+    return Claimed(id.decode(), attempt, int(accepted), int(ready), unpack_inputs(packed))

@@ -1,0 +1,295 @@
+"""What goes into the store and what comes out of it: plain records, and their packed forms that the Lua library reads and writes.
+
+What must stay true: heads and bodies carry CRC-32 checksums from the PoP that wrote them; whoever unpacks an event or a value checks them.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgpack
+
+from edgeflow.core.events import BlobRef, Event
+from edgeflow.errors import CorruptEntry, EdgeflowError
+
+
+class LogId(NamedTuple):
+    """One log: of the PoP where entries entered, in one epoch of that PoP."""
+
+    origin: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What an acknowledgement says. `class_` is "durable", or "waiting" while a dataref is not readable yet (durable, but not in the log)."""
+
+    class_: str
+    origin: str
+    epoch: int
+    seq: int
+    id: str
+    version: str | None = None
+    duplicate: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """The receipt as it is sent: keys class, origin, epoch, seq, id, version, and duplicate when it was known already."""
+        document = {"class": self.class_, "origin": self.origin, "epoch": self.epoch, "seq": self.seq, "id": self.id, "version": self.version}
+        if self.duplicate:
+            document["duplicate"] = True
+        return document
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An arrival that was not taken."""
+
+    id: str
+    error: EdgeflowError
+
+
+@dataclass(slots=True)
+class Arrival:
+    """One event on its way into the log."""
+
+    event: Event
+    via: str = "http"
+    """"mqtt" when this PoP's broker has shown it to its subscribers already, else "http"."""
+    dataref: str | None = None
+    """`ekv:<namespace>/<key>[@<version>]` when the event names its data instead of carrying it."""
+    put_key: str | None = None
+    """Key under which the body is put into the EKV in the same atomic step."""
+    deduplicate: bool = False
+    """True when `event.id` was chosen by the client: the same source and id within the window is the same event."""
+    ring: str | None = None
+    """Redelivery mark: broker boot id, message id and digest."""
+    again: bool = False
+    """True when the broker flagged a redelivery, or the call is repeated after an outage."""
+
+
+@dataclass(frozen=True, slots=True)
+class ValueInfo:
+    """One EKV entry without its body."""
+
+    key: str
+    version: str
+    size: int
+    content_type: str | None
+    digest: str | None
+
+    @property
+    def modified_ms(self) -> int:
+        """Time (ms since the epoch) of the write, from its version."""
+        return int(self.version[:13])
+
+
+@dataclass(frozen=True, slots=True)
+class Value(ValueInfo):
+    """One EKV entry with its body."""
+
+    data: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class ValueWrite:
+    """A value in a commit. `data` None with `ref` None deletes the key."""
+
+    key: str
+    data: bytes | None = None
+    ref: BlobRef | None = None
+    content_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """One entry of the release stream: an event, or a gap."""
+
+    n: int
+    event: Event | None
+    gap: Mapping[str, Any] | None
+    via: str
+    released_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One arrival of an invocation."""
+
+    name: str
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """One claimed attempt. Times in ms since the epoch."""
+
+    id: str
+    attempt: int
+    accepted_ms: int
+    ready_ms: int
+    inputs: Sequence[Input]
+
+
+@dataclass(slots=True)
+class Commit:
+    """The end of an attempt with its effects."""
+
+    id: str
+    attempt: int
+    events: Sequence[Event] = ()
+    values: Sequence[ValueWrite] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What a commit did: "committed", "stale" (nothing was written), or "missing" (a blob it refers to is not here; nothing was written)."""
+
+    status: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """A claimed attempt whose lease ended."""
+
+    id: str
+    attempt: int
+    function: str
+    revision: str
+    instance: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelInfo:
+    """One channel as seen at this PoP."""
+
+    name: str
+    events: int
+
+
+@dataclass(frozen=True, slots=True)
+class InboxStats:
+    """Depths of one inbox; `oldest_ms` is the age of the oldest ready invocation, 0 when none."""
+
+    ready: int
+    delayed: int
+    claimed: int
+    oldest_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class PendingJoin:
+    """A join that waits. `have` are input names (for `collect`, their number)."""
+
+    function: str
+    key: str
+    kind: str
+    have: Sequence[str]
+    needed: int
+    since_ms: int
+    due_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """An invocation given up. `inputs` are its events."""
+
+    id: str
+    function: str
+    revision: str
+    reason: str
+    detail: str
+    at_ms: int
+    attempts: int
+    inputs: Sequence[Input] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorResult:
+    """How far a log is mirrored (and fsynced), and which blobs its entries still need here."""
+
+    mirrored: int
+    missing: list[str]
+
+
+def pack_event(event: Event) -> list[Any]:
+    """An event as the Lua library keeps it (see 00_prelude.lua)."""
+    stored = event.encode()
+    data = stored.pop("d", b"")
+    stored.pop("r", None)
+    content_type = stored.pop("m", "")
+    head: bytes = msgpack.packb(stored)
+    ref = event.ref
+    return [
+        event.channel, 0, head, zlib.crc32(head), ref.digest if ref else "", event.size_bytes, data, zlib.crc32(data), content_type,
+    ]  # fmt: skip
+
+
+def unpack_event(fields: Sequence[Any], origin: str, epoch: int, seq: int, index: int) -> Event:
+    """Inverse of `pack_event`, with the log position. Raises CorruptEntry when a checksum does not match."""
+    try:
+        channel, prev, head, head_crc, digest, size, data, data_crc, content_type = fields
+        if zlib.crc32(head) != head_crc or (not digest and zlib.crc32(data) != data_crc):
+            raise CorruptEntry(f"event {index} of entry {origin}/{epoch}/{seq} does not match its checksum")
+        stored = msgpack.unpackb(head)
+        if digest:
+            stored["r"] = (digest.decode(), size)
+        else:
+            stored["d"] = data
+        if content_type:
+            stored["m"] = content_type.decode()
+        stored["p"] = (origin, epoch, seq, index, prev)
+        if stored.get("c") != channel.decode():
+            raise CorruptEntry(f"event {index} of entry {origin}/{epoch}/{seq} is on another channel than its entry says")
+        return Event.decode(stored)
+    except CorruptEntry:
+        raise
+    except Exception as error:
+        raise CorruptEntry(f"event {index} of entry {origin}/{epoch}/{seq} cannot be read: {error!r}") from None
+
+
+def pack_value(key: str, data: bytes | None, ref: BlobRef | None, content_type: str | None) -> list[Any]:
+    """A value without its version (the script gives it)."""
+    body = b"" if data is None else data
+    deleted = data is None and ref is None
+    size = ref.size if ref else len(body)
+    return [key, "", ref.digest if ref else "", size, b"" if ref else body, zlib.crc32(body), content_type or "", int(deleted)]
+
+
+def unpack_input(fields: Sequence[Any]) -> Input:
+    """One input of an invocation."""
+    name, origin, epoch, seq, index, event = fields
+    return Input(name.decode(), unpack_event(event, origin.decode(), epoch, seq, index))
+
+
+def unpack_inputs(packed: bytes) -> list[Input]:
+    """The inputs of an invocation."""
+    return [unpack_input(fields) for fields in msgpack.unpackb(packed, raw=True)]
+
+
+def unpack_entry(raw: bytes) -> dict[bytes, Any]:
+    """A log entry as a map with byte keys, checked for shape and checksums of values. Raises CorruptEntry."""
+    try:
+        entry = msgpack.unpackb(raw, raw=True, strict_map_key=False)
+        if entry[b"v"] != 1:
+            raise CorruptEntry(f"a log entry has version {entry[b'v']!r}; this agent reads version 1")
+        for event in entry[b"ev"]:
+            if len(event) != 9:
+                raise ValueError("an event has the wrong number of fields")
+        for value in entry[b"va"]:
+            if len(value) != 8 or (not value[2] and zlib.crc32(value[4]) != value[5]):
+                raise CorruptEntry("a value does not match its checksum")
+        return dict(entry)
+    except CorruptEntry:
+        raise
+    except Exception as error:
+        raise CorruptEntry(f"a log entry cannot be read: {error!r}") from None
+
+
+def entry_refs(raw: bytes) -> list[BlobRef]:
+    """The blobs that a log entry refers to, each once."""
+    entry = unpack_entry(raw)
+    refs = {event[4]: event[5] for event in entry[b"ev"] if event[4]}
+    refs.update({value[2]: value[3] for value in entry[b"va"] if value[2]})
+    return [BlobRef(digest.decode(), size) for digest, size in refs.items()]

@@ -1,0 +1,68 @@
+"""The replication half of a namespace: reading logs for peers, and mirroring theirs.
+
+What must stay true: `mirror` takes entries in order and without holes, and taking one twice changes nothing; what it reports as mirrored is fsynced.
+"""
+
+from collections.abc import Sequence
+
+import msgpack
+
+from edgeflow.core.events import BlobRef
+from edgeflow.errors import LogGap
+from edgeflow.store.connection import Command
+from edgeflow.store.namespace import Namespace
+from edgeflow.store.records import LogId, MirrorResult, entry_refs, unpack_entry, unpack_event
+
+
+class ReplicatedNamespace(Namespace):
+    """A namespace that can be replicated."""
+
+    def logs(self) -> dict[LogId, int]:
+        """Highest seq per log that is here."""
+        heads = self._connection.one("HGETALL", self.prefix + "heads")
+        found = {}
+        for name, seq in heads.items():
+            origin, _, epoch = name.decode().rpartition(":")
+            found[LogId(origin, int(epoch))] = int(seq)
+        return found
+
+    def read_log(self, log: LogId, after: int, *, count: int = 64, max_bytes: int = 256 * 1024) -> list[tuple[int, bytes]]:
+        """(seq, entry) pairs behind `after`, at least one if there is any, then up to `max_bytes` of entries."""
+        items = self._connection.one("XRANGE", f"{self.prefix}log:{log.origin}:{log.epoch}", f"({after}-0", "+", "COUNT", count)
+        found: list[tuple[int, bytes]] = []
+        size = 0
+        for item_id, fields in items:
+            raw = fields[b"e"] if isinstance(fields, dict) else fields[1]
+            size += len(raw)
+            if found and size > max_bytes:
+                break
+            found.append((int(item_id.split(b"-")[0]), raw))
+        return found
+
+    @staticmethod
+    def entry_blobs(raw: bytes) -> list[BlobRef]:
+        """The blobs that an entry refers to."""
+        return entry_refs(raw)
+
+    def mirror(self, log: LogId, first: int, entries: Sequence[bytes]) -> MirrorResult:
+        """Take `entries` of a peer's log, the first of which has seq `first`. Entries that are here already are passed over.
+
+        Raises LogGap when entries are missing in front, CorruptEntry when one is damaged (nothing is written then).
+        """
+        events = [
+            [unpack_event(fields, log.origin, log.epoch, first + offset, index) for index, fields in enumerate(unpack_entry(raw)[b"ev"])]
+            for offset, raw in enumerate(entries)
+        ]  # fmt: skip
+
+        def prepare(_again: bool) -> list[Command]:
+            table = self.routes()
+            call = {
+                "origin": log.origin, "epoch": log.epoch, "first": first, "entries": list(entries), "rv": table.version,
+                "d": [[table.route(event) for event in group] for group in events], "gate_ms": self._limits.gate_timeout_ms,
+            }  # fmt: skip
+            return [self._command("ef_mirror", call)]
+
+        head, missing = msgpack.unpackb(self._routed(prepare)[-1])
+        if head < first - 1:
+            raise LogGap(f"log {log.origin}/{log.epoch} of {self.name} is here up to {head}, the entries begin at {first}")
+        return MirrorResult(head, list(missing))
