@@ -1,0 +1,189 @@
+"""What a handler is given: events, with bodies that are fetched when first touched.
+
+What it is: the read-only view of one event, and the cache of fetched bodies.
+What it is not: how a body is fetched (connection.py, or a fake in testing.py).
+What must stay true: a body is addressed by its digest and never changes, so a cached one is never stale; the cache never holds more
+than its limit.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from edgeflow.core.events import BlobRef, Event
+
+CACHE_BYTES = 64 * 1024 * 1024
+AHEAD_COUNT = 8
+AHEAD_BYTES = 1024 * 1024
+
+
+class Bodies(Protocol):
+    """Where bodies come from."""
+
+    def fetch(self, digest: str, ahead: Sequence[str] = ()) -> bytes:
+        """The body with that digest; `ahead` names bodies that will probably be asked for next. Raises EdgeflowError when it cannot be read."""
+
+
+class BodyCache:
+    """The most recently used bodies by digest, up to `limit_bytes` in all."""
+
+    def __init__(self, limit_bytes: int = CACHE_BYTES) -> None:
+        self._limit_bytes = limit_bytes
+        self._bodies: OrderedDict[str, bytes] = OrderedDict()
+        self.size_bytes = 0
+
+    def get(self, digest: str) -> bytes | None:
+        """The body, now the most recently used one, or None."""
+        body = self._bodies.get(digest)
+        if body is not None:
+            self._bodies.move_to_end(digest)
+        return body
+
+    def put(self, digest: str, body: bytes) -> None:
+        """Keeps a body and drops the least recently used ones; a body above the limit is not kept."""
+        if digest in self._bodies or len(body) > self._limit_bytes:
+            return
+        self._bodies[digest] = body
+        self.size_bytes += len(body)
+        while self.size_bytes > self._limit_bytes:
+            _, dropped = self._bodies.popitem(last=False)
+            self.size_bytes -= len(dropped)
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._bodies
+
+
+class Input:
+    """One event of an invocation's inputs. Read-only; `data` is fetched when it is first touched."""
+
+    __slots__ = ("_bodies", "_event", "_group", "_position", "_stored", "name")
+
+    def __init__(self, name: str, stored: Mapping[str, Any], bodies: Bodies) -> None:
+        self.name = name
+        self._stored = stored
+        self._bodies = bodies
+        self._event: Event | None = None
+        self._group: Sequence[Input] = ()
+        self._position = 0
+
+    @property
+    def event(self) -> Event:
+        """The whole event with its position in the log."""
+        if self._event is None:
+            self._event = Event.decode(self._stored)
+        return self._event
+
+    @property
+    def data(self) -> bytes:
+        """The body. Raises EdgeflowError when it cannot be fetched.
+
+        Fetched bodies stay in the instance's cache and not in this object, so a handler may walk through more than fits into memory.
+        """
+        ref = self._stored.get("r")
+        if ref is None:
+            return self._stored.get("d") or b""
+        return self._bodies.fetch(ref[0], self._ahead() if self._group else ())
+
+    def text(self) -> str:
+        """The body as UTF-8 text. Raises UnicodeDecodeError when it is none."""
+        return self.data.decode()
+
+    def json(self) -> Any:
+        """The body parsed as JSON. Raises ValueError when it is none."""
+        return json.loads(self.data)
+
+    @property
+    def id(self) -> str:
+        """CloudEvents id."""
+        return str(self._stored["i"])
+
+    @property
+    def channel(self) -> str:
+        """Full channel name, `<namespace>/<path>`."""
+        return str(self._stored["c"])
+
+    @property
+    def source(self) -> str:
+        """CloudEvents source."""
+        return str(self._stored["s"])
+
+    @property
+    def type(self) -> str:
+        """CloudEvents type."""
+        return str(self._stored["y"])
+
+    @property
+    def subject(self) -> str | None:
+        """CloudEvents subject: the default key of joins."""
+        return self._stored.get("u")
+
+    @property
+    def datacontenttype(self) -> str | None:
+        """Media type of the body, if the publisher said one."""
+        return self._stored.get("m")
+
+    @property
+    def attributes(self) -> Mapping[str, str]:
+        """Extension attributes."""
+        return MappingProxyType(self._stored.get("a") or {})
+
+    @property
+    def time_ms(self) -> int:
+        """CloudEvents time in ms since 1970, UTC."""
+        return int(self._stored["t"])
+
+    @property
+    def time(self) -> datetime:
+        """CloudEvents time."""
+        return datetime.fromtimestamp(self.time_ms / 1000, UTC)
+
+    @property
+    def ref(self) -> BlobRef | None:
+        """Digest and size of a body that is not inline."""
+        ref = self._stored.get("r")
+        return BlobRef(ref[0], int(ref[1])) if ref else None
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the body; does not fetch it."""
+        ref = self._stored.get("r")
+        return int(ref[1]) if ref else len(self._stored.get("d") or b"")
+
+    def __repr__(self) -> str:
+        return f"<Input {self.name} {self.channel} id={self.id} subject={self.subject!r} {self.size_bytes} B>"
+
+    def _ahead(self) -> list[str]:
+        """Digests of the next few inputs of a collected group: the handler will walk through them, so one round trip brings several."""
+        ahead: list[str] = []
+        for other in self._group[self._position + 1 : self._position + 1 + AHEAD_COUNT]:
+            ref = other._stored.get("r")
+            if ref is not None and ref[1] <= AHEAD_BYTES:
+                ahead.append(ref[0])
+        return ahead
+
+
+def make_inputs(
+    items: Sequence[Mapping[str, Any]], names: Sequence[str], bodies: Bodies, *, collect: bool
+) -> tuple[dict[str, Any], Input | None]:
+    """(keyword arguments of the handler, first input) of a work item.
+
+    With `collect` each name holds a list of Inputs in the order of arrival; otherwise one Input, or None for a name that this invocation has not.
+    """
+    arguments: dict[str, Any] = {name: [] if collect else None for name in names}
+    first: Input | None = None
+    for item in items:
+        one = Input(item["name"], item["event"], bodies)
+        if first is None:
+            first = one
+        if collect:
+            arguments[one.name].append(one)
+        else:
+            arguments[one.name] = one
+    if collect:
+        for group in arguments.values():
+            for position, one in enumerate(group):
+                one._group, one._position = group, position
+    return arguments, first

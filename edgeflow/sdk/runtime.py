@@ -1,0 +1,528 @@
+"""One instance: `python -m edgeflow.sdk.runtime` loads a handler and runs invocations until it is told to stop.
+
+What it is: the order of work on the instance protocol: connect, load, claim, run, commit; park, drain, stop; and starting again when the agent restarts.
+What it is not: durability. Whatever this process holds may be lost at any moment; the agent gives the work to another attempt.
+What must stay true: handler code runs in the main thread; an attempt sends either one commit or one fail, after all its blobs; a lost socket
+voids everything claimed through it; at most one claim is outstanding and at most UNCONFIRMED_MAX commits are unanswered.
+
+Environment: EDGEFLOW_SOCKET (path of the agent's socket for this instance), EDGEFLOW_HANDLER (folder that holds handler.py).
+Exit status: 0 told to stop; 1 no agent for RECONNECT_S seconds; 75 killed because an attempt ran too long; 78 the handler cannot be used.
+"""
+
+import os
+import random
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from edgeflow import __version__
+from edgeflow.core.wire import Message
+from edgeflow.errors import BadHandler, BadOutput, EdgeflowError, Reject
+from edgeflow.sdk.connection import Abandoned, AgentPort, Connection, ConnectionLost, connect
+from edgeflow.sdk.context import Context, ContextCache, FunctionInfo, Log, Outcome
+from edgeflow.sdk.function import Handle, check_signature, load_handler
+from edgeflow.sdk.inputs import BodyCache, make_inputs
+
+PROTOCOL = 1
+PREFETCH_S = 0.002
+PREFETCH_MAX = 64
+UNCONFIRMED_MAX = 64
+FLUSH_COMMITS = 32
+FLUSH_S = 0.001
+SLOW_S = 0.1
+RECONNECT_S = 120.0
+HANDSHAKE_S = 10.0
+FAREWELL_S = 5.0
+WATCH_AFTER_S = 1.0
+WATCH_EVERY_S = 0.5
+ERROR_BYTES = 1024
+TRACEBACK_BYTES = 8192
+
+EXIT_STOPPED, EXIT_NO_AGENT, EXIT_KILLED, EXIT_BAD_HANDLER = 0, 1, 75, 78
+
+
+class Mode(Enum):
+    """Whether this instance asks for work."""
+
+    OPEN = "open"
+    PARKING = "parking"
+    PARKED = "parked"
+    DRAINING = "draining"
+
+
+class Work:
+    """One claimed invocation."""
+
+    __slots__ = ("arrived_s", "attempt", "context", "deadline_ms", "inputs", "invocation")
+
+    def __init__(self, item: Mapping[str, Any], arrived_s: float) -> None:
+        self.invocation: str = item["invocation"]
+        self.attempt: int = item["attempt"]
+        self.deadline_ms: int = item["deadline_ms"]
+        self.inputs: Sequence[Mapping[str, Any]] = item["inputs"]
+        self.context: Mapping[str, Any] = item.get("context") or {}
+        self.arrived_s = arrived_s
+
+
+class Stop:
+    """The wish to end, from a signal or another thread, that also wakes a waiting main thread."""
+
+    def __init__(self) -> None:
+        self.read_fd, self._write_fd = os.pipe()
+        os.set_blocking(self.read_fd, False)
+        os.set_blocking(self._write_fd, False)
+        self.requested = False
+
+    def request(self) -> None:
+        """Asks the instance to finish its current invocation and leave."""
+        self.requested = True
+        try:
+            os.write(self._write_fd, b"\0")
+        except BlockingIOError:
+            pass
+
+    def on_signals(self) -> None:
+        """SIGTERM and SIGINT mean `request`."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda _number, _frame: self.request())
+        # A child that a handler forked shares the wake-up pipe: a signal to it must not look like one to us.
+        os.register_at_fork(after_in_child=self._forked)
+
+    @staticmethod
+    def _forked() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+
+    def wait(self, timeout_s: float) -> None:
+        """Returns after `timeout_s` seconds, or earlier when a stop is requested."""
+        if not self.requested:
+            select.select([self.read_fd], [], [], timeout_s)
+
+
+class Instance:
+    """The life of one instance process.
+
+    `load` returns the handler and is called once, after the first welcome. `exit_now` ends the process from any thread.
+    """
+
+    def __init__(
+        self,
+        socket_path: str,
+        load: Callable[[], Handle],
+        *,
+        stop: Stop | None = None,
+        exit_now: Callable[[int], Any] = os._exit,
+    ) -> None:
+        self.stop = stop or Stop()
+        self._socket_path = socket_path
+        self._load = load
+        self._exit_now = exit_now
+        self._handle: Handle | None = None
+        self._cache = BodyCache()
+        self._context_cache = ContextCache()
+        self._connection: Connection | None = None
+        self._main_thread = threading.get_ident()
+        self._running_since_s = 0.0
+        self._ended = threading.Event()
+        self._mean_s: float | None = None
+        self.info = FunctionInfo(namespace="", function="")
+        self.log = Log({"logger": "sdk"})
+
+    def run(self) -> int:
+        """Serves until told to stop, reconnecting when the agent restarts; returns the exit status. Raises BadHandler."""
+        self._main_thread = threading.get_ident()
+        threading.Thread(target=self._watch, name="edgeflow-watchdog", daemon=True).start()
+        os.register_at_fork(after_in_child=self._forked)
+        try:
+            return self._serve()
+        finally:
+            self._ended.set()
+
+    def _serve(self) -> int:
+        pause_s = 0.05
+        last_good_s = time.monotonic()
+        while not self.stop.requested:
+            started_s = time.monotonic()
+            try:
+                connection = connect(self._socket_path, on_kill=self._killed, wake_fd=self.stop.read_fd)
+            except OSError as error:
+                reason = f"{error.strerror or error}"
+            else:
+                self._connection = connection
+                try:
+                    self._welcome(connection)
+                    last_good_s = time.monotonic()
+                    return Session(self, connection, AgentPort(connection, self._cache)).serve()
+                except ConnectionLost as lost:
+                    reason = str(lost)
+                    self.log.warning("agent_lost", reason=reason)
+                finally:
+                    self._connection = None
+                    connection.close()
+                if time.monotonic() - started_s > 1.0:
+                    pause_s, last_good_s = 0.05, time.monotonic()
+            if time.monotonic() - last_good_s > RECONNECT_S:
+                self.log.error("no_agent", socket=self._socket_path, reason=reason, waited_s=RECONNECT_S)
+                return EXIT_NO_AGENT
+            self.stop.wait(pause_s * random.uniform(0.8, 1.2))
+            pause_s = min(2.0, pause_s * 2)
+        return EXIT_STOPPED
+
+    def handler(self) -> Handle:
+        """The loaded handler."""
+        assert self._handle is not None
+        return self._handle
+
+    def call(self, handle: Handle, context: Context, arguments: Mapping[str, Any]) -> Any:
+        """Runs the handler under the watchdog's eyes."""
+        self._running_since_s = time.monotonic()
+        try:
+            return handle(context, **arguments)
+        finally:
+            self._running_since_s = 0.0
+
+    def took(self, seconds: float) -> None:
+        """Counts a handler's time into the mean that decides the prefetch."""
+        self._mean_s = seconds if self._mean_s is None else self._mean_s * 0.8 + seconds * 0.2
+
+    def prefetch(self) -> int:
+        """How many invocations to claim at once: so many as fit into PREFETCH_S, one while nothing is known."""
+        if self._mean_s is None:
+            return 1
+        return max(1, min(PREFETCH_MAX, int(PREFETCH_S / max(self._mean_s, 1e-6))))
+
+    def context_values(self, work: Work, port: AgentPort) -> Mapping[str, Any]:
+        """The context values of a work item."""
+        return self._context_cache.values(work.context, self.info.context, port)
+
+    def _welcome(self, connection: Connection) -> None:
+        connection.queue({"t": "hello", "protocol": PROTOCOL, "sdk": f"python/{__version__}"})
+        connection.flush()
+        message: Message | None = None
+        deadline_s = time.monotonic() + HANDSHAKE_S
+        while message is None:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                raise ConnectionLost(f"no welcome within {HANDSHAKE_S:g} s")
+            received = connection.receive(left_s)
+            if self.stop.requested:
+                raise ConnectionLost("stopped")
+            if received:
+                message = received[0]
+        if message.get("t") != "welcome" or message.get("protocol") != PROTOCOL:
+            raise ConnectionLost(
+                f"the agent answered hello with {message.get('t')!r}, protocol {message.get('protocol')!r}; this SDK speaks {PROTOCOL}"
+            )
+        try:
+            self.info = FunctionInfo(
+                namespace=message["namespace"], function=message["function"], revision=message["revision"], instance=message["instance"],
+                pop=message["pop"], inputs=tuple(item["name"] for item in message["inputs"]), collect=message["join"] == "collect",
+                publish=tuple(message["publish"]), context=message["context"] or {}, timeout_ms=message["timeout_ms"],
+            )  # fmt: skip
+        except (KeyError, TypeError) as error:
+            raise ConnectionLost(f"the agent's welcome is incomplete: {error!r}") from None
+        bound = {
+            "pop": self.info.pop,
+            "namespace": self.info.namespace,
+            "function": self.info.function,
+            "instance": self.info.instance,
+        }
+        self.log = Log({"logger": "sdk", **bound})
+        if self._handle is None:
+            started_s = time.monotonic()
+            self._handle = self._load()
+            self.log.info(
+                "handler_loaded", revision=self.info.revision, load_ms=round((time.monotonic() - started_s) * 1000)
+            )
+        check_signature(self._handle, self.info.inputs)
+        connection.queue({"t": "ready"})
+
+    def _watch(self) -> None:
+        """The watchdog: while a handler runs for long, sends what was held back and looks for `kill` and for a socket that is gone."""
+        while not self._ended.wait(WATCH_EVERY_S):
+            since_s, connection = self._running_since_s, self._connection
+            if not since_s or connection is None or time.monotonic() - since_s < WATCH_AFTER_S:
+                continue
+            try:
+                connection.flush()
+                connection.watch(WATCH_EVERY_S)
+            except (ConnectionLost, OSError):
+                pass
+            if (
+                connection.lost
+                and since_s == self._running_since_s
+                and time.monotonic() - since_s > self.info.timeout_ms / 1000 + WATCH_AFTER_S
+            ):
+                # The agent that would say `kill` is gone or has given up on this socket.
+                self._killed()
+
+    def _forked(self) -> None:
+        """In a child that a handler forked: it must not hold the socket open after our end, which tells the agent that we are gone."""
+        if self._connection is not None:
+            self._connection.close()
+
+    def _killed(self) -> None:
+        frame = sys._current_frames().get(self._main_thread)
+        where = "".join(traceback.format_stack(frame)[-12:]) if frame is not None and self._running_since_s else ""
+        self.log.error(
+            "killed",
+            reason="the attempt ran longer than its timeout",
+            timeout_ms=self.info.timeout_ms,
+            handler_was_at=where[-TRACEBACK_BYTES:],
+        )
+        self._exit_now(EXIT_KILLED)
+
+
+class Session:
+    """The work on one connection, from `ready` to its end."""
+
+    def __init__(self, instance: Instance, connection: Connection, port: AgentPort) -> None:
+        self._instance = instance
+        self._connection = connection
+        self._port = port
+        self._info = instance.info
+        self._log_fields = {
+            "pop": self._info.pop,
+            "namespace": self._info.namespace,
+            "function": self._info.function,
+            "instance": self._info.instance,
+        }
+        self._mode = Mode.OPEN
+        self._todo: deque[Work] = deque()
+        self._unconfirmed: set[tuple[str, int]] = set()
+        self._claiming = False
+        self._held = 0
+        self._held_since_s = 0.0
+
+    def serve(self) -> int:
+        """Works until drained or stopped; returns the exit status. Raises ConnectionLost when the agent is gone."""
+        connection, stop = self._connection, self._instance.stop
+        while True:
+            self._dispatch(connection.take())
+            if stop.requested:
+                return self._farewell()
+            if self._todo:
+                if len(self._unconfirmed) >= UNCONFIRMED_MAX:
+                    self._flush()
+                    self._dispatch(connection.receive())
+                    continue
+                self._run(self._todo.popleft())
+                continue
+            if self._mode is Mode.DRAINING:
+                return self._farewell()
+            if self._mode is Mode.PARKING and not self._unconfirmed:
+                connection.queue({"t": "parked"})
+                self._mode = Mode.PARKED
+            if self._mode is Mode.OPEN and not self._claiming:
+                connection.queue({"t": "claim", "max": self._instance.prefetch()})
+                self._claiming = True
+            self._flush()
+            self._dispatch(connection.receive())
+
+    def _dispatch(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            kind = message.get("t")
+            try:
+                if kind == "committed":
+                    self._committed(message)
+                elif kind == "work":
+                    now_s = time.perf_counter()
+                    self._todo.extend(Work(item, now_s) for item in message["items"])
+                    self._claiming = False
+                elif kind == "park":
+                    # An unanswered claim is void from here on: the agent sends what it claimed before `park`, or not at all.
+                    if self._mode is Mode.OPEN:
+                        self._mode = Mode.PARKING
+                    self._claiming = False
+                elif kind == "unpark":
+                    if self._mode in (Mode.PARKING, Mode.PARKED):
+                        self._mode = Mode.OPEN
+                elif kind == "drain":
+                    self._mode = Mode.DRAINING
+                    self._claiming = False
+                # A message of a kind not known here comes from a newer agent and is for newer SDKs.
+            except (KeyError, TypeError, ValueError) as error:
+                raise ConnectionLost(f"the agent sent a damaged {kind!r}: {error!r}") from None
+
+    def _committed(self, message: Message) -> None:
+        self._unconfirmed.discard((message["invocation"], message["attempt"]))
+        status = message["status"]
+        if status == "committed":
+            return
+        fields = {"invocation": message["invocation"], "attempt": message["attempt"], "reason": message.get("error")}
+        if status == "stale":
+            self._instance.log.warning("commit_stale", **fields)
+        else:
+            self._instance.log.error("commit_refused", **fields)
+
+    def _run(self, work: Work) -> None:
+        instance, port = self._instance, self._port
+        outcome = Outcome(port)
+        log = Log({**self._log_fields, "invocation": work.invocation, "attempt": work.attempt})
+        port.waited_s = 0.0
+        context: Context | None = None
+        started_s = time.perf_counter()
+        try:
+            arguments, first = make_inputs(work.inputs, self._info.inputs, port, collect=self._info.collect)
+            context = Context(
+                self._info, port, outcome, invocation_id=work.invocation, attempt=work.attempt, deadline_ms=work.deadline_ms, parent=first,
+                context=instance.context_values(work, port), log=log,
+            )  # fmt: skip
+            context.publish_returned(instance.call(instance.handler(), context, arguments))
+            message = {
+                "t": "commit",
+                "invocation": work.invocation,
+                "attempt": work.attempt,
+                "outputs": outcome.outputs,
+                "values": [
+                    {name: part for name, part in value.items() if name != "_body"} for value in outcome.values.values()
+                ],
+            }
+        except Abandoned as lost:
+            raise ConnectionLost(str(lost)) from None
+        except (
+            BaseException
+        ) as error:  # SystemExit too: a handler's sys.exit() is a failed attempt, not the end of the instance
+            message = self._failure(work, error, log)
+        finally:
+            if context is not None:
+                context.close()
+        ended_s = time.perf_counter()
+        took_s = ended_s - started_s
+        instance.took(took_s)
+        if message["t"] == "commit":
+            message["timing"] = {
+                "queued_us": int((started_s - work.arrived_s) * 1e6),
+                "handler_us": int((took_s - port.waited_s) * 1e6),
+                "fetch_us": int(port.waited_s * 1e6),
+            }
+            self._unconfirmed.add((work.invocation, work.attempt))
+        self._send(message, work, ended_s)
+        if took_s > SLOW_S and self._todo:
+            # They were claimed on the guess that each takes little time; another instance can have them now.
+            self._release()
+
+    def _send(self, message: Message, work: Work, now_s: float) -> None:
+        try:
+            self._connection.queue(message)
+        except EdgeflowError as error:  # the frame is too large
+            self._unconfirmed.discard((work.invocation, work.attempt))
+            refusal = BadOutput(
+                f"the commit of function {self._info.function!r} is too large: {error.message}",
+                hint="Emit fewer or smaller events.",
+            )
+            self._connection.queue(self._failure(work, refusal, self._instance.log))
+        if not self._held:
+            self._held_since_s = now_s
+        self._held += 1
+        if self._todo and (self._held >= FLUSH_COMMITS or now_s - self._held_since_s >= FLUSH_S):
+            self._flush()
+
+    def _failure(self, work: Work, error: BaseException, log: Log) -> Message:
+        text = _text_of(error)
+        if isinstance(error, BadOutput):
+            text = f"{text} ({error.hint})"
+        trace = _traceback_of(error)
+        retry = not isinstance(error, (Reject, BadOutput))
+        log.error(
+            "handler_failed",
+            invocation=work.invocation,
+            attempt=work.attempt,
+            error=_cut(text, ERROR_BYTES),
+            retry=retry,
+            traceback=trace,
+        )
+        return {
+            "t": "fail",
+            "invocation": work.invocation,
+            "attempt": work.attempt,
+            "error": _cut(text, ERROR_BYTES),
+            "traceback": trace,
+            "retry": retry,
+        }
+
+    def _flush(self) -> None:
+        self._held = 0
+        self._connection.flush()
+
+    def _release(self) -> None:
+        if self._todo:
+            self._connection.queue(
+                {"t": "release", "invocations": [[work.invocation, work.attempt] for work in self._todo]}
+            )
+            self._todo.clear()
+
+    def _farewell(self) -> int:
+        """The end: gives back what has not begun, and waits a while until the last commits are answered."""
+        self._release()
+        self._flush()
+        deadline_s = time.monotonic() + FAREWELL_S
+        try:
+            while self._unconfirmed and (left_s := deadline_s - time.monotonic()) > 0:
+                self._dispatch(self._connection.receive(left_s))
+                self._release()
+                self._flush()
+        except ConnectionLost:
+            pass
+        return EXIT_STOPPED
+
+
+def _text_of(error: BaseException) -> str:
+    """`KeyError: 'x'`, also for an exception whose own __str__ fails."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return f"{type(error).__name__} (its message cannot be shown)"
+
+
+def _traceback_of(error: BaseException) -> str:
+    """The traceback from the handler on, at most TRACEBACK_BYTES, the innermost frames kept."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    text = "".join(traceback.format_exception(type(error), error, trace))
+    encoded = text.encode("utf-8", "replace")
+    if len(encoded) <= TRACEBACK_BYTES:
+        return encoded.decode()
+    return "...\n" + encoded[-(TRACEBACK_BYTES - 4) :].decode("utf-8", "ignore")
+
+
+def _cut(text: str, limit_bytes: int) -> str:
+    encoded = text.encode("utf-8", "replace")
+    return (
+        encoded.decode()
+        if len(encoded) <= limit_bytes
+        else encoded[: limit_bytes - 3].decode("utf-8", "ignore") + "..."
+    )
+
+
+def main() -> int:
+    """Entry point of `python -m edgeflow.sdk.runtime`; returns the exit status."""
+    socket_path, folder = os.environ.get("EDGEFLOW_SOCKET"), os.environ.get("EDGEFLOW_HANDLER")
+    if not socket_path or not folder:
+        missing = "EDGEFLOW_SOCKET" if not socket_path else "EDGEFLOW_HANDLER"
+        print(f"edgeflow: {missing} is not set; the runner starts this program, not a user", file=sys.stderr)
+        return EXIT_BAD_HANDLER
+    stop = Stop()
+    stop.on_signals()
+    instance = Instance(socket_path, lambda: load_handler(Path(folder)), stop=stop)
+    try:
+        return instance.run()
+    except BadHandler as error:
+        if error.__cause__ is not None:
+            print(_traceback_of(error.__cause__), file=sys.stderr)
+        print(f"edgeflow: {error.message}\nedgeflow: {error.hint}", file=sys.stderr, flush=True)
+        instance.log.error("bad_handler", reason=error.message, hint=error.hint)
+        return EXIT_BAD_HANDLER
+
+
+if __name__ == "__main__":
+    sys.exit(main())

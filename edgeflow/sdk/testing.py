@@ -1,0 +1,187 @@
+"""Run a handler without an agent: for users' unit tests.
+
+What it is: `call(handle, frames=b"...")`, which gives the handler fake inputs and returns what it would have committed.
+What it is not: a cluster. Nothing is retried, joined or delivered; `attempt` is 1 unless given.
+What must stay true: the handler sees the same Input, Context and checks as in an instance, and its exceptions reach the test unchanged.
+
+    from edgeflow.sdk.testing import call, event
+    from handler import handle
+
+    def test_marks_faces():
+        result = call(handle, frames=event(jpeg, subject="clip/1"), faces=[[1, 2, 30, 30]], publish=["annotated"])
+        assert result.output.subject == "clip/1"
+"""
+
+import hashlib
+import io
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgeflow.core.events import DEFAULT_TYPE, make_event
+from edgeflow.errors import NotFound
+from edgeflow.sdk.context import Context, FunctionInfo, Log, Outcome, Value, encode_body
+from edgeflow.sdk.function import Handle, check_signature
+from edgeflow.sdk.inputs import make_inputs
+
+NAMESPACE = "test"
+RETURNED = "returned"
+
+
+@dataclass(frozen=True, slots=True)
+class FakeEvent:
+    """An input for `call`, made by `event`."""
+
+    data: bytes
+    subject: str | None
+    attributes: Mapping[str, str]
+    datacontenttype: str | None
+    id: str | None
+    type: str
+
+
+def event(
+    data: Any, *, subject: str | None = None, attributes: Mapping[str, str] | None = None, datacontenttype: str | None = None, id: str | None = None,
+    type: str = DEFAULT_TYPE,
+) -> FakeEvent:  # fmt: skip
+    """An input with more than a body. `data` is bytes, str or JSON-able."""
+    body, guessed = encode_body(data, "the test's event is")
+    return FakeEvent(body, subject, attributes or {}, datacontenttype or guessed, id, type)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """An event that the handler emitted or returned. `channel` is relative to the namespace; `returned` when the test named no channels."""
+
+    channel: str
+    data: bytes
+    subject: str | None
+    attributes: Mapping[str, str]
+    datacontenttype: str | None
+    type: str | None
+
+    def text(self) -> str:
+        """The body as text."""
+        return self.data.decode()
+
+    def json(self) -> Any:
+        """The body parsed as JSON."""
+        return json.loads(self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What the handler would have committed."""
+
+    outputs: list[Output]
+    values: dict[str, bytes | None]
+    """The body written under each key; None for a deleted one."""
+    logs: list[dict[str, Any]] = field(default_factory=list)
+    """Fields of each ctx.log line."""
+
+    @property
+    def output(self) -> Output:
+        """The only output. Raises AssertionError when there is none or are several."""
+        assert len(self.outputs) == 1, f"the handler published {len(self.outputs)} events"
+        return self.outputs[0]
+
+
+def call(
+    handle: Handle, *, publish: Sequence[str] | None = None, context: Mapping[str, Any] | None = None, ekv: Mapping[str, Any] | None = None,
+    attempt: int = 1, timeout_s: float = 30.0, namespace: str = NAMESPACE, **inputs: Any,
+) -> Result:  # fmt: skip
+    """Calls `handle(ctx, **inputs)` and returns its outputs, written values and log lines.
+
+    Each input is bytes, str, JSON-able data or an `event(...)`; a list of `event(...)` stands for a collected input. `context` and `ekv` hold
+    the values that the handler can read. Without `publish`, every channel is allowed and a returned value shows up on channel `returned`.
+    Raises what the handler raises, BadHandler when its parameters are not the inputs, BadOutput for what cannot be published.
+    """
+    check_signature(handle, list(inputs))
+    collect = any(_is_collected(value) for value in inputs.values())
+    port = _MemoryPort({key: encode_body(value, f"ekv value {key!r} is") for key, value in (ekv or {}).items()})
+    items: list[dict[str, Any]] = []
+    for name, given in inputs.items():
+        for one in given if _is_collected(given) else [given]:
+            items.append({"name": name, "event": port.stored(namespace, name, one, len(items))})
+    names = {name: name for name in context or {}}
+    info = FunctionInfo(
+        namespace=namespace, function=handle.__name__, instance="test", pop="test", inputs=tuple(inputs), collect=collect,
+        publish=tuple(f"{namespace}/{name}" for name in ([RETURNED] if publish is None else publish)), context=names, any_channel=publish is None,
+    )  # fmt: skip
+    values: dict[str, Value | None] = {}
+    for name, given in (context or {}).items():
+        body, content_type = encode_body(given, f"context value {name!r} is") if given is not None else (b"", None)
+        values[name] = None if given is None else Value(name, "1", data=body, content_type=content_type)
+    lines = io.StringIO()
+    outcome = Outcome(port)
+    arguments, first = make_inputs(items, info.inputs, port, collect=collect)
+    ctx = Context(
+        info, port, outcome, invocation_id="test", attempt=attempt, deadline_ms=int((time.time() + timeout_s) * 1000), parent=first, context=values,
+        log=Log({}, lines),
+    )  # fmt: skip
+    ctx.publish_returned(handle(ctx, **arguments))
+    ctx.close()
+    return Result(
+        outputs=[port.output(namespace, stored) for stored in outcome.outputs],
+        values={key: None if stored["delete"] else stored["_body"] for key, stored in outcome.values.items()},
+        logs=[json.loads(line) for line in lines.getvalue().splitlines()],
+    )
+
+
+def _is_collected(given: Any) -> bool:
+    return isinstance(given, list) and bool(given) and all(isinstance(one, FakeEvent) for one in given)
+
+
+class _MemoryPort:
+    """A Port whose values and blobs are dictionaries."""
+
+    def __init__(self, values: Mapping[str, tuple[bytes, str | None]]) -> None:
+        self._values = values
+        self._blobs: dict[str, bytes] = {}
+
+    def fetch(self, digest: str, ahead: Sequence[str] = ()) -> bytes:
+        if digest not in self._blobs:
+            raise NotFound(f"there is no blob {digest}")
+        return self._blobs[digest]
+
+    def get(self, key: str, version: str | None) -> dict[str, Any] | None:
+        if key not in self._values or version not in (None, "1"):
+            return None
+        body, content_type = self._values[key]
+        return {"key": key, "version": "1", "data": body, "content_type": content_type}
+
+    def list(self, prefix: str, after: str, limit: int) -> Sequence[dict[str, Any]]:
+        keys = sorted(key for key in self._values if key.startswith(prefix) and key > after)
+        return [{"key": key, "version": "1", "size": len(self._values[key][0])} for key in keys[:limit]]
+
+    def store_blob(self, digest: str, data: bytes) -> None:
+        self._blobs[digest] = data
+
+    def stored(self, namespace: str, name: str, given: Any, number: int) -> dict[str, Any]:
+        """The stored form of an input, its body behind a reference when it would be behind one at a PoP."""
+        fake = given if isinstance(given, FakeEvent) else event(given)
+        made = make_event(
+            f"{namespace}/{name}", fake.data, id=fake.id or f"{name}-{number}", source="test", now_ms=int(time.time() * 1000), type=fake.type,
+            subject=fake.subject, datacontenttype=fake.datacontenttype, attributes=fake.attributes,
+        )  # fmt: skip
+        stored = made.encode()
+        if len(fake.data) > 4096:
+            digest = "sha256:" + hashlib.sha256(fake.data).hexdigest()
+            self._blobs[digest] = fake.data
+            del stored["d"]
+            stored["r"] = [digest, len(fake.data)]
+        return stored
+
+    def output(self, namespace: str, stored: Mapping[str, Any]) -> Output:
+        """What the test sees of a stored output."""
+        data = stored["data"] if "data" in stored else self._blobs[stored["digest"]]
+        return Output(
+            stored["channel"].removeprefix(namespace + "/"),
+            data,
+            stored["subject"],
+            stored["attributes"],
+            stored["datacontenttype"],
+            stored["type"],
+        )
