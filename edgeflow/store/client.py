@@ -195,7 +195,7 @@ class Wakeups:
 
     def _subscribe(self) -> bool:
         try:
-            self._pubsub = self._client.pubsub()
+            self._pubsub = self._client.pubsub()  # type: ignore[no-untyped-call]
             self._pubsub.subscribe(_WAKE_CHANNEL)
             return True
         except (redis.ConnectionError, redis.TimeoutError, OSError):

@@ -13,6 +13,8 @@ from typing import Any
 
 import redis
 import structlog
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from edgeflow.errors import StoreTooOld, StoreUnavailable
 
@@ -37,14 +39,17 @@ class Connection:
     def __init__(self, socket: Path, retry_s: float | None) -> None:
         self._socket = socket
         self._retry_s = retry_s
-        self._redis = redis.Redis(unix_socket_path=str(socket), socket_timeout=30, single_connection_client=False)
+        # No retries inside redis-py: a call that is sent again has to say so (see `run`).
+        self._redis = redis.Redis(
+            unix_socket_path=str(socket), socket_timeout=30, protocol=2, retry=Retry(NoBackoff(), 0), retry_on_error=[]
+        )  # fmt: skip
         self._lock = threading.Lock()
         self._library = library_text()
         self.outages = 0
 
     def client(self) -> redis.Redis:
         """A client with its own connections, for blocking reads."""
-        return redis.Redis(unix_socket_path=str(self._socket), socket_timeout=None)
+        return redis.Redis(unix_socket_path=str(self._socket), socket_timeout=None, protocol=2)
 
     def run(self, commands: Sequence[Command], *, on_outage: Callable[[], Sequence[Command]] | None = None) -> list[Any]:
         """Send all `commands` in one round trip; their replies in order, an error reply as an exception object in its place.
@@ -99,14 +104,14 @@ class Connection:
     def _send(self, commands: Sequence[Command]) -> list[Any]:
         if len(commands) == 1:
             try:
-                return [self._redis.execute_command(*commands[0])]
+                return [self._redis.execute_command(*commands[0])]  # type: ignore[no-untyped-call]
             except redis.ResponseError as error:
                 if isinstance(error, redis.exceptions.BusyLoadingError):
                     raise
                 return [error]
         pipeline = self._redis.pipeline(transaction=False)
         for command in commands:
-            pipeline.execute_command(*command)
+            pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
         replies = pipeline.execute(raise_on_error=False)
         for reply in replies:
             if isinstance(reply, redis.exceptions.BusyLoadingError):

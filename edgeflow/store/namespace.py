@@ -42,6 +42,10 @@ from edgeflow.store.records import (
 )
 
 
+Rows = list
+"""`list` by another name: inside the class, `list` is the method."""
+
+
 def now_ms() -> int:
     """Wall clock, ms since the epoch. It dates things; it never decides what is safe."""
     return time.time_ns() // 1_000_000
@@ -51,7 +55,7 @@ class Namespace:
     """A handle; opening one costs nothing. Methods raise StoreUnavailable when Redis stays away longer than the settings allow."""
 
     def __init__(
-        self, name: str, pop: str, connection: Connection, files: BlobFiles, limits: Limits, open_log: Callable[[], None]
+        self, name: str, pop: str, connection: Connection, files: BlobFiles, limits: Limits, open_log: Callable[[], object]
     ) -> None:  # fmt: skip
         self.name = name
         self.pop = pop
@@ -70,16 +74,17 @@ class Namespace:
         payload.setdefault("ns", self.name)
         payload.setdefault("pop", self.pop)
         payload.setdefault("now", now_ms())
-        return ("FCALL", operation, 1, self.prefix, msgpack.packb(payload))
+        # cmsgpack in Redis knows no bin type: text and bytes are the same raw type to it.
+        return ("FCALL", operation, 1, self.prefix, msgpack.packb(payload, use_bin_type=False))
 
     def _call(self, operation: str, **payload: Any) -> Any:
         return self._routed(lambda _again: [self._command(operation, {**payload, "rv": self.routes().version})])[-1]
 
-    def _routed(self, prepare: Callable[[bool], list[Command]]) -> list[Any]:
+    def _routed(self, prepare: Callable[[bool], Rows[Command]]) -> Rows[Any]:
         """Run what `prepare(again)` returns; prepare again when the routes were stale or the log is not open yet."""
         again = False
 
-        def after_outage() -> list[Command]:
+        def after_outage() -> Rows[Command]:
             nonlocal again
             again = True
             return prepare(True)
@@ -165,7 +170,7 @@ class Namespace:
         sizes = self._connection.one("HMGET", self.prefix + "blobs", *digests)
         return {digest for digest, size in zip(digests, sizes, strict=True) if size is not None}
 
-    def missing_blobs(self) -> list[str]:
+    def missing_blobs(self) -> Rows[str]:
         """Digests that gates here wait for."""
         return sorted(digest.decode() for digest in self._connection.one("SMEMBERS", self.prefix + "missing"))
 
@@ -189,8 +194,8 @@ class Namespace:
         if small:
             self._routed(lambda _again: self._small_blobs(small))
 
-    def _small_blobs(self, blobs: Sequence[tuple[str, bytes]]) -> list[Command]:
-        commands: list[Command] = []
+    def _small_blobs(self, blobs: Sequence[tuple[str, bytes]]) -> Rows[Command]:
+        commands: Rows[Command] = []
         for digest, data in blobs:
             commands.append(("SET", f"{self.prefix}blob:{digest}", data))
             commands.append(self._blob_mark(digest, len(data)))
@@ -201,14 +206,14 @@ class Namespace:
 
     # -- ingest --------------------------------------------------------------------------------------------------------
 
-    def ingest(self, arrivals: Sequence[Arrival]) -> list[Receipt | Refusal]:
+    def ingest(self, arrivals: Sequence[Arrival]) -> Rows[Receipt | Refusal]:
         """Log `arrivals` in one atomic call; per arrival a receipt (class durable or waiting), or why it was refused.
 
         Bodies above `inline_bytes` become blobs first. A dataref is resolved to what it refers to now, or waits in front of the log.
         """
         results: dict[int, Receipt | Refusal] = {}
-        taken: list[tuple[int, Arrival, list[Any], dict[str, str] | None, list[Any] | None]] = []
-        blobs: list[tuple[str, bytes]] = []
+        taken: Rows[tuple[int, Arrival, Rows[Any], dict[str, str] | None, Rows[Any] | None]] = []
+        blobs: Rows[tuple[str, bytes]] = []
         for position, arrival in enumerate(arrivals):
             try:
                 fields, ref, put = self._pack_arrival(arrival, blobs)
@@ -219,7 +224,7 @@ class Namespace:
         small = [(digest, data) for digest, data in blobs if len(data) < self._limits.redis_blob_bytes]
         self._store_blobs([(digest, data) for digest, data in blobs if len(data) >= self._limits.redis_blob_bytes])
 
-        def prepare(again: bool) -> list[Command]:
+        def prepare(again: bool) -> Rows[Command]:
             table = self.routes()
             packed = []
             for _, arrival, fields, ref, put in taken:
@@ -249,8 +254,8 @@ class Namespace:
         return [results[position] for position in range(len(arrivals))]
 
     def _pack_arrival(
-        self, arrival: Arrival, blobs: list[tuple[str, bytes]]
-    ) -> tuple[list[Any], dict[str, str] | None, list[Any] | None]:
+        self, arrival: Arrival, blobs: Rows[tuple[str, bytes]]
+    ) -> tuple[Rows[Any], dict[str, str] | None, Rows[Any] | None]:
         event = arrival.event
         data = event.data or b""
         if len(data) > self._limits.event_bytes:
@@ -295,7 +300,7 @@ class Namespace:
             raise NotFound(f"there is no value {key!r} in {self.name}")
         return self._write(pack_value(key, None, None, None), if_version, False)
 
-    def _write(self, value: list[Any], if_version: str | None, if_absent: bool) -> Receipt:
+    def _write(self, value: Rows[Any], if_version: str | None, if_absent: bool) -> Receipt:
         payload: dict[str, Any] = {"value": value, "id": "put|" + secrets.token_hex(16), "gate_ms": self._limits.gate_timeout_ms}
         if if_version is not None:
             payload["if_version"] = if_version
@@ -311,7 +316,7 @@ class Namespace:
         fields = self._connection.one("HMGET", f"{self.prefix}value:{key}", "version", "size", "type", "digest", "deleted")
         return _value_info(key, fields)
 
-    def heads_of(self, keys: Sequence[str]) -> list[ValueInfo | None]:
+    def heads_of(self, keys: Sequence[str]) -> Rows[ValueInfo | None]:
         """Several values without their bodies, in one round trip."""
         replies = self._connection.run(
             [("HMGET", f"{self.prefix}value:{key}", "version", "size", "type", "digest", "deleted") for key in keys]
@@ -329,7 +334,7 @@ class Namespace:
             raise Unavailable(f"the body of {key!r} is not at {self.pop} yet")
         return Value(key, info.version, info.size, info.content_type, info.digest, data)
 
-    def list(self, prefix: str = "", *, after: str = "", limit: int = 100) -> list[ValueInfo]:
+    def list(self, prefix: str = "", *, after: str = "", limit: int = 100) -> Rows[ValueInfo]:
         """Values whose key starts with `prefix`, in byte order, beginning behind `after`. Fewer than `limit` means the end."""
         low = f"({after}" if after and after >= prefix else f"[{prefix}"
         high = b"[" + prefix.encode() + b"\xff" if prefix else b"+"
@@ -348,7 +353,7 @@ class Namespace:
         first = self._connection.one("XRANGE", self.prefix + "release", "-", "+", "COUNT", 1)
         return int(first[0][0].split(b"-")[0]) if first else 0
 
-    def read_release(self, after: int, count: int = 100) -> list[Released]:
+    def read_release(self, after: int, count: int = 100) -> Rows[Released]:
         """Released events behind number `after`, in the order they opened. A jump in `n` means that retention removed what was between."""
         items = self._connection.one("XRANGE", self.prefix + "release", f"({after}-0", "+", "COUNT", count)
         return [_released(item_id, fields) for item_id, fields in items]
@@ -375,7 +380,7 @@ class Namespace:
 
     def work(
         self, commits: Sequence[Commit], claims: Sequence[tuple[str, str, str, int, int]], blobs: Sequence[tuple[str, bytes]] = ()
-    ) -> tuple[list[Ended], list[list[Claimed]]]:  # fmt: skip
+    ) -> tuple[Rows[Ended], Rows[Rows[Claimed]]]:  # fmt: skip
         """Blobs, commits and claims in one round trip: each commit is atomic by itself. A claim is (function, revision, instance, max, lease_ms).
 
         Claims of a call that was interrupted by an outage may be lost to the caller; see `holds` and `release_claims`.
@@ -386,7 +391,7 @@ class Namespace:
         small = [(digest, data) for digest, data in own_blobs if len(data) < self._limits.redis_blob_bytes]
         done: dict[int, Any] = {}
 
-        def prepare(_again: bool) -> list[Command]:
+        def prepare(_again: bool) -> Rows[Command]:
             table = self.routes()
             commands = self._small_blobs(small)
             for commit, (events, values) in zip(commits, packed, strict=True):
@@ -415,7 +420,7 @@ class Namespace:
             claimed.append([_claimed(item) for item in msgpack.unpackb(reply, raw=True)])
         return ended, claimed
 
-    def _pack_commit(self, commit: Commit, blobs: list[tuple[str, bytes]]) -> tuple[list[Any], list[Any]]:
+    def _pack_commit(self, commit: Commit, blobs: Rows[tuple[str, bytes]]) -> tuple[Rows[Any], Rows[Any]]:
         events = []
         for event in commit.events:
             fields = pack_event(event)
@@ -452,11 +457,11 @@ class Namespace:
             payload["ids"] = list(ids)
         return len(self._call("ef_release", **payload))
 
-    def holds(self, instance: str) -> list[tuple[str, int]]:
+    def holds(self, instance: str) -> Rows[tuple[str, int]]:
         """(invocation, attempt) pairs that the store counts as claimed by an instance."""
         return [(id.decode(), attempt) for id, attempt in msgpack.unpackb(self._call("ef_holds", instance=instance), raw=True)]
 
-    def tick(self) -> list[Expired]:
+    def tick(self) -> Rows[Expired]:
         """Carry out what the passing of time decides (retries due, join and gate timeouts); returns the attempts whose lease ended."""
         reply = self._call("ef_tick", gate_ms=self._limits.gate_timeout_ms)
         return [
@@ -483,7 +488,7 @@ class Namespace:
 
     # -- questions -----------------------------------------------------------------------------------------------------
 
-    def channels(self) -> list[ChannelInfo]:
+    def channels(self) -> Rows[ChannelInfo]:
         """The channels that have had events at this PoP."""
         counts = self._connection.one("HGETALL", self.prefix + "channels")
         return sorted((ChannelInfo(name.decode(), int(events)) for name, events in counts.items()), key=lambda info: info.name)
@@ -495,7 +500,7 @@ class Namespace:
     def in_flight(self) -> int:
         """Invocations that are ready, delayed or claimed."""
         inboxes = self._connection.one("SMEMBERS", self.prefix + "inboxes")
-        commands: list[Command] = [("ZCARD", self.prefix + "delayed"), ("ZCARD", self.prefix + "claimed")]
+        commands: Rows[Command] = [("ZCARD", self.prefix + "delayed"), ("ZCARD", self.prefix + "claimed")]
         commands += [("ZCARD", self.prefix + "ready:" + inbox.decode()) for inbox in inboxes]
         return sum(self._connection.run(commands))
 
@@ -516,10 +521,11 @@ class Namespace:
             counts.append(sum(1 for owner in owners if owner == [function.encode(), revision.encode()]))
         return InboxStats(ready, counts[0], counts[1], oldest)
 
-    def pending_joins(self, function: str | None = None, limit: int = 1000) -> list[PendingJoin]:
+    def pending_joins(self, function: str | None = None, limit: int = 1000) -> Rows[PendingJoin]:
         """Joins that wait, the one that is due first in front."""
         joins = []
-        for raw, due in self._connection.one("ZRANGE", self.prefix + "joins", 0, limit - 1, "WITHSCORES"):
+        flat = self._connection.one("ZRANGE", self.prefix + "joins", 0, limit - 1, "WITHSCORES")
+        for raw, due in zip(flat[::2], flat[1::2], strict=True):
             name = raw.decode()
             fields = self._connection.one("HGETALL", f"{self.prefix}join:{name}")
             about = {key[1:].decode(): value.decode() for key, value in fields.items() if key[:1] == b"\0"}
@@ -533,7 +539,7 @@ class Namespace:
             )  # fmt: skip
         return joins
 
-    def dead_letters(self, after: str = "", limit: int = 100) -> list[DeadLetter]:
+    def dead_letters(self, after: str = "", limit: int = 100) -> Rows[DeadLetter]:
         """Dead letters, oldest first, beginning behind the id `after`; without their inputs."""
         start = 0
         if after:

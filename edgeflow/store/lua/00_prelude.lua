@@ -9,7 +9,7 @@
 local EV_CHANNEL, EV_PREV, EV_HEAD, EV_HCRC, EV_DIGEST, EV_SIZE, EV_DATA, EV_DCRC, EV_TYPE = 1, 2, 3, 4, 5, 6, 7, 8, 9
 local VA_KEY, VA_VERSION, VA_DIGEST, VA_SIZE, VA_DATA, VA_DCRC, VA_TYPE, VA_DELETED = 1, 2, 3, 4, 5, 6, 7, 8
 
-local call = redis.call
+local function call(...) return redis.call(...) end
 
 local function count(p, name, by)
   if by ~= 0 then call('HINCRBY', p .. 'counters', name, by or 1) end
