@@ -1,0 +1,124 @@
+"""Configuration of one PoP's Mosquitto: its listeners, limits and accounts.
+
+What it is: two files, `mosquitto.conf` and `dynsec.json`, made from parameters.
+What it is not: the broker's state. That is a cache of what the PoP's log holds (`persistence false`).
+What must stay true: nobody connects without an account; whatever is not granted is denied, delivery to existing subscriptions included; no account
+of a PoP's namespaces reaches `$CONTROL`.
+"""
+
+import base64
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HASH_ITERATIONS = 1000
+"""PBKDF2 rounds. The secrets have 256 random bits, so more rounds would only hold up the single-threaded broker at each connect."""
+
+ADMIN = "admin"
+GATEWAY = "gateway"
+OPERATOR = "operator"
+
+
+@dataclass(frozen=True)
+class BrokerParams:
+    """What differs between PoPs and modes. Paths are as the broker process sees them."""
+
+    bind: str
+    """Address of the TCP listener."""
+    port: int
+    """Port of the TCP listener."""
+    socket: Path
+    """Unix socket for the gateway."""
+    dynsec_file: Path
+    """Accounts and rights; the broker rewrites it when they change."""
+    plugin: Path
+    """The dynamic-security plugin."""
+    user: str | None = None
+    """Account the broker drops to when started as root; None = leave it to Mosquitto."""
+    max_packet_bytes: int = 33 * 1024 * 1024
+    """Above it the broker refuses by itself. Twice the largest event, so that one that is somewhat too large reaches the gateway, which says why."""
+    memory_bytes: int = 512 * 1024 * 1024
+    """The broker's memory: the only limit that makes it refuse instead of dropping silently."""
+
+
+def mosquitto_conf(params: BrokerParams) -> str:
+    """The text of mosquitto.conf."""
+    lines = [
+        "# Written by edgeflow at each start; changes are lost.",
+        "per_listener_settings false",
+        "allow_anonymous false",
+        f"plugin {params.plugin}",
+        f"plugin_opt_config_file {params.dynsec_file}",
+        "",
+        "# The log in Redis holds what must not be lost; the broker keeps nothing on disk.",
+        "persistence false",
+        "set_tcp_nodelay true",
+        "max_inflight_messages 256",
+        "max_queued_messages 1000000",
+        "max_queued_bytes 0",
+        f"memory_limit {params.memory_bytes}",
+        f"max_packet_size {params.max_packet_bytes}",
+        "",
+        "log_dest stderr",
+        "log_timestamp true",
+        "log_timestamp_format %Y-%m-%dT%H:%M:%S",
+        "log_type error",
+        "log_type warning",
+        "log_type notice",
+        "connection_messages false",  # they name client ids, and the gateway's are secrets
+    ]
+    if params.user is not None:
+        lines.append(f"user {params.user}")
+    lines += ["", f"listener {params.port} {params.bind}", "", f"listener 0 {params.socket}", ""]
+    return "\n".join(lines)
+
+
+def dynsec(passwords: dict[str, str]) -> str:
+    """The text of dynsec.json for the accounts admin, gateway and operator, whose passwords (by account name) are given."""
+    everything = [_acl("publishClientSend", "#"), _acl("publishClientReceive", "#"), _acl("subscribePattern", "#")]
+    watching = [_acl("publishClientReceive", "$SYS/#"), _acl("subscribePattern", "$SYS/#")]
+    no_control = [
+        _acl(kind, "$CONTROL/#", allow=False, priority=10)
+        for kind in ("publishClientSend", "publishClientReceive", "subscribePattern")
+    ]
+    leaving = [_acl("unsubscribePattern", "#")]
+    control = [
+        _acl(kind, "$CONTROL/dynamic-security/#")
+        for kind in ("publishClientSend", "publishClientReceive", "subscribePattern")
+    ]
+    roles: dict[str, list[dict[str, Any]]] = {
+        ADMIN: control + leaving,
+        GATEWAY: no_control + everything + watching + leaving,
+        OPERATOR: no_control + everything + watching + leaving,
+    }
+    document = {
+        "defaultACLAccess": {
+            "publishClientSend": False,
+            "publishClientReceive": False,  # a revoked right also ends deliveries to what was subscribed before
+            "subscribe": False,
+            "unsubscribe": False,
+        },
+        "clients": [_client(account, passwords[account]) for account in roles],
+        "groups": [],
+        "roles": [{"rolename": account, "acls": acls} for account, acls in roles.items()],
+    }
+    return json.dumps(document, indent=2) + "\n"
+
+
+def _client(account: str, password: str) -> dict[str, Any]:
+    salt = os.urandom(12)  # the plugin takes exactly 12 bytes
+    digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, HASH_ITERATIONS, 64)
+    return {
+        "username": account,
+        "password": base64.b64encode(digest).decode(),
+        "salt": base64.b64encode(salt).decode(),
+        "iterations": HASH_ITERATIONS,
+        "roles": [{"rolename": account}],
+    }
+
+
+def _acl(kind: str, topic: str, *, allow: bool = True, priority: int = 0) -> dict[str, Any]:
+    return {"acltype": kind, "topic": topic, "priority": priority, "allow": allow}

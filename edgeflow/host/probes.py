@@ -1,0 +1,46 @@
+"""Asks a process whether it does its work: Redis by PING, the broker by a connection, the control process by /readyz."""
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+TIMEOUT_S = 3.0
+
+
+async def redis_answers(socket: Path) -> bool:
+    """Whether the Redis on this unix socket is up and has loaded its data."""
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            reader, writer = await asyncio.open_unix_connection(str(socket))
+            with contextlib.closing(writer):
+                writer.write(b"PING\r\n")
+                return (await reader.readline()).startswith(b"+PONG")
+    except (OSError, TimeoutError):
+        return False
+
+
+async def socket_answers(socket: Path) -> bool:
+    """Whether somebody accepts connections on this unix socket."""
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            _, writer = await asyncio.open_unix_connection(str(socket))
+            writer.close()
+            return True
+    except (OSError, TimeoutError):
+        return False
+
+
+async def http_status(host: str, port: int, path: str) -> tuple[int, str]:
+    """Status and first part of the body of a GET. (0, reason) when there is no answer."""
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(host, port)
+            with contextlib.closing(writer):
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+                answer = await reader.read(8192)
+        head, _, body = answer.partition(b"\r\n\r\n")
+        return int(head.split(b" ", 2)[1]), body.decode(errors="replace")
+    except (OSError, TimeoutError) as error:
+        return 0, str(error) or type(error).__name__
+    except (IndexError, ValueError):
+        return 0, "the answer is not HTTP"
