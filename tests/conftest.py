@@ -10,16 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-
-IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
-
-
-def missing(what: str, how: str) -> None:
-    """Skip the running test with a clear word; in CI fail it."""
-    message = f"{what} is missing here: {how}"
-    if IN_CI:
-        pytest.fail(message, pytrace=False)
-    pytest.skip(message)
+from needs import missing
 
 
 @pytest.fixture
