@@ -1,0 +1,266 @@
+"""The messages of a link and their wire form.
+
+What it is: one frozen dataclass per message, and the check that turns a decoded frame into one.
+What it is not: what a message causes (sender, receiver, session), or framing (core/wire).
+What must stay true: nothing from a peer is used before it passed `decode`; names that become Redis keys or file names (namespaces, digests)
+are checked here. docs/links.md describes each message; a test compares the two.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from edgeflow.core.channels import NAMESPACE
+from edgeflow.core.wire import Message as Frame
+from edgeflow.core.wire import encode_frame
+from edgeflow.errors import ProtocolError
+
+VERSION = 1
+WINDOW_BYTES = 4 * 1024 * 1024
+"""Payload bytes that may be under way without an ack."""
+CHUNK_WINDOW_BYTES = 3 * 1024 * 1024
+"""Blob chunks stop here, so that entries always find room in the window."""
+BATCH_ENTRIES = 64
+BATCH_BYTES = 256 * 1024
+CHUNK_BYTES = 64 * 1024
+LIST_ITEMS = 1000
+"""Digests per `want` or `nohave`."""
+
+Position = tuple[str, str, int, int]
+"""(namespace, origin, epoch, seq): a cursor into one log."""
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_MAX_INT = 2**53
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First message of both sides: who I am, and how far I have each log (`logs`: namespace -> [[origin, epoch, seq], ...])."""
+
+    v: int
+    cluster: str
+    pop: str
+    logs: dict[str, list[tuple[str, int, int]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """Consecutive raw entries of one of the sender's own logs, the first at seq `first`; the blobs in `coming` follow on this link."""
+
+    ns: str
+    origin: str
+    epoch: int
+    first: int
+    entries: list[bytes]
+    coming: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """One chunk of a blob of `size` bytes, at offset `off`. Chunks of one blob come in order; `off` 0 starts it (again)."""
+
+    ns: str
+    digest: str
+    size: int
+    off: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Send these blobs."""
+
+    ns: str
+    digests: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class NoHave:
+    """These blobs are not here: ask somebody else, or later. Ends their transfer if it had begun."""
+
+    ns: str
+    digests: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Stop sending this blob; `code` is `too-large` (never send it) or `busy` (I shall ask for it)."""
+
+    ns: str
+    digest: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """`bytes` payload bytes of this connection are dealt with; `logs` are mirrored and on disk up to these cursors; `blobs` are readable here."""
+
+    bytes: int
+    logs: list[Position]
+    blobs: list[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rewind:
+    """Send this log again from the entry after `seq`: what came last did not fit."""
+
+    ns: str
+    origin: str
+    epoch: int
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """`at` is the sender's monotonic clock in microseconds; it comes back as it is."""
+
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """The answer to a ping."""
+
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """Why I close the connection now."""
+
+    code: str
+    message: str
+
+
+Message = Hello | Entries | Blob | Want | NoHave | Refuse | Ack | Rewind | Ping | Pong | Error
+
+KINDS: dict[str, type[Message]] = {
+    "hello": Hello, "entries": Entries, "blob": Blob, "want": Want, "nohave": NoHave, "refuse": Refuse, "ack": Ack, "rewind": Rewind,
+    "ping": Ping, "pong": Pong, "error": Error,
+}  # fmt: skip
+
+
+def encode(message: Message) -> bytes:
+    """The frame of a message."""
+    frame: dict[str, Any] = {"t": _NAMES[type(message)]}
+    for name in _CHECKS[type(message)]:
+        frame[name] = getattr(message, name)
+    return encode_frame(frame)
+
+
+def decode(frame: Frame) -> Message:
+    """The message of a decoded frame; fields that this version does not know are ignored. Raises ProtocolError when it is not well formed."""
+    name = frame.get("t")
+    kind = KINDS.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise ProtocolError(f"{str(name)[:40]!r} is not a link message")
+    values = []
+    for field, check in _CHECKS[kind].items():
+        try:
+            values.append(check(frame[field]))
+        except (KeyError, TypeError, ValueError):
+            raise ProtocolError(f"{name}.{field} is missing or malformed") from None
+    return kind(*values)
+
+
+def payload_bytes(message: Entries | Blob) -> int:
+    """What a message counts towards the window; both sides compute it alike."""
+    return (
+        len(message.data) if isinstance(message, Blob) else sum(map(len, message.entries)) + 16 * len(message.entries)
+    )
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str or len(value) > 4096:
+        raise ValueError
+    return value
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < _MAX_INT:
+        raise ValueError
+    return value
+
+
+def _bytes(value: Any) -> bytes:
+    if type(value) is not bytes:
+        raise ValueError
+    return value
+
+
+def _namespace(value: Any) -> str:
+    if not NAMESPACE.fullmatch(value):
+        raise ValueError
+    return str(value)
+
+
+def _digest(value: Any) -> str:
+    if not _DIGEST.fullmatch(value):
+        raise ValueError
+    return str(value)
+
+
+def _list_of(check: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
+    def checked(value: Any) -> list[Any]:
+        if type(value) is not list:
+            raise ValueError
+        return [check(item) for item in value]
+
+    return checked
+
+
+def _tuple_of(*checks: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
+    def checked(value: Any) -> tuple[Any, ...]:
+        return tuple(check(item) for check, item in zip(checks, value, strict=True))
+
+    return checked
+
+
+def _hello_logs(value: Any) -> dict[str, list[Any]]:
+    one = _list_of(_tuple_of(_text, _number, _number))
+    return {_namespace(name): one(logs) for name, logs in value.items()} if type(value) is dict else _fail()
+
+
+def _fail() -> Any:
+    raise ValueError
+
+
+_SPECIAL: dict[str, Callable[[Any], Any]] = {
+    "ns": _namespace,
+    "digest": _digest,
+    "digests": _list_of(_digest),
+    "coming": _list_of(_digest),
+    "entries": _list_of(_bytes),
+    "blobs": _list_of(_tuple_of(_namespace, _digest)),
+}
+_BY_TYPE: dict[Any, Callable[[Any], Any]] = {str: _text, int: _number, bytes: _bytes}
+
+
+def _checks(kind: type[Message]) -> dict[str, Callable[[Any], Any]]:
+    checks = {}
+    for field in fields(kind):
+        check = _SPECIAL.get(field.name) or _BY_TYPE.get(field.type)
+        if field.name == "logs":
+            check = _hello_logs if kind is Hello else _list_of(_tuple_of(_namespace, _text, _number, _number))
+        if check is None:
+            raise TypeError(f"{kind.__name__}.{field.name} has no check")
+        checks[field.name] = check
+    return checks
+
+
+_CHECKS = {kind: _checks(kind) for kind in KINDS.values()}
+_NAMES = {kind: name for name, kind in KINDS.items()}
+
+
+def in_lists(items: Iterable[str]) -> Iterable[list[str]]:
+    """`items` cut into lists of at most LIST_ITEMS."""
+    batch: list[str] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == LIST_ITEMS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

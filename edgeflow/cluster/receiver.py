@@ -1,0 +1,183 @@
+"""The receiving half of a link: entries and blobs of one peer go into the store, cursors go back.
+
+What it is: one store call per message, and the acks that it earned.
+What it is not: the gate. The store opens it; whoever releases events is told the namespace through `released`.
+What must stay true: an ack names only what the store has on disk; a log is mirrored without gaps or is sent again from its cursor; what is held
+in memory of unfinished blobs is bounded; an entry that the store cannot take stops its log only.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from edgeflow.cluster import linkproto
+from edgeflow.cluster.linkproto import Ack, Blob, Entries, Message, NoHave, Refuse, Rewind
+from edgeflow.cluster.ports import LinkStore
+from edgeflow.cluster.wants import Wants
+from edgeflow.errors import CorruptBlob, LogGap, ProtocolError
+from edgeflow.settings import Limits
+from edgeflow.store.records import LogId
+
+log = structlog.get_logger(__name__)
+
+LogKey = tuple[str, LogId]
+BlobKey = tuple[str, str]
+
+
+@dataclass(slots=True)
+class _Spool:
+    size: int
+    data: bytearray = field(default_factory=bytearray)
+
+
+@dataclass(slots=True)
+class _Rewound:
+    """A log that waits for its entries again: those after `seq`, which are asked for at `ask_at_s`."""
+
+    seq: int
+    ask_at_s: float
+    asked: bool = False
+
+
+class Receiver:
+    """What one connection brings. `send` queues an answer."""
+
+    def __init__(
+        self, store: LinkStore, peer: str, limits: Limits, wants: Wants, send: Callable[[Message], None]
+    ) -> None:
+        self._store = store
+        self._peer = peer
+        self._max_blob_bytes = max(limits.value_bytes, limits.event_bytes)
+        self._wants = wants
+        self._send = send
+        self._spools: dict[BlobKey, _Spool] = {}
+        self._refused: set[BlobKey] = set()
+        self._rewound: dict[LogKey, _Rewound] = {}
+        self._failures: dict[LogKey, int] = {}
+        self._got_bytes = 0
+        self._reported_bytes = 0
+        self._cursors: dict[LogKey, int] = {}
+        self._arrived: list[BlobKey] = []
+        self.released: set[str] = set()
+        """Namespaces in which gates may have opened; the caller clears it."""
+        self.corrupt_blobs = 0
+        self.entries = 0
+
+    def on_entries(self, message: Entries, now_s: float) -> None:
+        """Mirrors them. Raises ProtocolError when they are not the peer's own."""
+        if message.origin != self._peer:
+            raise ProtocolError(
+                f"{self._peer} sent entries of {message.origin!r}; only a PoP's own logs travel on its link"
+            )
+        if not message.entries or message.first < 1:
+            raise ProtocolError("an entries message is empty or does not begin at seq 1 or later")
+        self._got_bytes += linkproto.payload_bytes(message)
+        key = (message.ns, LogId(message.origin, message.epoch))
+        rewound = self._rewound.get(key)
+        if rewound is not None:
+            if not rewound.asked or message.first > rewound.seq + 1:
+                return  # sent before the peer read our rewind
+            del self._rewound[key]
+        handle = self._store.namespace(message.ns)
+        try:
+            result = handle.mirror(key[1], message.first, message.entries)
+        except Exception as error:  # one log that cannot be mirrored must not end the link
+            failures = self._failures.get(key, 0)
+            self._failures[key] = failures + 1
+            log.warning(
+                "link_entries_refused",
+                namespace=message.ns,
+                peer=self._peer,
+                epoch=message.epoch,
+                first=message.first,
+                error=repr(error),
+            )
+            at_once = isinstance(error, LogGap) and failures == 0
+            self._rewound[key] = _Rewound(0, now_s if at_once else now_s + min(30.0, 2.0**failures))
+            return
+        self._failures.pop(key, None)
+        self.entries += len(message.entries)
+        self._cursors[key] = result.mirrored
+        self.released.add(message.ns)
+        if result.missing:
+            missing = set(result.missing)
+            self._wants.coming(message.ns, missing.intersection(message.coming), self._peer, now_s)
+            self._wants.missing(message.ns, missing, now_s)
+
+    def on_blob(self, message: Blob, now_s: float) -> None:
+        """Collects chunks; stores a blob when it is whole. Raises ProtocolError when a chunk does not follow the one before."""
+        self._got_bytes += len(message.data)
+        key = (message.ns, message.digest)
+        if message.off == 0:
+            self._drop(key)
+            if not self._admit(key, message.size, now_s):
+                return
+        elif key in self._refused:
+            return
+        spool = self._spools.get(key)
+        if spool is None or spool.size != message.size or len(spool.data) != message.off:
+            raise ProtocolError(f"a chunk of {message.digest} at {message.off} does not follow the one before")
+        if len(message.data) > spool.size - len(spool.data) or (not message.data and spool.size):
+            raise ProtocolError(f"a chunk of {message.digest} has {len(message.data)} bytes, beyond its end or none")
+        spool.data += message.data
+        self._wants.progress(key, now_s)
+        if len(spool.data) == spool.size:
+            self._drop(key)
+            self._store_blob(key, bytes(spool.data), now_s)
+
+    def on_nohave(self, message: NoHave, now_s: float) -> None:
+        """The peer has not got them, or no longer."""
+        for digest in message.digests:
+            self._drop((message.ns, digest))
+            self._wants.failed((message.ns, digest), self._peer, now_s)
+
+    def flush(self, now_s: float) -> None:
+        """Queues the ack for what came since the last one, and rewinds whose time has come."""
+        for key, rewound in self._rewound.items():
+            if not rewound.asked and now_s >= rewound.ask_at_s:
+                rewound.seq = self._store.namespace(key[0]).logs().get(key[1], 0)
+                rewound.asked = True
+                self._send(Rewind(key[0], key[1].origin, key[1].epoch, rewound.seq))
+        if self._got_bytes != self._reported_bytes or self._cursors or self._arrived:
+            self._send(
+                Ack(self._got_bytes, [(ns, *log_id, seq) for (ns, log_id), seq in self._cursors.items()], self._arrived)
+            )
+            self._reported_bytes = self._got_bytes
+            self._cursors = {}
+            self._arrived = []
+
+    def _admit(self, key: BlobKey, size: int, now_s: float) -> bool:
+        self._refused.discard(key)
+        if size > self._max_blob_bytes:
+            self._wants.give_up(key, now_s)
+            self._refuse(key, "too-large", f"{size} bytes, the limit here is {self._max_blob_bytes}")
+            return False
+        # The sender keeps what is active within value_bytes, so twice that is only exceeded by one that does not follow the rules.
+        if sum(spool.size for spool in self._spools.values()) + size > 2 * self._max_blob_bytes:
+            self._wants.failed(key, self._peer, now_s)
+            self._refuse(key, "busy", "too many unfinished blobs on this link")
+            return False
+        self._spools[key] = _Spool(size)
+        return True
+
+    def _refuse(self, key: BlobKey, code: str, reason: str) -> None:
+        log.warning("link_blob_refused", namespace=key[0], digest=key[1], peer=self._peer, code=code, reason=reason)
+        self._refused.add(key)
+        self._send(Refuse(*key, code, reason))
+
+    def _store_blob(self, key: BlobKey, data: bytes, now_s: float) -> None:
+        try:
+            self._store.namespace(key[0]).add_blob(key[1], data)
+        except CorruptBlob:
+            self.corrupt_blobs += 1
+            self._wants.missing(key[0], [key[1]], now_s)
+            self._wants.failed(key, self._peer, now_s)
+            log.warning("link_blob_corrupt", namespace=key[0], digest=key[1], peer=self._peer)
+            return
+        self._wants.arrived(key)
+        self._arrived.append(key)
+        self.released.add(key[0])
+
+    def _drop(self, key: BlobKey) -> None:
+        self._spools.pop(key, None)

@@ -1,0 +1,369 @@
+"""The sending half of a link: this PoP's own logs, and blobs, in the order and at the pace the peer can take.
+
+What it is: per log a cursor (sent, acked), per blob a transfer, and `fill`, which puts the next frames into a buffer.
+What it is not: a queue of what was appended: the store is the queue, `notify` only says that there is something to read.
+What must stay true: entries of a log leave in order without a gap; blobs below `redis_blob_bytes` leave before the entry that refers to them,
+larger ones after it in chunks between other entries; never more than the window is under way; one log's trouble stops that log only.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import structlog
+
+from edgeflow.cluster import linkproto
+from edgeflow.cluster.linkproto import Ack, Blob, Entries, Message, NoHave, Refuse, Rewind, Want, encode
+from edgeflow.cluster.ports import Heads, LinkNamespace, LinkStore
+from edgeflow.errors import LogGap, ProtocolError
+from edgeflow.settings import Limits
+from edgeflow.store.records import LogId
+
+log = structlog.get_logger(__name__)
+
+READ_ENTRIES = 256
+REMEMBERED_DIGESTS = 50_000
+ACTIVE_TRANSFERS = 8
+RETRY_S = 10.0
+"""A log that cannot be sent is tried again after this long."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Entries that wait until the small blobs they refer to have gone."""
+
+    first: int
+    entries: list[bytes]
+    blobs: deque[str]
+    coming: list[str]
+
+
+@dataclass(slots=True)
+class _OwnLog:
+    id: LogId
+    acked: int
+    sent: int
+    head: int = 0
+    read: deque[tuple[int, bytes]] = field(default_factory=deque)
+    batch: _Batch | None = None
+    unacked: deque[tuple[int, float]] = field(default_factory=deque)
+    """(last seq of a batch, when there was something to send): for the staleness."""
+    stopped: str = ""
+    """Why nothing of this log can be sent; empty when it can."""
+    retry_at_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Space:
+    name: str
+    handle: LinkNamespace
+    logs: dict[LogId, _OwnLog] = field(default_factory=dict)
+    dirty_since_s: float | None = None
+
+
+@dataclass(slots=True)
+class _Transfer:
+    size: int
+    off: int = 0
+
+
+class Sender:
+    """What one connection still has to send to its peer.
+
+    `cursors` are the peer's: per namespace the last seq it has of each of our own logs.
+    """
+
+    def __init__(self, store: LinkStore, me: str, limits: Limits, cursors: Heads) -> None:
+        self._store = store
+        self._me = me
+        self._limits = limits
+        self._cursors = cursors
+        self._spaces: OrderedDict[str, _Space] = OrderedDict()
+        self._sent_digests: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._active: OrderedDict[tuple[str, str], _Transfer] = OrderedDict()
+        self._waiting: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._active_bytes = 0
+        self.sent_bytes = 0
+        self.acked_bytes = 0
+
+    # What there is to send
+
+    def notify(self, namespaces: Iterable[str], now_s: float) -> None:
+        """Something was appended to these namespaces."""
+        for name in namespaces:
+            space = self._spaces.get(name)
+            if space is None:
+                self.poll({name: self._store.namespace(name).logs()}, now_s)
+            elif space.dirty_since_s is None:
+                space.dirty_since_s = now_s
+
+    def poll(self, heads: Heads, now_s: float) -> None:
+        """The present heads: finds new namespaces and epochs, and what a lost notification left behind."""
+        for name, logs in heads.items():
+            space = self._spaces.get(name)
+            if space is None:
+                space = self._spaces[name] = _Space(name, self._store.namespace(name))
+            for log_id, head in sorted(logs.items()):
+                if log_id.origin != self._me:
+                    continue
+                own = space.logs.get(log_id)
+                if own is None:
+                    cursor = self._cursors.get(name, {}).get(log_id, 0)
+                    own = space.logs[log_id] = _OwnLog(log_id, acked=cursor, sent=cursor)
+                    if cursor > head:
+                        self._stop(
+                            space,
+                            own,
+                            f"the peer has seq {cursor} of it, this store only {head}: its tail was lost",
+                            now_s,
+                        )
+                own.head = max(own.head, head)
+                if own.head > own.sent and own.retry_at_s <= now_s and space.dirty_since_s is None:
+                    space.dirty_since_s = now_s
+
+    @property
+    def bytes_behind(self) -> int:
+        """Payload bytes under way or queued, not acknowledged yet (entries that were not read yet apart)."""
+        queued = sum(transfer.size - transfer.off for transfer in self._active.values()) + sum(self._waiting.values())
+        return self.sent_bytes - self.acked_bytes + queued
+
+    @property
+    def acked(self) -> dict[str, dict[LogId, int]]:
+        """The peer's cursors as they are now."""
+        known = {name: dict(logs) for name, logs in self._cursors.items()}
+        for space in self._spaces.values():
+            known.setdefault(space.name, {}).update({own.id: own.acked for own in space.logs.values()})
+        return known
+
+    @property
+    def trouble(self) -> str:
+        """Why some log is not sent; empty when all are."""
+        return next((own.stopped for space in self._spaces.values() for own in space.logs.values() if own.stopped), "")
+
+    def staleness_ms(self, now_s: float) -> int:
+        """Age of the oldest thing that the peer has not acknowledged, as this side saw it; 0 when it has all."""
+        since = [space.dirty_since_s for space in self._spaces.values() if space.dirty_since_s is not None]
+        since += [own.unacked[0][1] for space in self._spaces.values() for own in space.logs.values() if own.unacked]
+        return round((now_s - min(since)) * 1000) if since else 0
+
+    # What the peer says
+
+    def on_ack(self, message: Ack) -> None:
+        """Moves cursors and opens the window. Raises ProtocolError for an ack of what was never sent."""
+        if not self.acked_bytes <= message.bytes <= self.sent_bytes:
+            raise ProtocolError(f"ack of {message.bytes} bytes, sent were {self.sent_bytes}")
+        self.acked_bytes = message.bytes
+        for ns, origin, epoch, seq in message.logs:
+            own = self._own(ns, origin, epoch)
+            if own is None:
+                raise ProtocolError(f"ack of log {ns} {origin}.{epoch}, which is not sent here")
+            own.acked = max(own.acked, min(seq, own.sent))
+            while own.unacked and own.unacked[0][0] <= seq:
+                own.unacked.popleft()
+
+    def on_rewind(self, message: Rewind, now_s: float) -> None:
+        """Starts a log again at the peer's cursor. Raises ProtocolError when that lies beyond what was sent."""
+        own = self._own(message.ns, message.origin, message.epoch)
+        if own is None or message.seq > own.sent:
+            raise ProtocolError(
+                f"rewind of log {message.ns} {message.origin}.{message.epoch} to {message.seq}, which was not sent"
+            )
+        own.sent = own.acked = message.seq
+        own.read.clear()
+        own.unacked.clear()
+        if own.batch is not None:
+            for digest in (*own.batch.blobs, *own.batch.coming):
+                self._sent_digests.pop((message.ns, digest), None)
+            own.batch = None
+        self._spaces[message.ns].dirty_since_s = now_s
+
+    def on_want(self, message: Want) -> list[Message]:
+        """Queues what is here; returns the answer for what is not."""
+        handle = self._store.namespace(message.ns)
+        absent = []
+        for digest in message.digests:
+            size = handle.blob_size(digest)
+            if size is None:
+                absent.append(digest)
+            else:
+                self._queue((message.ns, digest), size)
+        return [NoHave(message.ns, absent)] if absent else []
+
+    def on_refuse(self, message: Refuse) -> None:
+        """The peer takes no more of this blob."""
+        key = (message.ns, message.digest)
+        log.warning(
+            "link_blob_refused", namespace=message.ns, digest=message.digest, code=message.code, reason=message.message
+        )
+        self._waiting.pop(key, None)
+        self._end(key)
+
+    # What goes out next
+
+    def fill(self, out: bytearray, budget_bytes: int, now_s: float) -> None:
+        """Appends frames to `out` until it has `budget_bytes`, the window is full, or nothing is left.
+
+        Each round takes one batch of one namespace and one chunk of one blob.
+        """
+        progress = True
+        while progress and len(out) < budget_bytes:
+            progress = False
+            if self._under_way < linkproto.WINDOW_BYTES and (space := self._next_dirty()) is not None:
+                self._push(space, out, now_s)
+                progress = True
+            if self._under_way < linkproto.CHUNK_WINDOW_BYTES and (self._active or self._waiting):
+                self._push_chunk(out)
+                progress = True
+
+    @property
+    def _under_way(self) -> int:
+        return self.sent_bytes - self.acked_bytes
+
+    def _next_dirty(self) -> _Space | None:
+        for space in self._spaces.values():
+            if space.dirty_since_s is not None:
+                self._spaces.move_to_end(space.name)
+                return space
+        return None
+
+    def _push(self, space: _Space, out: bytearray, now_s: float) -> None:
+        """One step of a namespace: a small blob, or a batch of entries, or the finding that there is nothing left."""
+        for own in space.logs.values():
+            if own.retry_at_s > now_s:
+                continue
+            try:
+                if own.batch is None:
+                    own.batch = self._next_batch(space, own)
+            except Exception as error:  # one damaged log must not end the link
+                own.read.clear()
+                self._stop(space, own, f"cannot be read after seq {own.sent}: {error!r}", now_s)
+            if own.batch is None:
+                continue
+            own.stopped = ""
+            if own.batch.blobs:
+                self._put_whole(space, own.batch.blobs.popleft(), out)
+            else:
+                self._put_batch(space, own, own.batch, out, now_s)
+            return
+        space.dirty_since_s = None
+
+    def _next_batch(self, space: _Space, own: _OwnLog) -> _Batch | None:
+        if not own.read:
+            own.read.extend(
+                space.handle.read_log(own.id, own.sent, count=READ_ENTRIES, max_bytes=linkproto.BATCH_BYTES)
+            )
+            if not own.read:
+                return None
+        if own.read[0][0] != own.sent + 1:
+            raise LogGap(f"entries {own.sent + 1}..{own.read[0][0] - 1} are no longer kept here")
+        batch = _Batch(own.sent + 1, [], deque(), [])
+        size = 0
+        while own.read and len(batch.entries) < linkproto.BATCH_ENTRIES:
+            raw = own.read[0][1]
+            if batch.entries and size + len(raw) > linkproto.BATCH_BYTES:
+                break
+            own.read.popleft()
+            batch.entries.append(raw)
+            size += len(raw)
+            for ref in space.handle.entry_blobs(raw):
+                if not self._remember((space.name, ref.digest)):
+                    continue
+                if ref.size < self._limits.redis_blob_bytes:
+                    batch.blobs.append(ref.digest)
+                    size += ref.size
+                else:
+                    batch.coming.append(ref.digest)
+        return batch
+
+    def _put_batch(self, space: _Space, own: _OwnLog, batch: _Batch, out: bytearray, now_s: float) -> None:
+        coming = []
+        for digest in batch.coming:
+            size = space.handle.blob_size(digest)
+            if size is not None:
+                self._queue((space.name, digest), size)
+                coming.append(digest)
+        message = Entries(space.name, own.id.origin, own.id.epoch, batch.first, batch.entries, coming)
+        out += encode(message)
+        self.sent_bytes += linkproto.payload_bytes(message)
+        own.sent = batch.first + len(batch.entries) - 1
+        own.head = max(own.head, own.sent)
+        own.unacked.append((own.sent, space.dirty_since_s if space.dirty_since_s is not None else now_s))
+        own.batch = None
+        space.dirty_since_s = now_s
+
+    def _put_whole(self, space: _Space, digest: str, out: bytearray) -> None:
+        data = self._read_blob(space.name, digest, 0, self._limits.redis_blob_bytes)
+        if not data:
+            self._sent_digests.pop((space.name, digest), None)  # gone here; the peer will ask for it by name
+            return
+        for off in range(0, len(data), linkproto.CHUNK_BYTES):
+            self._put_chunk(space.name, digest, len(data), off, data[off : off + linkproto.CHUNK_BYTES], out)
+
+    def _push_chunk(self, out: bytearray) -> None:
+        while self._waiting and len(self._active) < ACTIVE_TRANSFERS:
+            key, size = next(iter(self._waiting.items()))
+            if self._active and self._active_bytes + size > self._limits.value_bytes:
+                break
+            del self._waiting[key]
+            self._active[key] = _Transfer(size)
+            self._active_bytes += size
+        key, transfer = next(iter(self._active.items()))
+        ns, digest = key
+        self._active.move_to_end(key)
+        length = min(linkproto.CHUNK_BYTES, transfer.size - transfer.off)
+        data = self._read_blob(ns, digest, transfer.off, length) if length else b""
+        if len(data) != length:
+            out += encode(NoHave(ns, [digest]))
+            self._end(key)
+            return
+        self._put_chunk(ns, digest, transfer.size, transfer.off, data, out)
+        transfer.off += length
+        if transfer.off == transfer.size:
+            self._end(key)
+
+    def _read_blob(self, ns: str, digest: str, off: int, length: int) -> bytes:
+        try:
+            return self._store.namespace(ns).read_blob_range(digest, off, length)
+        except Exception as error:  # one damaged blob must not end the link; the peer asks for it elsewhere
+            log.warning("link_blob_unreadable", namespace=ns, digest=digest, error=repr(error))
+            return b""
+
+    def _put_chunk(self, ns: str, digest: str, size: int, off: int, data: bytes, out: bytearray) -> None:
+        out += encode(Blob(ns, digest, size, off, data))
+        self.sent_bytes += len(data)
+
+    def _queue(self, key: tuple[str, str], size: int) -> None:
+        if key not in self._active:
+            self._waiting.setdefault(key, size)
+
+    def _end(self, key: tuple[str, str]) -> None:
+        transfer = self._active.pop(key, None)
+        if transfer is not None:
+            self._active_bytes -= transfer.size
+
+    def _remember(self, key: tuple[str, str]) -> bool:
+        """Whether this blob has to be sent: not when it went over this connection already."""
+        if key in self._sent_digests:
+            self._sent_digests.move_to_end(key)
+            return False
+        self._sent_digests[key] = None
+        if len(self._sent_digests) > REMEMBERED_DIGESTS:
+            self._sent_digests.popitem(last=False)
+        return True
+
+    def _own(self, ns: str, origin: str, epoch: int) -> _OwnLog | None:
+        space = self._spaces.get(ns)
+        return space.logs.get(LogId(origin, epoch)) if space else None
+
+    def _stop(self, space: _Space, own: _OwnLog, why: str, now_s: float) -> None:
+        reason = f"log {space.name} {own.id.origin}.{own.id.epoch}: {why}"
+        if own.stopped != reason:
+            log.error("link_log_stopped", namespace=space.name, epoch=own.id.epoch, reason=why)
+        own.stopped, own.retry_at_s = reason, now_s + RETRY_S
+
+
+def cursors_of(logs: Mapping[str, list[tuple[str, int, int]]], origin: str) -> dict[str, dict[LogId, int]]:
+    """The cursors in a hello that concern the logs of `origin`."""
+    return {
+        ns: {LogId(pop, epoch): seq for pop, epoch, seq in cursors if pop == origin} for ns, cursors in logs.items()
+    }

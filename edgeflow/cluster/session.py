@@ -1,0 +1,186 @@
+"""One connection between two PoPs, without I/O: bytes in, bytes out.
+
+What it is: the handshake, the dispatch of messages to sender and receiver, pings.
+What it is not: a socket, a timer, a reconnect (link.py). Time is an argument.
+What must stay true: nothing but a hello is read before the hello; a peer is who its certificate says, of this cluster, in this version, or it is
+refused by name.
+"""
+
+from collections.abc import Iterable
+
+from edgeflow.cluster import linkproto
+from edgeflow.cluster.linkproto import (
+    Ack,
+    Blob,
+    Entries,
+    Error,
+    Hello,
+    Message,
+    NoHave,
+    Ping,
+    Pong,
+    Refuse,
+    Rewind,
+    Want,
+    encode,
+    in_lists,
+)
+from edgeflow.cluster.ports import Heads, LinkStore
+from edgeflow.cluster.receiver import Receiver
+from edgeflow.cluster.sender import Sender, cursors_of
+from edgeflow.cluster.wants import Wants
+from edgeflow.core.wire import FrameReader
+from edgeflow.errors import EdgeflowError, LinkRefused, ProtocolError
+from edgeflow.settings import Limits
+
+SILENCE_S = 15.0
+"""A peer that says nothing for this long is taken for gone."""
+STALL_S = 3.0
+"""Ticks further apart than this mean that this process itself stood still; the peer's silence is then counted anew."""
+MAX_ANSWERS_BYTES = 8 * 1024 * 1024
+OUTPUT_BYTES = 256 * 1024
+
+
+class Session:
+    """One connection. `heads` are the logs that are here when it begins."""
+
+    def __init__(
+        self,
+        store: LinkStore,
+        *,
+        me: str,
+        cluster: str,
+        peer: str,
+        limits: Limits,
+        wants: Wants,
+        heads: Heads,
+        now_s: float,
+    ) -> None:
+        self._store = store
+        self._me = me
+        self._cluster = cluster
+        self._peer = peer
+        self._limits = limits
+        self._wants = wants
+        self._reader = FrameReader()
+        self._answers = bytearray()
+        self._heard_s = self._ticked_s = now_s
+        self._heads = heads
+        self._early: set[str] = set()
+        self.sender: Sender | None = None
+        """None until the peer's hello came."""
+        self.receiver = Receiver(store, peer, limits, wants, self._answer)
+        self.rtt_ms: float | None = None
+        logs = {
+            ns: [(*log_id, seq) for log_id, seq in logs.items() if log_id.origin != me] for ns, logs in heads.items()
+        }
+        self._answer(Hello(linkproto.VERSION, cluster, me, logs))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the peer's hello was accepted."""
+        return self.sender is not None
+
+    def receive(self, data: bytes, now_s: float) -> None:
+        """Deals with what came. Raises EdgeflowError when the connection must end."""
+        self._heard_s = now_s
+        for frame in self._reader.feed(data):
+            self._dispatch(linkproto.decode(frame), now_s)
+        if self.is_open:
+            self.receiver.flush(now_s)
+            self._ask(now_s)
+
+    def output(self, now_s: float) -> bytes:
+        """The next bytes to send; empty when there is nothing, or the window is full."""
+        out = self._answers
+        self._answers = bytearray()
+        if self.sender is not None:
+            self.sender.fill(out, OUTPUT_BYTES, now_s)
+        return bytes(out)
+
+    def notify(self, namespaces: Iterable[str], now_s: float) -> None:
+        """Something was appended to these namespaces."""
+        if self.sender is not None:
+            self.sender.notify(namespaces, now_s)
+        else:
+            self._early.update(namespaces)
+
+    def tick(self, heads: Heads, now_s: float) -> None:
+        """Once a second, with the present heads. Raises LinkRefused when the peer has been silent for too long."""
+        if now_s - self._ticked_s > STALL_S:
+            self._heard_s = now_s
+        self._ticked_s = now_s
+        if now_s - self._heard_s > SILENCE_S:
+            raise LinkRefused(f"{self._peer} said nothing for {SILENCE_S:g} s")
+        self._answer(Ping(int(now_s * 1e6)))
+        if self.sender is not None:
+            self.sender.poll(heads, now_s)
+            self.receiver.flush(now_s)
+            self._ask(now_s)
+
+    def _dispatch(self, message: Message, now_s: float) -> None:
+        if isinstance(message, Error):
+            raise LinkRefused(f"{self._peer} closes: {message.code}: {message.message}")
+        sender = self.sender
+        if sender is None:
+            if not isinstance(message, Hello):
+                raise ProtocolError(f"{type(message).__name__.lower()} before hello")
+            self._greet(message, now_s)
+            return
+        match message:
+            case Entries():
+                self.receiver.on_entries(message, now_s)
+            case Blob():
+                self.receiver.on_blob(message, now_s)
+            case Ack():
+                sender.on_ack(message)
+            case Want():
+                for answer in sender.on_want(message):
+                    self._answer(answer)
+            case NoHave():
+                self.receiver.on_nohave(message, now_s)
+            case Refuse():
+                sender.on_refuse(message)
+            case Rewind():
+                sender.on_rewind(message, now_s)
+            case Ping():
+                self._answer(Pong(message.at))
+            case Pong():
+                self._measure(now_s - message.at / 1e6)
+            case Hello():
+                raise ProtocolError("a second hello")
+
+    def _greet(self, hello: Hello, now_s: float) -> None:
+        if hello.v != linkproto.VERSION:
+            raise LinkRefused(f"{self._peer} speaks link version {hello.v}, this PoP speaks {linkproto.VERSION}")
+        if hello.cluster != self._cluster:
+            raise LinkRefused(f"{self._peer} belongs to cluster {hello.cluster!r}, this PoP to {self._cluster!r}")
+        if hello.pop != self._peer:
+            raise LinkRefused(f"the certificate says {self._peer!r}, the hello says {hello.pop!r}")
+        self.sender = Sender(self._store, self._me, self._limits, cursors_of(hello.logs, self._me))
+        self.sender.poll(self._heads, now_s)
+        self.sender.notify(self._early, now_s)
+        self._heads, self._early = {}, set()
+        self._answer(Ping(int(now_s * 1e6)))
+
+    def _ask(self, now_s: float) -> None:
+        for ns, digests in self._wants.take(self._peer, now_s).items():
+            for some in in_lists(digests):
+                self._answer(Want(ns, some))
+
+    def _measure(self, rtt_s: float) -> None:
+        if 0 <= rtt_s < SILENCE_S:
+            rtt_ms = rtt_s * 1000
+            self.rtt_ms = rtt_ms if self.rtt_ms is None else 0.7 * self.rtt_ms + 0.3 * rtt_ms
+
+    def _answer(self, message: Message) -> None:
+        self._answers += encode(message)
+        if len(self._answers) > MAX_ANSWERS_BYTES:
+            raise ProtocolError(f"{self._peer} asks without reading the answers")
+
+
+def last_words(error: Exception) -> bytes:
+    """The frame that tells a peer why the connection ends."""
+    if isinstance(error, EdgeflowError):
+        return encode(Error(error.code, str(error)[:1000]))
+    return encode(Error("internal", "an internal error; see the log of that PoP"))

@@ -1,0 +1,100 @@
+"""Which blobs this PoP lacks, and whom it has asked for each.
+
+What it is: one small table that all links of a PoP share; time is an argument.
+What it is not: the truth about what is missing. That is the store; `settle` brings the table back to it.
+What must stay true: a blob is asked of one peer at a time; every missing blob is asked for again as long as it is missing, whatever is lost on the way.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+RETRY_S = 2.0
+"""After this long, peers that did not have a blob are asked again."""
+STALL_S = 15.0
+"""Without a chunk for this long, another peer is asked."""
+
+Key = tuple[str, str]
+"""(namespace, digest)."""
+
+
+@dataclass(slots=True)
+class _Want:
+    at_s: float
+    asked: str | None = None
+    without: set[str] = field(default_factory=set)
+    given_up: bool = False
+
+
+class Wants:
+    """The blobs that are missing here."""
+
+    def __init__(self) -> None:
+        self._wants: dict[Key, _Want] = {}
+
+    def __len__(self) -> int:
+        return sum(not want.given_up for want in self._wants.values())
+
+    def missing(self, ns: str, digests: Iterable[str], now_s: float) -> None:
+        """These are not here, and nobody has been asked unless the table says so."""
+        for digest in digests:
+            self._wants.setdefault((ns, digest), _Want(now_s))
+
+    def coming(self, ns: str, digests: Iterable[str], peer: str, now_s: float) -> None:
+        """`peer` said that it sends these."""
+        for digest in digests:
+            want = self._wants.setdefault((ns, digest), _Want(now_s))
+            if want.asked is None:
+                want.asked, want.at_s = peer, now_s
+
+    def take(self, peer: str, now_s: float) -> dict[str, list[str]]:
+        """What to ask of `peer` now, by namespace; it counts as asked from here on."""
+        asked: dict[str, list[str]] = {}
+        for (ns, digest), want in self._wants.items():
+            if want.asked is None and not want.given_up and peer not in want.without:
+                want.asked, want.at_s = peer, now_s
+                asked.setdefault(ns, []).append(digest)
+        return asked
+
+    def progress(self, key: Key, now_s: float) -> None:
+        """A chunk came."""
+        if (want := self._wants.get(key)) is not None:
+            want.at_s = now_s
+
+    def arrived(self, key: Key) -> None:
+        """It is readable here."""
+        self._wants.pop(key, None)
+
+    def failed(self, key: Key, peer: str, now_s: float) -> None:
+        """`peer` has not got it, or sent something else in its place."""
+        if (want := self._wants.get(key)) is not None:
+            want.without.add(peer)
+            if want.asked == peer:
+                want.asked, want.at_s = None, now_s
+
+    def give_up(self, key: Key, now_s: float) -> None:
+        """It can never be taken (too large): not asked for again while this process lives."""
+        self._wants.setdefault(key, _Want(now_s)).given_up = True
+
+    def peer_lost(self, peer: str) -> None:
+        """The link to `peer` is down: what it was asked for is asked of others."""
+        for want in self._wants.values():
+            want.without.discard(peer)
+            if want.asked == peer:
+                want.asked = None
+
+    def settle(self, ns: str, missing: Iterable[str], now_s: float) -> None:
+        """The store's own list for a namespace; what is no longer on it is forgotten."""
+        wanted = set(missing)
+        gone = [key for key, want in self._wants.items() if key[0] == ns and key[1] not in wanted and not want.given_up]
+        for key in gone:
+            del self._wants[key]
+        self.missing(ns, wanted, now_s)
+
+    def tick(self, now_s: float) -> None:
+        """Lets stalled transfers and refused questions be asked again."""
+        for want in self._wants.values():
+            if want.asked is not None and now_s - want.at_s > STALL_S:
+                want.without.add(want.asked)
+                want.asked, want.at_s = None, now_s
+            elif want.asked is None and want.without and now_s - want.at_s > RETRY_S:
+                want.without.clear()

@@ -1,0 +1,186 @@
+"""A store in memory that keeps the promises of the replication interface, and a wire between two sessions."""
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgpack
+
+from edgeflow.cluster.session import Session
+from edgeflow.cluster.wants import Wants
+from edgeflow.core.events import BlobRef
+from edgeflow.errors import CorruptBlob, CorruptEntry, LogGap, NotFound
+from edgeflow.settings import Limits
+from edgeflow.store.records import LogId, MirrorResult
+
+
+def digest_of(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+class MemoryNamespace:
+    """Entries are msgpack `[crc-like text, payload, [[digest, size], ...]]`."""
+
+    def __init__(self, pop: str) -> None:
+        self.pop = pop
+        self.entries: dict[LogId, list[bytes]] = {}
+        self.first: dict[LogId, int] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.missing: set[str] = set()
+        self.mirror_calls = 0
+        self.events: list[str] = []
+        """What happened, in order: "entry <n>" and "blob <digest>"."""
+
+    def append(self, payload: bytes, blobs: Sequence[bytes] = (), *, epoch: int = 1) -> bytes:
+        refs = []
+        for data in blobs:
+            self.blobs[digest_of(data)] = data
+            refs.append([digest_of(data), len(data)])
+        raw: bytes = msgpack.packb([hashlib.sha1(payload).hexdigest(), payload, refs])
+        self.entries.setdefault(LogId(self.pop, epoch), []).append(raw)
+        return raw
+
+    def logs(self) -> dict[LogId, int]:
+        return {log: self.first.get(log, 1) + len(entries) - 1 for log, entries in self.entries.items()}
+
+    def read_log(self, log: LogId, after: int, *, count: int, max_bytes: int) -> list[tuple[int, bytes]]:
+        first = self.first.get(log, 1)
+        found: list[tuple[int, bytes]] = []
+        size = 0
+        for seq, raw in enumerate(self.entries.get(log, [])[max(0, after - first + 1) :], max(after + 1, first)):
+            size += len(raw)
+            if len(found) == count or (found and size > max_bytes):
+                break
+            found.append((seq, raw))
+        return found
+
+    def entry_blobs(self, raw: bytes) -> list[BlobRef]:
+        return [BlobRef(digest, size) for digest, size in msgpack.unpackb(raw)[2]]
+
+    def mirror(self, log: LogId, first: int, entries: Sequence[bytes]) -> MirrorResult:
+        self.mirror_calls += 1
+        for raw in entries:
+            try:
+                check, payload, _ = msgpack.unpackb(raw)
+            except Exception:
+                raise CorruptEntry("not an entry") from None
+            if hashlib.sha1(payload).hexdigest() != check:
+                raise CorruptEntry("checksum")
+        have = self.entries.setdefault(log, [])
+        if first > len(have) + 1:
+            raise LogGap(f"have {len(have)}, got {first}")
+        missing: list[str] = []
+        for raw in entries[len(have) - first + 1 :]:
+            have.append(raw)
+            self.events.append(f"entry {len(have)}")
+            absent = [ref.digest for ref in self.entry_blobs(raw) if ref.digest not in self.blobs]
+            missing += absent
+            self.missing.update(absent)
+        return MirrorResult(len(have), missing)
+
+    def missing_blobs(self) -> list[str]:
+        return sorted(self.missing)
+
+    def add_blob(self, digest: str, data: bytes) -> None:
+        if digest_of(data) != digest:
+            raise CorruptBlob(digest)
+        self.blobs[digest] = data
+        self.missing.discard(digest)
+        self.events.append(f"blob {digest}")
+
+    def blob_size(self, digest: str) -> int | None:
+        data = self.blobs.get(digest)
+        return None if data is None else len(data)
+
+    def read_blob_range(self, digest: str, offset: int, length: int) -> bytes:
+        if digest not in self.blobs:
+            raise NotFound(digest)
+        return self.blobs[digest][offset : offset + length]
+
+
+class MemoryStore:
+    def __init__(self, pop: str) -> None:
+        self.pop = pop
+        self.spaces: dict[str, MemoryNamespace] = {}
+
+    def namespaces(self) -> list[str]:
+        return sorted(self.spaces)
+
+    def namespace(self, name: str) -> MemoryNamespace:
+        return self.spaces.setdefault(name, MemoryNamespace(self.pop))
+
+    def heads(self) -> dict[str, dict[LogId, int]]:
+        return {name: space.logs() for name, space in self.spaces.items()}
+
+    def content(self) -> dict[str, tuple[dict[LogId, list[bytes]], dict[str, bytes]]]:
+        return {name: (space.entries, space.blobs) for name, space in self.spaces.items() if space.entries}
+
+
+@dataclass
+class Side:
+    """One PoP: a store, what it wants, and its end of the present connection."""
+
+    pop: str
+    limits: Limits = field(default_factory=Limits)
+    cluster: str = "c1"
+
+    def __post_init__(self) -> None:
+        self.store = MemoryStore(self.pop)
+        self.wants = Wants()
+        self.session: Session | None = None
+
+    def connect(self, peer: str, now_s: float) -> Session:
+        self.wants.peer_lost(peer)
+        self.session = Session(
+            self.store, me=self.pop, cluster=self.cluster, peer=peer, limits=self.limits, wants=self.wants,
+            heads=self.store.heads(), now_s=now_s,
+        )  # fmt: skip
+        return self.session
+
+    def tick(self, now_s: float) -> None:
+        for name, space in self.store.spaces.items():
+            self.wants.settle(name, space.missing_blobs(), now_s)
+        self.wants.tick(now_s)
+        if self.session is not None:
+            self.session.tick(self.store.heads(), now_s)
+
+
+def run(a: Side, b: Side, now_s: float = 0.0, *, rounds: int = 10_000) -> float:
+    """Carries bytes both ways until both sides are silent; returns the time it ended."""
+    assert a.session is not None and b.session is not None
+    for _ in range(rounds):
+        from_a, from_b = a.session.output(now_s), b.session.output(now_s)
+        if not from_a and not from_b:
+            return now_s
+        now_s += 0.001
+        if from_a:
+            b.session.receive(from_a, now_s)
+        if from_b:
+            a.session.receive(from_b, now_s)
+    raise AssertionError("the two sides never fall silent")
+
+
+def settle(a: Side, b: Side, now_s: float, *, ticks: int = 60) -> float:
+    """Ticks and runs until both hold the same."""
+    for _ in range(ticks):
+        now_s += 1.0
+        a.tick(now_s)
+        b.tick(now_s)
+        now_s = run(a, b, now_s)
+        if same(a, b):
+            return now_s
+    raise AssertionError("the two sides do not converge")
+
+
+def same(a: Side, b: Side) -> bool:
+    if a.store.content().keys() != b.store.content().keys():
+        return False
+    for name, (entries, blobs) in a.store.content().items():
+        other_entries, other_blobs = b.store.content()[name]
+        if {log: raw for log, raw in entries.items() if raw} != {log: raw for log, raw in other_entries.items() if raw}:
+            return False
+        needed = {ref.digest for raw in itertools.chain(*entries.values()) for ref in a.store.namespace(name).entry_blobs(raw)}
+        if any(blobs.get(digest) is None or blobs[digest] != other_blobs.get(digest) for digest in needed):
+            return False
+    return True
