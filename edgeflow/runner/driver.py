@@ -2,7 +2,7 @@
 
 What it is: the `Driver` protocol and the values that go through it.
 What it is not: policy. A driver does what it is told and reports what it sees; when to start, stop and give up is the reconciler's.
-What must stay true: `list` shows what really runs, also what an earlier life of this process started; every call may be repeated.
+What must stay true: `observe` shows what really runs, also what an earlier life of this process started; every call may be repeated.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,8 +11,17 @@ from pathlib import Path
 from typing import Protocol
 
 from edgeflow.core.manifest import ResolvedFunction
+from edgeflow.errors import EdgeflowError
 
 Progress = Callable[[str], None]
+
+
+class CannotStart(EdgeflowError):
+    """An instance cannot be started."""
+
+    code = "cannot-start"
+    status = 500
+    hint = "The message says what the operating system or the engine answered."
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +71,7 @@ class Driver(Protocol):
         """Make what instances of this revision are started from; may take minutes. Raises EdgeflowError with the reason."""
         ...
 
-    def list(self) -> list[Observed]:
+    def observe(self) -> list[Observed]:
         """All instances of this PoP, ended ones too until they are removed."""
         ...
 
@@ -82,10 +91,15 @@ class Driver(Protocol):
         """Forget an instance that has ended. Its log may be kept for a while."""
         ...
 
-    def tail(self, instance: str, lines: int) -> "list[str]":
+    def tail(self, instance: str, lines: int) -> list[str]:
         """Its last log lines."""
         ...
 
     def upkeep(self) -> None:
         """Bound logs and the like. Called about once a second."""
         ...
+
+
+def instance_prefix(namespace: str, function: str) -> str:
+    """What the ids of a function's instances start with; short, because a socket's path has at most 107 bytes."""
+    return f"{namespace[:12]}.{function[:20]}"

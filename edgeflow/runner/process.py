@@ -24,9 +24,9 @@ from typing import Any
 import structlog
 
 from edgeflow.core.manifest import ResolvedFunction
-from edgeflow.errors import BadManifest, EdgeflowError
+from edgeflow.errors import BadManifest
 from edgeflow.runner import bundles
-from edgeflow.runner.driver import Observed, Prepared, Progress, StartSpec
+from edgeflow.runner.driver import CannotStart, Observed, Prepared, Progress, StartSpec, instance_prefix
 from edgeflow.runner.venvs import Venvs
 from edgeflow.settings import PopSettings
 
@@ -40,18 +40,10 @@ KEPT_LOGS = 5
 """Logs of ended instances that are kept for each function."""
 
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
-_ONE_THREAD = {
-    name: "1"
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
-}
-
-
-class CannotStart(EdgeflowError):
-    """An instance cannot be started."""
-
-    code = "cannot-start"
-    status = 500
-    hint = "The message says what the operating system or the engine answered."
+_ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"), "1"
+)
+"""One thread for each instance: several of them share the PoP's cores, and a function's `env:` may say otherwise."""
 
 
 class ProcessDriver:
@@ -85,7 +77,7 @@ class ProcessDriver:
         python = self._venvs.ensure(requirements.read_bytes() if requirements.is_file() else b"", progress)
         return Prepared(folder=folder, python=python)
 
-    def list(self) -> list[Observed]:
+    def observe(self) -> list[Observed]:
         """What the run files say, checked against the processes."""
         observed = []
         for path in sorted(self._runs.glob("*.json")):
@@ -151,7 +143,7 @@ class ProcessDriver:
         if run is not None:
             self._forget_logs(run["namespace"], run["function"])
 
-    def tail(self, instance: str, lines: int) -> "list[str]":
+    def tail(self, instance: str, lines: int) -> list[str]:
         """Last lines of its log file."""
         return tail(self._logs / f"{instance}.log", lines)
 
@@ -167,7 +159,7 @@ class ProcessDriver:
         with self._lock:
             child = self._children.get(run["instance"])
         if child is not None:
-            if child.returncode is None and _has_exited(child.pid):
+            if _has_exited(child.pid):
                 # Not reaped yet, so its group id cannot belong to anyone else: end what it left behind.
                 with contextlib.suppress(OSError):
                     os.killpg(child.pid, signal.SIGKILL)
@@ -188,20 +180,17 @@ class ProcessDriver:
             send(run, number, group=group)
 
     def _forget_logs(self, namespace: str, function: str) -> None:
-        live = {run.instance for run in self.list()}
-        ended: list[tuple[float, Path]] = []
-        for path in self._logs.glob("*.log"):
-            if path.stem not in live and path.stem.rpartition("-")[0] == instance_prefix(namespace, function):
-                with contextlib.suppress(OSError):
-                    ended.append((path.stat().st_mtime, path))
-        for _, path in sorted(ended, reverse=True)[KEPT_LOGS:]:
+        live = {path.stem for path in self._runs.glob("*.json")}
+        ended = [path for path in log_files(self._state_dir, namespace, function) if path.stem not in live]
+        for path in ended[KEPT_LOGS:]:
             path.unlink(missing_ok=True)
             path.with_suffix(".log.1").unlink(missing_ok=True)
 
 
-def instance_prefix(namespace: str, function: str) -> str:
-    """What the ids of a function's instances start with; short, because a socket's path has at most 107 bytes."""
-    return f"{namespace[:12]}.{function[:20]}"
+def log_files(state_dir: Path, namespace: str, function: str) -> list[Path]:
+    """Log files of a function's instances at this PoP, newest first; those of ended instances too."""
+    found = (state_dir.parent / "logs" / "instances").glob(f"{instance_prefix(namespace, function)}-*.log")
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def stop_all(state_dir: Path, grace_s: float = 10.0, on_wait: Callable[[int], None] = lambda left: None) -> int:
@@ -214,10 +203,9 @@ def stop_all(state_dir: Path, grace_s: float = 10.0, on_wait: Callable[[int], No
         run = _read(path)
         if run is None:
             continue
-        if run["pid"] is None:
-            run["pid"] = _find_by_socket(run["socket"])
-            run["start_ticks"] = _start_ticks(run["pid"]) if run["pid"] else None
-        if run["pid"] is not None and is_running(run):
+        if run["pid"] is None and (found := _find_by_socket(run["socket"])) is not None:
+            run |= {"pid": found, "start_ticks": _start_ticks(found)}
+        if is_running(run):
             runs.append(run)
             send(run, signal.SIGTERM, group=False)
     count, deadline_s = len(runs), time.monotonic() + grace_s
@@ -286,16 +274,19 @@ def _cut(path: Path) -> None:
 
 def _has_exited(pid: int) -> bool:
     try:
+        # WNOWAIT leaves it a zombie.
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
-        return True
+        return False
 
 
 def _in_words(status: int) -> str:
     if status >= 0:
         return f"exited with status {status}"
-    name = signal.Signals(-status).name if -status in iter(signal.Signals) else str(-status)
-    return f"was ended by signal {name}"
+    try:
+        return f"was ended by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was ended by signal {-status}"
 
 
 def _boot_id() -> str:

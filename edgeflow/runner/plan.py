@@ -1,0 +1,154 @@
+"""What to do next for the instances of one function: a pure function of what is wanted, what is there, and the time.
+
+What it is not: memory. Failures and requests to stop are passed in, so a restarted control process decides the same way.
+What must stay true: an instance of the revision in use is stopped only when enough instances of the new one are ready and the old inbox is empty;
+one that has been asked to stop is killed after its grace, whatever it says.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+READY = frozenset({"ready", "parked"})
+
+EXIT_TOO_LONG = "exited with status 75"
+"""How the SDK ends when an attempt ran past its timeout: the function's own deadline, so the next instance starts at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Deadlines of the reconciler, in milliseconds."""
+
+    start_deadline_ms: int = 120_000
+    """From start to ready."""
+    stop_grace_ms: int = 35_000
+    """From the request to stop to the kill."""
+    lost_ms: int = 15_000
+    """How long an instance may be without its socket before it is replaced."""
+    retire_ms: int = 300_000
+    """How long instances of an old revision may work on what is left in its inbox."""
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceView:
+    """One instance: what the driver and the data process say about it."""
+
+    instance: str
+    revision: str
+    running: bool
+    started_ms: int
+    ended: str | None = None
+    state: str | None = None
+    """State by the data process; None when it has not said anything."""
+    since_ms: int = 0
+    stopping_since_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionView:
+    """One function at this PoP. `revision` None = it is not wanted here any more."""
+
+    revision: str | None
+    wanted: int
+    prepared: bool
+    """Whether instances of `revision` can be started."""
+    start_from_ms: int
+    """Not before this time (backoff after failures)."""
+    instances: Sequence[InstanceView]
+    old_work: frozenset[str] = frozenset()
+    """Old revisions with something left in their inboxes."""
+    old_since_ms: int = 0
+    """Since when `revision` is the wanted one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start one instance of the wanted revision."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Ask an instance to leave."""
+
+    instance: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """End an instance now. `failed`: it counts as a failure of its revision."""
+
+    instance: str
+    why: str
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Forget an instance that has ended."""
+
+    instance: str
+    why: str
+    failed: bool = False
+
+
+Action = Start | Stop | Kill | Remove
+
+
+def plan(view: FunctionView, policy: Policy, now_ms: int) -> list[Action]:
+    """The actions that bring `view` nearer to what is wanted. Times in ms since 1970."""
+    actions: list[Action] = []
+    current: list[InstanceView] = []
+    old: list[InstanceView] = []
+    for instance in view.instances:
+        action = _care(instance, policy, now_ms)
+        if action is not None:
+            actions.append(action)
+        elif instance.stopping_since_ms is None:
+            (current if instance.revision == view.revision else old).append(instance)
+    if view.revision is None:
+        return actions + [Stop(instance.instance, "is not wanted here any more") for instance in old]
+
+    missing = view.wanted - len(current)
+    if missing > 0 and view.prepared and now_ms >= view.start_from_ms:
+        actions += [Start()] * missing
+    # Those that are not ready go first, then the youngest.
+    spare = sorted(current, key=lambda one: (one.state in READY, -one.started_ms))[: max(0, -missing)]
+    actions += [Stop(instance.instance, "is one more than wanted") for instance in spare]
+
+    ready = sum(1 for instance in current if instance.state in READY)
+    if ready >= view.wanted:
+        late = now_ms - view.old_since_ms >= policy.retire_ms
+        actions += [
+            Stop(instance.instance, f"belongs to revision {instance.revision}, which was replaced")
+            for instance in old
+            if late or instance.revision not in view.old_work
+        ]
+    return actions
+
+
+def _care(instance: InstanceView, policy: Policy, now_ms: int) -> Action | None:
+    """What one instance needs by itself; None when it is fine (or on its way out)."""
+    if not instance.running:
+        ended = instance.ended or "ended"
+        failed = instance.stopping_since_ms is None and ended != EXIT_TOO_LONG
+        return Remove(instance.instance, ended, failed)
+    if instance.stopping_since_ms is not None:
+        if now_ms - instance.stopping_since_ms > policy.stop_grace_ms:
+            return Kill(instance.instance, f"did not leave within {policy.stop_grace_ms // 1000} s")
+        return None
+    if instance.state == "hung":
+        return Kill(instance.instance, "its handler does not return")
+    if instance.state in READY:
+        return None
+    # A restarted data process starts the clock anew: its instances need a moment to come back to it.
+    waiting_ms = now_ms - max(instance.started_ms, instance.since_ms)
+    if instance.state == "lost" and waiting_ms > policy.lost_ms:
+        return Kill(instance.instance, f"was without its socket for {policy.lost_ms // 1000} s", failed=True)
+    if waiting_ms > policy.start_deadline_ms:
+        return Kill(instance.instance, f"did not become ready within {policy.start_deadline_ms // 1000} s", failed=True)
+    return None
+
+
+def backoff_ms(failures: int) -> int:
+    """Wait before the next start after `failures` failures in a row: 0.5 s, doubled up to 60 s."""
+    return 0 if failures == 0 else min(60_000, 500 * 2 ** min(failures - 1, 10))
