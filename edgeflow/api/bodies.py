@@ -1,0 +1,81 @@
+"""Request bodies, read with limits.
+
+What it is: the dependencies that hand a complete body to a synchronous endpoint.
+What must stay true: a body above its limit is refused by its Content-Length before a byte of it is read, or at the first byte too many when
+it has none; all bodies under way together stay below a budget, so that many large uploads cannot exhaust the process; a client that stops
+sending does not hold its memory for ever.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from edgeflow.api.context import BodyBudget, get_api
+from edgeflow.api.problems import SlowRequest
+from edgeflow.errors import BadRequest, TooLarge
+
+PAUSE_S = 30.0
+MANIFEST_BYTES = 1024 * 1024
+STRUCTURED_OVERHEAD = 2
+"""A structured event's JSON may be this many times as large as the limit of its data: base64 takes 4/3, the attributes the rest."""
+
+
+@asynccontextmanager
+async def read_body(request: Request, limit_bytes: int, budget: BodyBudget) -> AsyncIterator[bytes]:
+    """Yield the whole body once, and give its bytes back to the budget when the request is over."""
+    announced = request.headers.get("content-length")
+    if announced is not None and not announced.isdigit():
+        raise BadRequest("Content-Length is not a number")
+    if announced is not None and int(announced) > limit_bytes:
+        raise TooLarge(f"the body of {announced} bytes is larger than the limit of {limit_bytes} bytes")
+    held = 0
+    chunks: list[bytes] = []
+    stream = request.stream().__aiter__()
+    try:
+        while True:
+            try:
+                async with asyncio.timeout(PAUSE_S):
+                    chunk = await anext(stream, None)
+            except TimeoutError:
+                raise SlowRequest() from None
+            if chunk is None:
+                break
+            if held + len(chunk) > limit_bytes:
+                raise TooLarge(f"the body is larger than the limit of {limit_bytes} bytes")
+            budget.take(len(chunk))
+            held += len(chunk)
+            chunks.append(chunk)
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        yield body
+    finally:
+        budget.give_back(held)
+
+
+async def event_body(request: Request) -> AsyncIterator[bytes]:
+    """The body of an event, up to limits.event_bytes (twice that for structured JSON)."""
+    api = get_api(request)
+    factor = STRUCTURED_OVERHEAD if request.headers.get("content-type", "").startswith("application/cloudevents") else 1
+    async with read_body(request, api.settings.limits.event_bytes * factor, api.budget) as body:
+        yield body
+
+
+async def value_body(request: Request) -> AsyncIterator[bytes]:
+    """The body of an EKV value or a bundle, up to limits.value_bytes."""
+    api = get_api(request)
+    async with read_body(request, api.settings.limits.value_bytes, api.budget) as body:
+        yield body
+
+
+async def manifest_body(request: Request) -> AsyncIterator[bytes]:
+    """The body of a manifest, up to 1 MiB."""
+    async with read_body(request, MANIFEST_BYTES, get_api(request).budget) as body:
+        yield body
+
+
+EventBody = Annotated[bytes, Depends(event_body)]
+ValueBody = Annotated[bytes, Depends(value_body)]
+ManifestBody = Annotated[bytes, Depends(manifest_body)]

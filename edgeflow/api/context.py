@@ -1,0 +1,83 @@
+"""What every endpoint needs: the settings, the store, the hub of the event streams.
+
+What it is: one object on `app.state`, made by the composition root (`__main__`) or by a test.
+What must stay true: nothing here is global; two apps in one process share nothing.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, cast
+
+from fastapi import Depends
+from starlette.requests import HTTPConnection
+
+from edgeflow.api.problems import Busy
+from edgeflow.api.tails import TailHub
+from edgeflow.core.channels import check_namespace
+from edgeflow.errors import NotFound
+from edgeflow.settings import PopSettings
+from edgeflow.store.client import Store
+from edgeflow.store.namespace import Namespace
+
+BUDGET_BYTES = 256 * 1024 * 1024
+
+
+class BodyBudget:
+    """Bytes of all request bodies held at the moment. Used on the event loop only."""
+
+    def __init__(self, budget_bytes: int = BUDGET_BYTES) -> None:
+        self._budget_bytes = budget_bytes
+        self.held_bytes = 0
+
+    def take(self, size_bytes: int) -> None:
+        """Count `size_bytes` more. Raises Busy when that is over the budget."""
+        if self.held_bytes + size_bytes > self._budget_bytes:
+            raise Busy()
+        self.held_bytes += size_bytes
+
+    def give_back(self, size_bytes: int) -> None:
+        """Count `size_bytes` less."""
+        self.held_bytes -= size_bytes
+
+
+@dataclass(slots=True)
+class Api:
+    """The dependencies of all endpoints of one app."""
+
+    settings: PopSettings
+    store: Store
+    token: str
+    hub: TailHub
+    runner_alive: Callable[[], bool]
+    """Whether the reconciler thread of this process runs."""
+    budget: BodyBudget = field(default_factory=BodyBudget)
+
+    def namespace(self, name: str) -> Namespace:
+        """The namespace `name` for reading. Raises NotFound when this PoP has none of that name."""
+        check_namespace(name)
+        if not self.store.has_namespace(name):
+            raise NotFound(
+                f"there is no namespace {name!r} at PoP {self.settings.pop}",
+                hint="A namespace comes into being by its first event, value or manifest; `edgeflow get channels` lists what is there.",
+            )
+        return self.store.namespace(name)
+
+    def namespace_for_write(self, name: str) -> Namespace:
+        """The namespace `name`, made when it is not there: an operator's first use creates it."""
+        check_namespace(name)
+        self.store.create_namespace(name)
+        return self.store.namespace(name)
+
+
+def now_ms() -> int:
+    """Wall clock in ms since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+def get_api(connection: HTTPConnection) -> Api:
+    """The app's dependencies, from any request or WebSocket."""
+    return cast(Api, connection.app.state.api)
+
+
+ApiDep = Annotated[Api, Depends(get_api)]

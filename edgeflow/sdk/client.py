@@ -1,0 +1,528 @@
+"""Client: publish, follow, and use the EKV of a PoP over HTTP.
+
+What it is: a synchronous client of the HTTP API (docs/api.md) with retries that cannot double anything.
+What it is not: an MQTT client, or a part of the agent; it needs httpx and the URL and token of one PoP.
+What must stay true: a repeated publish carries the same id, so it stays one event; `subscribe` yields each event once over any number of reconnects
+and says what is missing; the token is sent to that one PoP only.
+
+    with Client.from_home("chicago") as client:
+        client.publish("vision/chunks", Path("clip.mp4").read_bytes(), subject="clip")
+        for event in client.subscribe("vision/augmented"):
+            ...
+"""
+
+import base64
+import hashlib
+import json
+import os
+import random
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from edgeflow.core.channels import check_channel, check_filter
+from edgeflow.core.events import LOG_ATTRIBUTES, parse_time
+from edgeflow.errors import BadRequest, EdgeflowError, NotFound, Unavailable
+
+Data = bytes | bytearray | memoryview | str | int | float | bool | list[Any] | dict[str, Any] | None
+"""Bytes are sent as they are, text as UTF-8, anything else as JSON."""
+
+SEEN_EVENTS = 10_000
+SILENCE_S = 35.0
+"""Longest silence (s) of a stream before it is taken for dead; the PoP sends a heartbeat every 10 s."""
+Rows = list
+"""`list` by another name: inside the class, `list` is the method."""
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
+_CE_FIELDS = frozenset({"specversion", "id", "source", "type", "time", "subject", "datacontenttype", "dataref", "data", "data_base64", "channel", "size"})
+_HEADER_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
+
+
+class ApiError(EdgeflowError):
+    """The PoP answered with an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What the PoP acknowledged: `durable` (in its log, on disk) or `waiting` (kept until the value it refers to is readable there)."""
+
+    class_: str
+    origin: str
+    epoch: int
+    seq: int
+    id: str
+    version: str | None = None
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ValueInfo:
+    """One EKV entry without its body. `key` is the full name, <namespace>/<key>; `size` is in bytes."""
+
+    key: str
+    version: str
+    size: int
+    content_type: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Value(ValueInfo):
+    """One EKV entry."""
+
+    data: bytes = b""
+
+    def json(self) -> Any:
+        """The body as JSON. Raises ValueError."""
+        return json.loads(self.data)
+
+    def text(self) -> str:
+        """The body as UTF-8 text. Raises UnicodeDecodeError."""
+        return self.data.decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Events that this stream will not show: `reason`, and what else is known (channel, origin, epoch, from, to)."""
+
+    reason: str
+    cursor: str
+    details: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedEvent:
+    """One event of a stream. `cursor` resumes behind it at the same PoP; `time_ms` is in ms since 1970."""
+
+    channel: str
+    id: str
+    source: str
+    type: str
+    time_ms: int
+    subject: str | None
+    datacontenttype: str | None
+    attributes: Mapping[str, str]
+    origin: str
+    epoch: int
+    seq: int
+    cursor: str
+    _load: Callable[[], bytes] = field(repr=False, compare=False)
+
+    @property
+    def data(self) -> bytes:
+        """The body; one over 1 MiB is fetched from the PoP each time. Raises EdgeflowError when that fails."""
+        return self._load()
+
+    def json(self) -> Any:
+        """The body as JSON. Raises ValueError."""
+        return json.loads(self.data)
+
+    def text(self) -> str:
+        """The body as UTF-8 text. Raises UnicodeDecodeError."""
+        return self.data.decode()
+
+    @property
+    def time(self) -> datetime:
+        """CloudEvents time."""
+        return datetime.fromtimestamp(self.time_ms / 1000, UTC)
+
+
+class Client:
+    """One PoP's API. Thread-safe except that each `subscribe` iterator belongs to one thread. Raises EdgeflowError and its subclasses only."""
+
+    def __init__(
+        self, url: str, token: str, *, timeout_s: float = 30.0, retry_s: float = 30.0, transport: httpx.BaseTransport | None = None
+    ) -> None:  # fmt: skip
+        """`timeout_s`: longest silence of one request. `retry_s`: how long a call is repeated while the PoP cannot take it."""
+        self.url = url.rstrip("/")
+        self._retry_s = retry_s
+        self._source = f"urn:edgeflow:client:{uuid.uuid4().hex[:12]}"
+        self._http = httpx.Client(
+            base_url=self.url, headers={"Authorization": f"Bearer {token}"}, timeout=timeout_s, transport=transport, trust_env=False
+        )  # fmt: skip
+
+    @classmethod
+    def from_home(cls, pop: str | None = None, *, home: Path | None = None, **options: Any) -> Self:
+        """A client of a running local cluster: of `pop`, else of the first one. `home` defaults to $EDGEFLOW_HOME, else `.edgeflow`.
+
+        Raises NotFound when no cluster was started there or it has no such PoP.
+        """
+        folder = home or Path(os.environ.get("EDGEFLOW_HOME") or ".edgeflow")
+        try:
+            pops = json.loads((folder / "cluster.json").read_text())["pops"]
+        except (OSError, ValueError, KeyError):
+            raise NotFound(f"no cluster was started from {folder}", hint="Start one with `edgeflow up`, or set EDGEFLOW_HOME.") from None
+        name = pop if pop is not None else next(iter(pops), None)
+        if name not in pops:
+            raise NotFound(f"there is no PoP {name!r}; there are {', '.join(pops) or 'none'}")
+        access = pops[name]["api"]
+        return cls(access["url"], Path(access["token_file"]).read_text().strip(), **options)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # -- events --------------------------------------------------------------------------------------------------------
+
+    def publish(
+        self, channel: str, data: Data = None, *, subject: str | None = None, attributes: Mapping[str, str] | None = None,
+        datacontenttype: str | None = None, type: str | None = None, id: str | None = None, source: str | None = None,
+        dataref: str | None = None, put: str | None = None,
+    ) -> Receipt:  # fmt: skip
+        """Publish one event durably; the receipt says where it entered the log.
+
+        `dataref`: `ekv:<namespace>/<key>` in place of data. `put`: also put the data into the EKV under this key (without the namespace), atomically.
+        Raises BadName, BadEvent, TooLarge, Unavailable (after `retry_s`; publishing again with the same `id` and `source` is safe).
+        """
+        check_channel(channel)
+        body, content_type = encode_data(data)
+        headers = {"ce-id": _header(id or uuid.uuid4().hex), "ce-source": _header(source or self._source)}
+        if dataref is not None:
+            if data is not None:
+                raise BadRequest("an event has data or a dataref, not both")
+            body, content_type, datacontenttype = json.dumps({"dataref": dataref}).encode(), "application/json", None
+        for name, value in (("subject", subject), ("type", type), *(attributes or {}).items()):
+            if value is not None:
+                headers[name if name in ("traceparent", "tracestate") else f"ce-{name}"] = _header(value)
+        if datacontenttype or content_type:
+            headers["content-type"] = datacontenttype or content_type or ""
+        params = {"put": put} if put is not None else None
+        return _receipt(self._call("POST", f"/v1/channels/{_path(channel)}", content=body, headers=headers, params=params).json())
+
+    def subscribe(self, pattern: str, *, from_: str | int = "now", reconnect_s: float | None = None) -> Iterator[ReceivedEvent | Gap]:
+        """Events on a channel or MQTT filter (`vision/+/left`, `vision/#`), for ever; gaps as `Gap`.
+
+        `from_`: "now", "start", or a cursor (everything behind it). Reconnects by itself; gives up after `reconnect_s` without a connection (None = never).
+        Raises Unavailable then, BadName for a bad filter, and foreign-cursor as ApiError for a cursor of another PoP.
+        """
+        check_filter(pattern)
+        cursor: str | None = None
+        start = str(from_)
+        seen: OrderedDict[tuple[str, str], None] = OrderedDict()
+        failing_since: float | None = None
+        wait_s = FIRST_WAIT_S
+        while True:
+            headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": cursor} if cursor else {})
+            params = {} if cursor else {"from": start}
+            try:
+                timeout = httpx.Timeout(SILENCE_S, connect=10.0)
+                with self._http.stream("GET", f"/v1/channels/{_path(pattern)}", headers=headers, params=params, timeout=timeout) as response:
+                    if response.status_code != 200:
+                        response.read()
+                        raise _error(response)
+                    failing_since, wait_s = None, FIRST_WAIT_S
+                    for frame_id, kind, text in parse_sse(response.iter_raw()):
+                        cursor = frame_id or cursor
+                        if not text:
+                            continue
+                        document = json.loads(text)
+                        if kind == "gap":
+                            yield Gap(str(document.get("reason", "")), cursor or "", document)
+                            continue
+                        event = self._received(document, cursor or "")
+                        key = (event.source, event.id)
+                        if key in seen:
+                            continue
+                        seen[key] = None
+                        if len(seen) > SEEN_EVENTS:
+                            seen.popitem(last=False)
+                        yield event
+            except httpx.TransportError as error:
+                trouble: EdgeflowError = Unavailable(f"the stream from {self.url} broke: {error!r}")
+            except Unavailable as error:
+                trouble = error
+            else:
+                trouble = Unavailable(f"{self.url} ended the stream")
+            now = time.monotonic()
+            failing_since = failing_since if failing_since is not None else now
+            if reconnect_s is not None and now - failing_since > reconnect_s:
+                raise trouble
+            time.sleep(wait_s * random.uniform(0.5, 1.0))
+            wait_s = min(wait_s * 2, LONGEST_WAIT_S)
+
+    def channels(self, namespace: str | None = None) -> Rows[dict[str, Any]]:
+        """Channels with their number of events at this PoP: {channel, events}."""
+        return self._items("/v1/channels", namespace)
+
+    # -- values --------------------------------------------------------------------------------------------------------
+
+    def put(self, key: str, data: Data, *, content_type: str | None = None, if_version: str | None = None, if_absent: bool = False) -> Receipt:
+        """Put a value under the full key <namespace>/<key>, durably. Raises VersionMismatch when a condition does not hold."""
+        body, default_type = encode_data(data)
+        headers = {}
+        if content_type or default_type:
+            headers["content-type"] = content_type or default_type or ""
+        if if_version is not None:
+            headers["if-match"] = f'"{if_version}"'
+        if if_absent:
+            headers["if-none-match"] = "*"
+        is_conditional = if_version is not None or if_absent
+        return _receipt(self._call("PUT", _key_path(key), content=body, headers=headers, is_repeatable=not is_conditional).json())
+
+    def get(self, key: str, *, version: str | None = None) -> Value | None:
+        """A value, or None when this PoP has none (or not in that version)."""
+        try:
+            response = self._call("GET", _key_path(key), params={"version": version} if version else None)
+        except NotFound:
+            return None
+        return Value(key, _version(response), len(response.content), response.headers.get("content-type"), response.content)
+
+    def head(self, key: str) -> ValueInfo | None:
+        """A value without its body, or None."""
+        try:
+            response = self._call("HEAD", _key_path(key))
+        except NotFound:
+            return None
+        return ValueInfo(key, _version(response), int(response.headers["content-length"]), response.headers.get("content-type"))
+
+    def delete(self, key: str, *, if_version: str | None = None) -> bool:
+        """Delete a value; False when there was none. Raises VersionMismatch when `if_version` does not hold."""
+        headers = {"if-match": f'"{if_version}"'} if if_version is not None else {}
+        try:
+            self._call("DELETE", _key_path(key), headers=headers, is_repeatable=if_version is None)
+        except NotFound:
+            return False
+        return True
+
+    def list(self, prefix: str) -> Iterator[ValueInfo]:
+        """Values whose full key starts with `prefix` (`<namespace>/` for all of a namespace), in order."""
+        namespace, _, inner = prefix.partition("/")
+        after: str | None = ""
+        while after is not None:
+            page = self._call("GET", f"/v1/ekv/{_path(namespace)}/", params={"prefix": inner, "after": after}).json()
+            for item in page["items"]:
+                yield ValueInfo(f"{namespace}/{item['key']}", item["version"], item["size"], item["content_type"])
+            after = page["next"]
+
+    # -- the application -----------------------------------------------------------------------------------------------
+
+    def apply_manifest(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """Apply a resolved manifest: {namespace, status: created | updated | unchanged, version, revisions}. Raises BadManifest."""
+        answer = self._call("PUT", f"/v1/functions/{_path(manifest['namespace'])}", content=json.dumps(manifest).encode(), headers={"content-type": "application/json"})
+        return _document(answer)
+
+    def manifest(self, namespace: str) -> dict[str, Any] | None:
+        """The resolved manifest of a namespace, or None."""
+        try:
+            return _document(self._call("GET", f"/v1/functions/{_path(namespace)}"))
+        except NotFound:
+            return None
+
+    def delete_manifest(self, namespace: str) -> bool:
+        """Stop all functions of a namespace; False when it had no manifest."""
+        try:
+            self._call("DELETE", f"/v1/functions/{_path(namespace)}")
+        except NotFound:
+            return False
+        return True
+
+    def put_bundle(self, archive: bytes) -> str:
+        """Store the tar.gz of a function folder; its SHA-256 in hex, as manifests name it. One that is there is not sent again."""
+        digest = hashlib.sha256(archive).hexdigest()
+        if self.head(f"system/bundles/{digest}") is None:
+            self._call("PUT", f"/v1/bundles/{digest}", content=archive, headers={"content-type": "application/gzip"})
+        return digest
+
+    def functions(self, namespace: str | None = None) -> Rows[dict[str, Any]]:
+        """Functions with their status as this PoP knows it (docs/api.md, FunctionView)."""
+        return self._items("/v1/functions", namespace)
+
+    def function(self, namespace: str, name: str) -> dict[str, Any]:
+        """The status of one function. Raises NotFound."""
+        return _document(self._call("GET", f"/v1/functions/{_path(namespace)}/{_path(name)}"))
+
+    def joins(self, namespace: str | None = None) -> Rows[dict[str, Any]]:
+        """Joins that wait at this PoP."""
+        return self._items("/v1/joins", namespace)
+
+    def pops(self) -> Rows[dict[str, Any]]:
+        """The PoPs of the cluster as this one sees them, itself first."""
+        return self._items("/v1/pops", None)
+
+    def dead_letters(self, namespace: str) -> Iterator[dict[str, Any]]:
+        """Invocations given up at this PoP, oldest first, without their inputs."""
+        after: str | None = ""
+        while after is not None:
+            page = self._call("GET", "/v1/dead-letters", params={"namespace": namespace, "after": after}).json()
+            yield from page["items"]
+            after = page["next"]
+
+    def dead_letter(self, namespace: str, id: str) -> dict[str, Any] | None:
+        """One of them with its inputs, or None."""
+        try:
+            return _document(self._call("GET", f"/v1/dead-letters/{_path(namespace)}/{_path(id)}"))
+        except NotFound:
+            return None
+
+    # -- calls ---------------------------------------------------------------------------------------------------------
+
+    def _items(self, path: str, namespace: str | None) -> Rows[dict[str, Any]]:
+        items: Rows[dict[str, Any]] = self._call("GET", path, params={"namespace": namespace} if namespace else None).json()["items"]
+        return items
+
+    def _call(
+        self, method: str, path: str, *, content: bytes | None = None, headers: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None, is_repeatable: bool = True,
+    ) -> httpx.Response:  # fmt: skip
+        """One call, repeated while the PoP cannot take it. One that is not repeatable is repeated only if it certainly did nothing."""
+        deadline = time.monotonic() + self._retry_s
+        wait_s = FIRST_WAIT_S
+        repeated = False
+        while True:
+            try:
+                response = self._http.request(method, path, content=content, headers=headers, params=params)
+                if response.is_success:
+                    return response
+                error = _error(response)
+                if method == "DELETE" and repeated and isinstance(error, NotFound):
+                    return response
+                did_nothing = error.code == "busy"
+            except httpx.TransportError as trouble:
+                error = Unavailable(f"{self.url} cannot be reached: {trouble!r}")
+                did_nothing = isinstance(trouble, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+            may_repeat = isinstance(error, Unavailable) and (is_repeatable or did_nothing)
+            if not may_repeat or time.monotonic() + wait_s > deadline:
+                raise error
+            time.sleep(wait_s * random.uniform(0.5, 1.0))
+            wait_s = min(wait_s * 2, LONGEST_WAIT_S)
+            repeated = True
+
+    def _received(self, document: dict[str, Any], cursor: str) -> ReceivedEvent:
+        attributes = {name: str(value) for name, value in document.items() if name not in _CE_FIELDS and name not in LOG_ATTRIBUTES}
+        return ReceivedEvent(
+            channel=document["channel"], id=document["id"], source=document["source"], type=document["type"], time_ms=parse_time(document["time"]),
+            subject=document.get("subject"), datacontenttype=document.get("datacontenttype"), attributes=attributes,
+            origin=document.get("origin", ""), epoch=int(document.get("epoch", 0)), seq=int(document.get("seq", 0)), cursor=cursor,
+            _load=self._loader(document),
+        )  # fmt: skip
+
+    def _loader(self, document: dict[str, Any]) -> Callable[[], bytes]:
+        if "data_base64" in document:
+            return lambda: base64.b64decode(document["data_base64"])
+        if "data" in document:
+            value = document["data"]
+            is_json = "json" in (document.get("datacontenttype") or "json")
+            return lambda: json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode() if is_json else str(value).encode()
+        # Only the path is taken: the token goes to this PoP and to no other host, whatever the event says.
+        path = urlsplit(str(document.get("dataref", ""))).path
+        if not path.startswith("/v1/blobs/"):
+            raise ApiError(f"the event {document.get('id')!r} refers to {document.get('dataref')!r}, which is not a blob of this PoP")
+        return lambda: self._call("GET", path).content
+
+
+def encode_data(data: Data) -> tuple[bytes, str | None]:
+    """(bytes, content type) of what a user gives: bytes as they are, text as UTF-8, None as nothing, the rest as JSON. Raises BadRequest."""
+    if data is None:
+        return b"", None
+    if isinstance(data, bytes | bytearray | memoryview):
+        return bytes(data), None
+    if isinstance(data, str):
+        return data.encode(), "text/plain; charset=utf-8"
+    try:
+        return json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode(), "application/json"
+    except (TypeError, ValueError) as error:
+        raise BadRequest(f"a {type(data).__name__} cannot be sent: {error}", hint="Give bytes, text, or what JSON can hold.") from None
+
+
+def parse_sse(chunks: Iterator[bytes]) -> Iterator[tuple[str | None, str, str]]:
+    """(id or None, event name, data) of each frame of a server-sent event stream; data is empty for a frame that only moves the cursor."""
+    rest = b""
+    frame_id: str | None = None
+    kind = "message"
+    data: Rows[str] = []
+    for chunk in chunks:
+        if b"\n" not in chunk:
+            rest += chunk
+            continue
+        *lines, rest = (rest + chunk).split(b"\n")
+        for raw in lines:
+            line = raw.removesuffix(b"\r")
+            if not line:
+                if frame_id is not None or data:
+                    yield frame_id, kind, "\n".join(data)
+                frame_id, kind, data = None, "message", []
+                continue
+            name, _, value = line.partition(b":")
+            text = value.removeprefix(b" ").decode("utf-8", "replace")
+            if name == b"id":
+                frame_id = text
+            elif name == b"event":
+                kind = text
+            elif name == b"data":
+                data.append(text)
+
+
+def _error(response: httpx.Response) -> EdgeflowError:
+    """The error that a problem document describes, as a member of the tree when it is known there."""
+    try:
+        problem = response.json()
+        code, detail, hint = str(problem["code"]), str(problem["detail"]), str(problem["hint"])
+    except (ValueError, KeyError, TypeError):
+        known = {401: "unauthorized", 404: "not-found", 412: "version-mismatch", 413: "too-large", 503: "unavailable"}
+        code, detail, hint = known.get(response.status_code, "internal"), f"HTTP {response.status_code} from {response.request.url}", EdgeflowError.hint
+    kind = _known_errors().get(code)
+    error: EdgeflowError
+    if kind is not None:
+        error = kind(detail, hint=hint)
+    elif response.status_code == 503:
+        error = Unavailable(detail, hint=hint)
+    else:
+        error = ApiError(detail, hint=hint)
+    error.code, error.status = code, response.status_code
+    return error
+
+
+def _known_errors() -> dict[str, type[EdgeflowError]]:
+    known: dict[str, type[EdgeflowError]] = {}
+    pending: Rows[type[EdgeflowError]] = [EdgeflowError]
+    while pending:
+        kind = pending.pop()
+        if kind.__module__ == EdgeflowError.__module__:
+            known.setdefault(kind.code, kind)
+        pending += kind.__subclasses__()
+    return known
+
+
+def _receipt(document: Mapping[str, Any]) -> Receipt:
+    return Receipt(
+        class_=document["class"], origin=document["origin"], epoch=document["epoch"], seq=document["seq"], id=document["id"],
+        version=document.get("version"), duplicate=bool(document.get("duplicate")),
+    )  # fmt: skip
+
+
+def _document(response: httpx.Response) -> dict[str, Any]:
+    document: dict[str, Any] = response.json()
+    return document
+
+
+def _version(response: httpx.Response) -> str:
+    return str(response.headers["etag"].strip('"'))
+
+
+def _path(name: str) -> str:
+    return quote(name, safe="/")
+
+
+def _key_path(key: str) -> str:
+    namespace, slash, inner = key.partition("/")
+    if not slash or not inner:
+        raise BadRequest(f"{key!r} is not a full key", hint="A key is <namespace>/<key>, as in vision/models/person.")
+    return f"/v1/ekv/{_path(namespace)}/{_path(inner)}"
+
+
+def _header(value: str) -> str:
+    """A header value as the CloudEvents HTTP binding writes it: everything but printable ASCII is percent-encoded."""
+    return quote(value, safe=_HEADER_SAFE)
