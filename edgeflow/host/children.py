@@ -97,7 +97,7 @@ class Child:
         self._process: asyncio.subprocess.Process | None = None
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._keep_running(), name=self.spec.label)
+        self._task = asyncio.create_task(self._run(), name=self.spec.label)
 
     async def stop(self) -> None:
         """End it: SIGTERM, then SIGKILL for its whole process group after `stop_s`. Returns when it is gone."""
@@ -122,6 +122,15 @@ class Child:
     def _set(self, state: State) -> None:
         self.state = state
         self._changed()
+
+    async def _run(self) -> None:
+        try:
+            await self._keep_running()
+        except Exception as error:
+            log.exception("supervision_failed", process=self.spec.label)
+            self.last_exit = f"supervision failed: {error!r}"
+            self.kill()
+            self._set("failing")
 
     async def _keep_running(self) -> None:
         while not self._stopping.is_set():

@@ -343,7 +343,9 @@ async def supervise(
 ) -> Supervisor:
     """Run a cluster until SIGTERM or SIGINT (twice = kill at once). The caller holds the HomeLock."""
     if sys.version_info < (3, 12):  # later versions choose it by themselves; no thread per child
-        asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
+        watcher = asyncio.PidfdChildWatcher()
+        watcher.attach_loop(asyncio.get_running_loop())
+        asyncio.set_child_watcher(watcher)
     supervisor = Supervisor(home, pops, commands=commands, changed=changed)
 
     def on_signal() -> None:
