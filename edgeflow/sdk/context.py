@@ -223,12 +223,13 @@ class Ekv:
         self._outcome.values[check_key(key)] = {"key": key, "content_type": None, "delete": True}
 
     def list(self, prefix: str = "", *, after: str = "", limit: int = 100) -> Sequence[KeyInfo]:
-        """Up to `limit` keys that begin with `prefix` and sort after `after`, in order, this attempt's own writes included."""
-        found = {
-            item["key"]: KeyInfo(item["key"], item.get("version"), int(item.get("size", 0)))
-            for item in self._port.list(prefix, after, limit)
-        }
-        last = max(found) if len(found) >= limit else None
+        """Up to `limit` keys (1 to 1000) that begin with `prefix` and sort after `after`, in order, this attempt's own writes included."""
+        limit = max(1, min(limit, 1000))
+        deleted = sum(1 for written in self._outcome.values.values() if written["delete"])
+        asked = limit + deleted  # so that a page is never empty because all of it has been deleted by this attempt
+        items = self._port.list(prefix, after, asked)
+        found = {item["key"]: KeyInfo(item["key"], item.get("version"), int(item.get("size", 0))) for item in items}
+        last = max(found) if len(found) >= asked else None
         for key, written in self._outcome.values.items():
             if not key.startswith(prefix) or key <= after:
                 continue
