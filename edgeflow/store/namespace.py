@@ -73,7 +73,9 @@ class Namespace:
         """One FCALL on this namespace."""
         payload.setdefault("ns", self.name)
         payload.setdefault("pop", self.pop)
-        payload.setdefault("now", now_ms())
+        micros = time.time_ns() // 1000
+        payload.setdefault("now", micros // 1000)
+        payload.setdefault("us", micros)
         # cmsgpack in Redis knows no bin type: text and bytes are the same raw type to it.
         return ("FCALL", operation, 1, self.prefix, msgpack.packb(payload, use_bin_type=False))
 
@@ -514,7 +516,7 @@ class Namespace:
         oldest = 0
         if head:
             since = self._connection.one("HGET", f"{self.prefix}inv:{head[0].decode()}", "rdy")
-            oldest = max(0, now_ms() - int(since)) if since else 0
+            oldest = max(0, now_ms() - int(since) // 1000) if since else 0
         counts = []
         for ids in (delayed, claimed):
             owners = self._connection.run([("HMGET", f"{self.prefix}inv:{id.decode()}", "f", "r") for id in ids]) if ids else []

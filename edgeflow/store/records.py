@@ -122,12 +122,12 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """One claimed attempt. Times in ms since the epoch."""
+    """One claimed attempt. Times in microseconds since the epoch."""
 
     id: str
     attempt: int
-    accepted_ms: int
-    ready_ms: int
+    accepted_us: int
+    ready_us: int
     inputs: Sequence[Input]
 
 

@@ -6,7 +6,7 @@ local function accept(p, c, f, r, id, inputs)
     count(p, 'invocations_duplicate')
     return
   end
-  call('HSET', p .. 'inv:' .. id, 'f', f, 'r', r, 'in', cmsgpack.pack(inputs), 'n', 0, 'x', 0, 'st', 'ready', 'acc', c.now, 'rdy', c.now)
+  call('HSET', p .. 'inv:' .. id, 'f', f, 'r', r, 'in', cmsgpack.pack(inputs), 'n', 0, 'x', 0, 'st', 'ready', 'acc', c.us, 'rdy', c.us)
   call('ZADD', p .. 'ready:' .. f .. ':' .. r, call('INCR', p .. 'order'), id)
   call('SADD', p .. 'inboxes', f .. ':' .. r)
   count(p, 'invocations_accepted')

@@ -1,11 +1,11 @@
 -- claim, commit, fail: the life of an invocation. `n` is the attempt number (the fence): raised by each claim, checked by each end.
 
 local function to_ready(p, c, id, f, r)
-  call('HSET', p .. 'inv:' .. id, 'st', 'ready', 'rdy', c.now)
+  call('HSET', p .. 'inv:' .. id, 'st', 'ready', 'rdy', c.us)
   call('ZADD', p .. 'ready:' .. f .. ':' .. r, call('INCR', p .. 'order'), id)
 end
 
--- Returns a list of {id, attempt, accepted_ms, ready_ms, inputs}. An invocation that was in a failed batch is claimed alone.
+-- Returns a list of {id, attempt, accepted_us, ready_us, inputs}. An invocation that was in a failed batch is claimed alone.
 redis.register_function('ef_claim', function(keys, args)
   local p, c = keys[1], cmsgpack.unpack(args[1])
   local ready = p .. 'ready:' .. c.f .. ':' .. c.r

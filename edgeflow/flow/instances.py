@@ -1,0 +1,460 @@
+"""All instances of this PoP: their sockets, their claims and commits, in one store call per namespace and round.
+
+What it is: the server of the instance protocol.
+What it is not: starting and stopping instances. The runner writes local documents "instance"; this listens on their sockets and writes "instance_state".
+What must stay true: an attempt ends once, by commit, failure or release, whatever the instance does; a socket that closes gives back what was
+claimed; an attempt that outlives its timeout is ended and its instance told to exit.
+"""
+
+import contextlib
+import os
+import random
+import socket
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from edgeflow.core.channels import check_key
+from edgeflow.core.retries import retry_delay_ms
+from edgeflow.core.routing import FunctionRoute, compile_routes
+from edgeflow.core.wire import Message
+from edgeflow.errors import EdgeflowError, NotFound, ProtocolError
+from edgeflow.flow.outputs import build_events, build_values
+from edgeflow.flow.reactor import READ, Reactor
+from edgeflow.flow.sessions import Held, InstanceSpec, Session
+from edgeflow.flow.timings import Timings
+from edgeflow.settings import Limits
+from edgeflow.store import Claimed, Commit, Store
+from edgeflow.store.blobs import check_digest
+from edgeflow.store.namespace import now_ms
+
+log = structlog.get_logger(__name__)
+
+MAX_PREFETCH = 64
+DETAIL_CHARS = 10_000
+_LEASE_SLACK_MS = 5_000
+_FunctionKey = tuple[str, str, str]  # namespace, function, revision
+
+
+class Instances:
+    """The instance sockets of one PoP."""
+
+    def __init__(self, reactor: Reactor, store: Store, limits: Limits, on_committed: Callable[[str], None]) -> None:
+        self._reactor = reactor
+        self._store = store
+        self._limits = limits
+        self._on_committed = on_committed
+        self._listeners: dict[str, tuple[InstanceSpec, socket.socket]] = {}
+        self._sessions: dict[str, Session] = {}
+        self._maybe_work: set[_FunctionKey] = set()
+        self._commits: dict[str, list[tuple[Session, Commit, Message]]] = defaultdict(list)
+        self._blobs: dict[str, list[tuple[str, bytes]]] = defaultdict(list)
+        self._timings: dict[tuple[str, str], Timings] = defaultdict(Timings)
+        self._written_states: dict[str, dict[str, Any]] = {}
+        self._counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+        self._outages = store.outages
+
+    # -- instances come and go -----------------------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Listen for exactly the instances that the runner has written down."""
+        wanted = self._store.local.docs("instance")
+        for instance in list(self._listeners):
+            if instance not in wanted:
+                self._stop_listening(instance)
+        for instance, document in wanted.items():
+            if instance not in self._listeners:
+                spec = InstanceSpec(document["namespace"], document["function"], document["revision"], instance, document["socket"])
+                try:
+                    self._listen(spec)
+                except OSError as error:
+                    log.error("instance_socket_failed", instance=instance, socket=spec.socket, error=str(error))
+            elif document.get("drain") and (session := self._sessions.get(instance)) is not None and session.state != "draining":
+                session.state = "draining"
+                session.send({"t": "drain"})
+                session.flush()
+
+    def _listen(self, spec: InstanceSpec) -> None:
+        path = Path(spec.socket)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(path))
+        # The folder holds nothing but this socket and only its instance sees it, under whatever user it runs.
+        os.chmod(path, 0o666)
+        listener.listen(4)
+        listener.setblocking(False)
+        self._reactor.register(listener, READ, lambda _events: self._accept(spec, listener))
+        self._listeners[spec.instance] = (spec, listener)
+        self._write_state(spec, "listening")
+
+    def _stop_listening(self, instance: str) -> None:
+        spec, listener = self._listeners.pop(instance)
+        self._reactor.unregister(listener)
+        listener.close()
+        with contextlib.suppress(OSError):
+            Path(spec.socket).unlink()
+        if (session := self._sessions.get(instance)) is not None:
+            session.close()
+        self._written_states.pop(instance, None)
+        self._counts.pop(instance, None)
+
+    def _accept(self, spec: InstanceSpec, listener: socket.socket) -> None:
+        try:
+            sock, _ = listener.accept()
+        except OSError:
+            return
+        if spec.instance in self._sessions:
+            # One socket, one process: a second connection is a child that must not be there, or a reconnect that beat the close of the first.
+            self._sessions[spec.instance].close()
+        route = self._route(spec)
+        if route is None:
+            log.info("instance_of_old_revision", instance=spec.instance, function=spec.function, revision=spec.revision)
+            sock.close()
+            return
+        self._sessions[spec.instance] = Session(
+            self._reactor, sock, spec, route, self._store.pop, self._message, self._session_closed
+        )  # fmt: skip
+        self._write_state(spec, "connected")
+
+    def _route(self, spec: InstanceSpec) -> FunctionRoute | None:
+        route = self._store.namespace(spec.namespace).refresh_routes().find(spec.function, spec.revision)
+        if route is not None:
+            return route
+        # A revision that is no longer in the table finishes what its inbox holds; the runner wrote down what it is.
+        document = self._store.local.get_doc("instance", spec.instance) or {}
+        if "spec" not in document:
+            return None
+        return compile_routes({"functions": {spec.function: document["spec"]}}, self._store.pop).find(spec.function, spec.revision)
+
+    def _session_closed(self, session: Session) -> None:
+        spec = session.spec
+        if self._sessions.get(spec.instance) is session:
+            del self._sessions[spec.instance]
+        namespace = self._store.namespace(spec.namespace)
+        held = list(session.held.values())
+        session.held.clear()
+        if len(held) == 1 and session.state != "draining":
+            claimed = held[0].claimed
+            self._failed(spec.namespace, session.route, claimed.id, claimed.attempt, "instance-crashed", "the instance ended while it worked on this", retry=True)
+        elif held:
+            # Which of them the instance died of is not known: none is blamed, each is claimed alone next time.
+            namespace.release_claims(instance=spec.instance, suspect=True)
+        self._wake(spec.namespace)
+        if spec.instance in self._listeners:
+            self._write_state(spec, "hung" if session.state == "hung" else "lost")
+
+    # -- messages ------------------------------------------------------------------------------------------------------
+
+    def _message(self, session: Session, message: Message) -> None:
+        kind = message.get("t")
+        handler = _HANDLERS.get(kind) if isinstance(kind, str) else None
+        if handler is None:
+            raise ProtocolError(f"unknown message {str(kind)[:40]!r}")
+        handler(self, session, message)
+
+    def _on_ready(self, session: Session, _message: Message) -> None:
+        session.state = "ready"
+        self._write_state(session.spec, "ready")
+
+    def _on_claim(self, session: Session, message: Message) -> None:
+        limit = message.get("max")
+        if not isinstance(limit, int) or limit < 1:
+            raise ProtocolError("claim needs max >= 1")
+        session.claim_max = min(limit, MAX_PREFETCH)
+        session.idle_since_us = time.time_ns() / 1000
+        self._maybe_work.add(_function_key(session.spec))
+
+    def _on_commit(self, session: Session, message: Message) -> None:
+        id, attempt = _named_attempt(message)
+        held = session.held.get(id)
+        if held is None or held.claimed.attempt != attempt:
+            session.send({"t": "committed", "invocation": id, "attempt": attempt, "status": "stale", "error": None})
+            return
+        try:
+            events = build_events(
+                message.get("outputs") or (), invocation=id, namespace=session.spec.namespace, route=session.route, pop=self._store.pop,
+                hop=held.hop + 1, now_ms=now_ms(), limits=self._limits,
+            )  # fmt: skip
+            values = build_values(message.get("values") or (), function=session.spec.function, limits=self._limits)
+        except EdgeflowError as error:
+            self._refuse(session, id, attempt, "bad-output", f"{error.message} Hint: {error.hint}")
+            return
+        self._commits[session.spec.namespace].append((session, Commit(id, attempt, events, values), message))
+
+    def _on_fail(self, session: Session, message: Message) -> None:
+        id, attempt = _named_attempt(message)
+        if id not in session.held:
+            return
+        detail = f"{message.get('error', '')}\n{message.get('traceback') or ''}".strip()[:DETAIL_CHARS]
+        self._end_held(session, id)
+        self._failed(session.spec.namespace, session.route, id, attempt, "handler-failed", detail, retry=bool(message.get("retry", True)))
+
+    def _on_release(self, session: Session, message: Message) -> None:
+        pairs = message.get("invocations")
+        ids = [pair[0] for pair in pairs if isinstance(pair, list) and pair and pair[0] in session.held] if isinstance(pairs, list) else []
+        for id in ids:
+            self._end_held(session, id)
+        if ids:
+            self._store.namespace(session.spec.namespace).release_claims(instance=session.spec.instance, ids=ids)
+            self._wake(session.spec.namespace)
+
+    def _on_blob(self, session: Session, message: Message) -> None:
+        digest, data = message.get("digest"), message.get("data")
+        if not isinstance(digest, str) or not isinstance(data, bytes):
+            raise ProtocolError("blob needs digest and data")
+        if len(data) > self._limits.value_bytes:
+            raise ProtocolError(f"a blob of {len(data)} bytes is larger than {self._limits.value_bytes}")
+        check_digest(digest, data)
+        self._blobs[session.spec.namespace].append((digest, data))
+
+    def _on_fetch(self, session: Session, message: Message) -> None:
+        self._reply(session, message, lambda: {"data": self._fetch(session, str(message.get("digest")))})
+
+    def _fetch(self, session: Session, digest: str) -> bytes:
+        data = self._store.namespace(session.spec.namespace).read_blob(digest)
+        if data is None:
+            raise NotFound(f"blob {digest[:80]} is not at {self._store.pop}")
+        return data
+
+    def _on_get(self, session: Session, message: Message) -> None:
+        self._reply(session, message, lambda: {"value": self._get(session, message)})
+
+    def _get(self, session: Session, message: Message) -> dict[str, Any] | None:
+        value = self._store.namespace(session.spec.namespace).get(check_key(str(message.get("key"))), version=message.get("version"))
+        if value is None:
+            return None
+        return {"key": value.key, "version": value.version, "data": value.data, "content_type": value.content_type}
+
+    def _on_list(self, session: Session, message: Message) -> None:
+        self._reply(session, message, lambda: {"items": self._list(session, message)})
+
+    def _list(self, session: Session, message: Message) -> list[dict[str, Any]]:
+        limit = message.get("limit")
+        infos = self._store.namespace(session.spec.namespace).list(
+            str(message.get("prefix") or ""), after=str(message.get("after") or ""), limit=min(limit, 1000) if isinstance(limit, int) and limit > 0 else 100
+        )  # fmt: skip
+        return [{"key": info.key, "version": info.version, "size": info.size} for info in infos]
+
+    def _reply(self, session: Session, message: Message, answer: Callable[[], dict[str, Any]]) -> None:
+        try:
+            session.send({"t": "reply", "r": message.get("r"), "ok": True, **answer()})
+        except EdgeflowError as error:
+            session.send({"t": "reply", "r": message.get("r"), "ok": False, "error": error.message, "code": error.code})
+
+    def _on_parked(self, session: Session, _message: Message) -> None:
+        session.state = "parked"
+        self._write_state(session.spec, "parked")
+
+    # -- the round -----------------------------------------------------------------------------------------------------
+
+    def notify(self, namespace: str) -> None:
+        """Something may have become ready in a namespace."""
+        self._wake(namespace)
+
+    def flush(self) -> bool:
+        """Commit and claim what this round collected, then write the answers. True when another round may find work."""
+        if self._store.outages != self._outages:
+            self._outages = self._store.outages
+            self._recover_claims()
+        namespaces = {*self._commits, *self._blobs}
+        claims: dict[str, list[Session]] = defaultdict(list)
+        if self._maybe_work:
+            for session in self._sessions.values():
+                if session.claim_max and session.state == "ready" and _function_key(session.spec) in self._maybe_work:
+                    claims[session.spec.namespace].append(session)
+                    namespaces.add(session.spec.namespace)
+            self._maybe_work.clear()
+        for name in namespaces:
+            self._run(name, self._commits.pop(name, []), claims.get(name, []), self._blobs.pop(name, []))
+        for session in list(self._sessions.values()):
+            session.flush()
+        return False
+
+    def _run(
+        self, name: str, commits: list[tuple[Session, Commit, Message]], claiming: list[Session], blobs: list[tuple[str, bytes]]
+    ) -> None:  # fmt: skip
+        namespace = self._store.namespace(name)
+        requests = [
+            (s.spec.function, s.spec.revision, s.spec.instance, s.claim_max, (s.route.retry.timeout_ms + _LEASE_SLACK_MS) * s.claim_max)
+            for s in claiming
+        ]  # fmt: skip
+        ended, claimed = namespace.work([commit for _, commit, _ in commits], requests, blobs)
+        done_us = time.time_ns() / 1000
+        for (session, commit, message), result in zip(commits, ended, strict=True):
+            if result.status == "missing":
+                self._refuse(session, commit.id, commit.attempt, "bad-output", f"the output refers to {result.detail}, which was never sent")
+                continue
+            self._committed(session, commit, message, result.status, done_us)
+        if commits:
+            self._on_committed(name)
+            self._wake(name)
+        for session, items in zip(claiming, claimed, strict=True):
+            if items:
+                self._hand_over(session, items, done_us)
+
+    def _committed(self, session: Session, commit: Commit, message: Message, status: str, done_us: float) -> None:
+        held = self._end_held(session, commit.id)
+        if held is not None and status == "committed":
+            timing = message.get("timing")
+            timing = timing if isinstance(timing, dict) else {}
+            queued, handler, fetch = (_number(timing.get(name)) for name in ("queued_us", "handler_us", "fetch_us"))
+            timings = self._timings[(session.spec.namespace, session.spec.function)]
+            timings.add(done_us - held.claimed.accepted_us, held.waiting_us + queued, handler - fetch)
+            self._counts[session.spec.instance][0] += 1
+        session.send({"t": "committed", "invocation": commit.id, "attempt": commit.attempt, "status": status, "error": None})
+
+    def _hand_over(self, session: Session, items: list[Claimed], now_us: float) -> None:
+        if session.closed:
+            self._store.namespace(session.spec.namespace).release_claims(instance=session.spec.instance, ids=[item.id for item in items])
+            return
+        context = self._context(session)
+        idle_since_us = session.idle_since_us
+        session.claim_max = 0
+        if not session.held:
+            session.progress_s = time.monotonic()
+        deadline_ms = int(now_us / 1000) + session.route.retry.timeout_ms
+        work = []
+        for claimed in items:
+            # Ready before the instance asked: it waited for a free instance. Ready after: the hand-over is the platform's time.
+            waiting_us = max(0.0, idle_since_us - claimed.ready_us)
+            hop = max(item.event.hop for item in claimed.inputs)
+            session.held[claimed.id] = Held(claimed, hop, waiting_us, time.monotonic())
+            inputs = [{"name": item.name, "event": item.event.encode_positioned()} for item in claimed.inputs]
+            work.append({"invocation": claimed.id, "attempt": claimed.attempt, "deadline_ms": deadline_ms, "inputs": inputs, "context": context})
+        session.send({"t": "work", "items": work})
+        if len(items) > 0:
+            self._maybe_work.add(_function_key(session.spec))
+
+    def _context(self, session: Session) -> dict[str, Any]:
+        names = session.route.context
+        if not names:
+            return {}
+        infos = self._store.namespace(session.spec.namespace).heads_of(list(names.values()))
+        return {
+            name: None if info is None else {"version": info.version, "digest": info.digest, "data": None, "content_type": info.content_type}
+            for name, info in zip(names, infos, strict=True)
+        }
+
+    # -- ends of attempts ----------------------------------------------------------------------------------------------
+
+    def _end_held(self, session: Session, id: str) -> Held | None:
+        session.progress_s = time.monotonic()
+        return session.held.pop(id, None)
+
+    def _refuse(self, session: Session, id: str, attempt: int, reason: str, detail: str) -> None:
+        self._end_held(session, id)
+        self._failed(session.spec.namespace, session.route, id, attempt, reason, detail, retry=False)
+        session.send({"t": "committed", "invocation": id, "attempt": attempt, "status": "refused", "error": detail})
+
+    def _failed(self, name: str, route: FunctionRoute, id: str, attempt: int, reason: str, detail: str, *, retry: bool) -> None:
+        namespace = self._store.namespace(name)
+        delay = retry_delay_ms(route.retry, namespace.failures(id) + 1, random.random()) if retry else None
+        outcome = namespace.fail(id, attempt, reason, detail, delay)
+        log.warning(
+            "attempt_failed", namespace=name, function=route.function, invocation=id, attempt=attempt, reason=reason, outcome=outcome,
+            retry_ms=delay, detail=detail[:300],
+        )  # fmt: skip
+        self._timings[(name, route.function)].failed += 1
+        if outcome == "dead":
+            self._on_committed(name)
+
+    # -- time ----------------------------------------------------------------------------------------------------------
+
+    def check_timeouts(self) -> None:
+        """End the attempt that an instance has been on for longer than its timeout, and tell the instance to exit."""
+        now = time.monotonic()
+        for session in list(self._sessions.values()):
+            if not session.held or now - session.progress_s <= session.route.retry.timeout_ms / 1000:
+                continue
+            id, held = next(iter(session.held.items()))
+            self._end_held(session, id)
+            log.warning("attempt_timed_out", namespace=session.spec.namespace, function=session.spec.function, instance=session.spec.instance, invocation=id)
+            self._failed(
+                session.spec.namespace, session.route, id, held.claimed.attempt, "timeout",
+                f"the handler did not return within {session.route.retry.timeout_ms} ms", retry=True,
+            )  # fmt: skip
+            others = list(session.held)
+            session.held.clear()
+            if others:
+                self._store.namespace(session.spec.namespace).release_claims(instance=session.spec.instance, ids=others)
+            session.state = "hung"
+            session.kill()
+
+    def expire(self, namespace: str, id: str, attempt: int, function: str) -> None:
+        """A lease ended without its instance: the attempt failed."""
+        route = next((route for route in self._store.namespace(namespace).routes().functions if route.function == function), None)
+        if route is not None:
+            self._failed(namespace, route, id, attempt, "lease-expired", "nobody finished this in time", retry=True)
+
+    def write_documents(self) -> None:
+        """Write states and timings down for the control process; called once a second."""
+        for session in self._sessions.values():
+            self._write_state(session.spec, session.state)
+        for (namespace, function), timings in self._timings.items():
+            self._store.local.put_doc("function_stats", f"{namespace}/{function}", timings.to_json())
+
+    def close(self) -> None:
+        """Give everything back and close: the agent leaves, the instances wait for it to return."""
+        for instance in list(self._listeners):
+            session = self._sessions.get(instance)
+            if session is not None:
+                self._store.namespace(session.spec.namespace).release_claims(instance=instance)
+                session.held.clear()
+            self._stop_listening(instance)
+
+    def _recover_claims(self) -> None:
+        # A claim that was under way when Redis went away may have been carried out without its answer reaching us.
+        for session in self._sessions.values():
+            namespace = self._store.namespace(session.spec.namespace)
+            unknown = [id for id, attempt in namespace.holds(session.spec.instance) if id not in session.held]
+            if unknown:
+                namespace.release_claims(instance=session.spec.instance, ids=unknown)
+        for session in self._sessions.values():
+            self._maybe_work.add(_function_key(session.spec))
+
+    def _wake(self, namespace: str) -> None:
+        for session in self._sessions.values():
+            if session.claim_max and session.spec.namespace == namespace:
+                self._maybe_work.add(_function_key(session.spec))
+
+    def _write_state(self, spec: InstanceSpec, state: str) -> None:
+        session = self._sessions.get(spec.instance)
+        committed, failed = self._counts[spec.instance]
+        document = {
+            "state": state, "in_flight": len(session.held) if session else 0, "committed": committed, "failed": failed,
+            "namespace": spec.namespace, "function": spec.function, "revision": spec.revision,
+        }  # fmt: skip
+        before = self._written_states.get(spec.instance, {})
+        if {**document, "since_ms": before.get("since_ms")} == before:
+            return
+        document["since_ms"] = before.get("since_ms") if before.get("state") == state else now_ms()
+        self._written_states[spec.instance] = document
+        self._store.local.put_doc("instance_state", spec.instance, document)
+
+
+_HANDLERS: dict[str, Callable[[Instances, Session, Message], None]] = {
+    "ready": Instances._on_ready, "claim": Instances._on_claim, "commit": Instances._on_commit, "fail": Instances._on_fail,
+    "release": Instances._on_release, "blob": Instances._on_blob, "fetch": Instances._on_fetch, "get": Instances._on_get,
+    "list": Instances._on_list, "parked": Instances._on_parked,
+}  # fmt: skip
+
+
+def _function_key(spec: InstanceSpec) -> _FunctionKey:
+    return (spec.namespace, spec.function, spec.revision)
+
+
+def _named_attempt(message: Message) -> tuple[str, int]:
+    id, attempt = message.get("invocation"), message.get("attempt")
+    if not isinstance(id, str) or not isinstance(attempt, int):
+        raise ProtocolError("an end of an attempt needs invocation and attempt")
+    return id, attempt
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and value >= 0 else 0.0

@@ -1,0 +1,94 @@
+"""From what an instance says it produced to what is committed. Pure: everything an instance sends is untrusted."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from edgeflow.core.channels import check_key, full_channel
+from edgeflow.core.events import BlobRef, Event, make_event
+from edgeflow.core.ids import output_id
+from edgeflow.core.routing import FunctionRoute
+from edgeflow.errors import BadEvent, TooLarge
+from edgeflow.settings import Limits
+from edgeflow.store import ValueWrite
+
+
+def build_events(
+    outputs: Sequence[Any], *, invocation: str, namespace: str, route: FunctionRoute, pop: str, hop: int, now_ms: int, limits: Limits
+) -> list[Event]:  # fmt: skip
+    """The events of a commit. Raises BadName, BadEvent or TooLarge naming the output that is wrong."""
+    if len(outputs) > limits.outputs:
+        raise TooLarge(f"{route.function} emitted {len(outputs)} events in one invocation, the limit is {limits.outputs}")
+    events = []
+    inline_bytes = 0
+    for index, output in enumerate(outputs):
+        if not isinstance(output, Mapping):
+            raise BadEvent(f"output {index} of {route.function} is a {type(output).__name__}, not a map")
+        channel = full_channel(namespace, _text(output, "channel", index))
+        if channel not in route.publish:
+            raise BadEvent(
+                f"{route.function} emitted to {channel}, which its manifest does not list",
+                hint=f"Add it to publish: of function {route.function}; it lists {', '.join(route.publish) or 'nothing'}.",
+            )
+        data, ref = _body(output, f"output {index} of {route.function}", limits.event_bytes)
+        inline_bytes += len(data or b"")
+        attributes = output.get("attributes") or {}
+        if not isinstance(attributes, Mapping) or not all(isinstance(name, str) and isinstance(value, str) for name, value in attributes.items()):
+            raise BadEvent(f"output {index} of {route.function} has attributes that are not text")
+        event = make_event(
+            channel, data or b"", id=output_id(invocation, index), source=f"/{namespace}/{route.function}", now_ms=now_ms,
+            type=_optional(output, "type", index), subject=_optional(output, "subject", index),
+            datacontenttype=_optional(output, "datacontenttype", index), attributes=attributes, hop=hop,
+        )  # fmt: skip
+        if ref is not None:
+            event = replace(event, data=None, ref=ref)
+        events.append(event)
+    if inline_bytes > limits.commit_bytes:
+        raise TooLarge(f"{route.function} returned {inline_bytes} inline bytes in one invocation, the limit is {limits.commit_bytes}")
+    return events
+
+
+def build_values(values: Sequence[Any], *, function: str, limits: Limits) -> list[ValueWrite]:
+    """The EKV writes of a commit. Raises BadName, BadEvent or TooLarge naming the one that is wrong."""
+    writes = []
+    for index, value in enumerate(values):
+        if not isinstance(value, Mapping):
+            raise BadEvent(f"value {index} of {function} is a {type(value).__name__}, not a map")
+        key = check_key(_text(value, "key", index))
+        if value.get("delete"):
+            writes.append(ValueWrite(key))
+            continue
+        data, ref = _body(value, f"value {key!r} of {function}", limits.value_bytes)
+        writes.append(ValueWrite(key, data, ref, _optional(value, "content_type", index)))
+    return writes
+
+
+def _body(message: Mapping[str, Any], what: str, limit_bytes: int) -> tuple[bytes | None, BlobRef | None]:
+    digest = message.get("digest")
+    if digest is not None:
+        size = message.get("size")
+        if not isinstance(digest, str) or not isinstance(size, int):
+            raise BadEvent(f"{what} has a digest without a size")
+        if size > limit_bytes:
+            raise TooLarge(f"{what} has {size} bytes, the limit is {limit_bytes}")
+        return None, BlobRef(digest, size)
+    data = message.get("data", b"")
+    if not isinstance(data, bytes):
+        raise BadEvent(f"{what} has data that is a {type(data).__name__}, not bytes")
+    if len(data) > limit_bytes:
+        raise TooLarge(f"{what} has {len(data)} bytes, the limit is {limit_bytes}")
+    return data, None
+
+
+def _text(message: Mapping[str, Any], name: str, index: int) -> str:
+    value = message.get(name)
+    if not isinstance(value, str):
+        raise BadEvent(f"item {index} has no {name}")
+    return value
+
+
+def _optional(message: Mapping[str, Any], name: str, index: int) -> str | None:
+    value = message.get(name)
+    if value is not None and not isinstance(value, str):
+        raise BadEvent(f"{name} of item {index} is a {type(value).__name__}, not text")
+    return value

@@ -1,0 +1,127 @@
+"""The publisher: what is released here goes out to the broker's subscribers.
+
+What it is: for one namespace, a reader of the release stream that publishes each event once per broker life, at least.
+What must stay true: an event that this broker has shown already (it came in over it) is not shown again; the cursor is stored after the PUBACK, so a
+crash repeats and never skips; after the broker lost its state, the last `rewind_events` are shown again.
+"""
+
+import json
+from collections import deque
+from collections.abc import Callable
+
+import structlog
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from edgeflow.errors import EdgeflowError
+from edgeflow.flow.broker import BrokerSession
+from edgeflow.settings import PopSettings
+from edgeflow.store import LocalState, Namespace, Released
+
+log = structlog.get_logger(__name__)
+
+WINDOW = 200
+_BOOT_DOCS = "publisher_boot"
+
+
+class Publisher:
+    """One namespace's way out. `pump` publishes what is new, as far as the window allows."""
+
+    def __init__(self, namespace: Namespace, local: LocalState, settings: PopSettings, blob_url: Callable[[str, str], str]) -> None:
+        self._namespace = namespace
+        self._local = local
+        self._settings = settings
+        self._blob_url = blob_url
+        self._next = 0
+        self._confirmed = 0
+        self._stored = 0
+        self._waiting: dict[int, int] = {}
+        self._order: deque[list[int]] = deque()
+        self._ready = False
+        self._dirty = False
+        self._boot = ""
+        self.session: BrokerSession | None = None
+
+    def ready(self, boot: str) -> None:
+        """The session is connected to the broker life `boot`: find out where to go on."""
+        self._ready = self._dirty = True
+        if boot == self._boot:
+            return  # the session goes on: paho sends again what was not confirmed
+        self._boot = boot
+        cursor = self._namespace.publisher_cursor()
+        if cursor is None:
+            cursor = 0
+        known = self._local.get_doc(_BOOT_DOCS, self._namespace.name)
+        if known is not None and known.get("boot") != boot:
+            rewound = max(0, cursor - self._settings.mqtt.rewind_events)
+            log.info("publisher_rewinds", namespace=self._namespace.name, cursor=cursor, rewound_to=rewound)
+            cursor = rewound
+        self._next = self._confirmed = self._stored = cursor
+        self._waiting.clear()
+        self._order.clear()
+        self._local.put_doc(_BOOT_DOCS, self._namespace.name, {"boot": boot})
+
+    def lost(self) -> None:
+        """The session is gone for now."""
+        self._ready = False
+
+    def notify(self) -> None:
+        """Something may have been released."""
+        self._dirty = True
+
+    def pump(self) -> bool:
+        """Publish new releases; True when there is more to do at once."""
+        if not self._dirty or not self._ready or self.session is None:
+            return False
+        room = WINDOW - len(self._waiting)
+        if room <= 0:
+            return False
+        batch = self._namespace.read_release(self._next, min(room, 64))
+        self._dirty = len(batch) == min(room, 64)
+        for released in batch:
+            self._next = released.n
+            if released.event is None or released.via == "mqtt":
+                self._order.append([released.n, 0])
+                continue
+            try:
+                mid = self._publish(released)
+            except EdgeflowError as error:
+                log.error("publish_failed", namespace=self._namespace.name, n=released.n, code=error.code, error=error.message)
+                self._order.append([released.n, 0])
+                continue
+            self._order.append([released.n, mid])
+            self._waiting[mid] = released.n
+        self._advance()
+        return self._dirty
+
+    def confirmed(self, mid: int) -> None:
+        """The broker has confirmed message `mid`."""
+        if self._waiting.pop(mid, None) is not None:
+            self._advance()
+            self._dirty = True
+
+    def store_cursor(self) -> None:
+        """Write the cursor down; called now and then, since a crash before only repeats."""
+        if self._confirmed > self._stored:
+            self._namespace.set_publisher_cursor(self._confirmed)
+            self._stored = self._confirmed
+
+    def _advance(self) -> None:
+        while self._order and self._order[0][1] not in self._waiting:
+            self._confirmed = self._order.popleft()[0]
+
+    def _publish(self, released: Released) -> int:
+        event = released.event
+        assert event is not None and self.session is not None
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        if event.size_bytes <= self._settings.limits.mqtt_inline_bytes:
+            payload = self._namespace.data_of(event)
+            properties.UserProperty = [("specversion", "1.0"), *event.wire_attributes().items()]
+            if event.datacontenttype is not None:
+                properties.ContentType = event.datacontenttype
+        else:
+            assert event.ref is not None
+            document = event.to_cloudevent(None, url=self._blob_url(self._namespace.name, event.ref.digest))
+            payload = json.dumps(document).encode()
+            properties.ContentType = "application/cloudevents+json"
+        return self.session.publish(event.channel, payload, properties)

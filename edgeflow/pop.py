@@ -1,0 +1,256 @@
+"""The composition root of a PoP: `python -m edgeflow.pop --config pop.json` is its data process.
+
+What it is: gateway, publisher, instances and links on one reactor, over one store.
+What it is not: the control process (`edgeflow.api`), which has the HTTP API and the runner.
+What must stay true: SIGTERM finishes the round, gives claims back, stores cursors, then leaves; kill -9 at any point loses and doubles nothing.
+"""
+
+import argparse
+import json
+import logging
+import os
+import secrets
+import signal
+import sys
+import time
+from pathlib import Path
+
+import structlog
+
+from edgeflow.cluster.manager import Links
+from edgeflow.core.channels import SYSTEM_NAMESPACE
+from edgeflow.errors import EdgeflowError
+from edgeflow.flow.broker import BrokerSession
+from edgeflow.flow.gateway import Gateway
+from edgeflow.flow.instances import Instances
+from edgeflow.flow.publisher import Publisher
+from edgeflow.flow.reactor import READ, Reactor
+from edgeflow.settings import PopSettings
+from edgeflow.store import Store
+from edgeflow.store.client import LOCAL, Wakeups
+
+log = structlog.get_logger(__name__)
+
+TICK_S = 0.1
+SECOND_S = 1.0
+TIDY_S = 30.0
+
+
+def configure_logging(settings: PopSettings, process: str) -> None:
+    """Structured JSON lines on stderr, each with pop and process."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.log_level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    structlog.contextvars.bind_contextvars(pop=settings.pop, process=process)
+
+
+class DataProcess:
+    """Everything that moves data at one PoP."""
+
+    def __init__(self, settings: PopSettings) -> None:
+        self._settings = settings
+        self._reactor = Reactor()
+        self._store = Store.open(settings, patient=True)
+        self._gateways: dict[str, Gateway] = {}
+        self._publishers: dict[str, Publisher] = {}
+        self._sessions: dict[str, BrokerSession] = {}
+        self._instances = Instances(self._reactor, self._store, settings.limits, self._released)
+        self._links = Links(settings, self._store, self._reactor, self._mirrored)
+        self._wakeups = self._store.wakeups()
+        self._wake_fd = -1
+        self._outages = self._store.outages
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._reactor.stop())
+        for name in self._store.namespaces():
+            self._store.open_log(name)
+            # Whatever was claimed through the process before this one is void: its sockets are gone.
+            self._store.namespace(name).release_claims()
+        self._sync_namespaces()
+        self._instances.sync()
+        self._links.start()
+        self._watch_wakeups()
+        self._reactor.after_round += [self._flush_gateways, self._instances.flush, self._pump_publishers, self._flush_sessions]
+        self._reactor.call_every(TICK_S, self._tick)
+        self._reactor.call_every(SECOND_S, self._second)
+        self._reactor.call_every(TIDY_S, self._tidy)
+        log.info("data_started", namespaces=sorted(self._gateways))
+        self._reactor.run()
+        self._close()
+
+    # -- namespaces ----------------------------------------------------------------------------------------------------
+
+    def _sync_namespaces(self) -> None:
+        for name in self._store.namespaces():
+            if name not in self._gateways:
+                self._serve_namespace(name)
+
+    def _serve_namespace(self, name: str) -> None:
+        settings = self._settings
+        namespace = self._store.namespace(name)
+        self._store.open_log(name)
+        gateway = Gateway(namespace, settings.limits, f"/pops/{settings.pop}/mqtt", self._released)
+        publisher = Publisher(namespace, self._store.local, settings, self._blob_url)
+
+        def ready(boot: str) -> None:
+            gateway.ready(boot)
+            publisher.ready(boot)
+            self._note_gateway(name, connected=True)
+
+        def lost() -> None:
+            gateway.lost()
+            publisher.lost()
+            self._note_gateway(name, connected=False)
+
+        session = BrokerSession(
+            self._reactor, settings.mqtt, self._client_id(name), f"{name}/#", on_message=gateway.take, on_ready=ready, on_lost=lost,
+            on_published=publisher.confirmed,
+        )  # fmt: skip
+        gateway.session = publisher.session = session
+        self._gateways[name], self._publishers[name], self._sessions[name] = gateway, publisher, session
+        log.info("namespace_served", namespace=name)
+
+    def _client_id(self, name: str) -> str:
+        """Secret, since a client id is enough to take a session over; kept, so that the broker holds messages while this process is away."""
+        path = self._settings.state_dir / "gateway-sessions.json"
+        known = json.loads(path.read_text()) if path.exists() else {}
+        if name not in known:
+            known[name] = f"gateway-{name}-{secrets.token_hex(16)}"
+            temporary = path.with_suffix(".new")
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "w") as handle:
+                json.dump(known, handle)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
+        return str(known[name])
+
+    def _note_gateway(self, name: str, *, connected: bool) -> None:
+        self._store.local.put_doc("gateway_state", name, {"connected": connected, "since_ms": time.time_ns() // 1_000_000})
+
+    def _blob_url(self, namespace: str, digest: str) -> str:
+        return f"{self._settings.public.api_url}/v1/blobs/{namespace}/{digest}"
+
+    # -- what happens --------------------------------------------------------------------------------------------------
+
+    def _released(self, name: str) -> None:
+        """Something was appended and released here by this process."""
+        self._links.notify({name})
+        self._mirrored(name)
+
+    def _mirrored(self, name: str) -> None:
+        """Something was released here."""
+        if name in self._publishers:
+            self._publishers[name].notify()
+        self._instances.notify(name)
+        if name == SYSTEM_NAMESPACE:
+            self._reactor.call_soon(self._sync_namespaces)
+
+    def _watch_wakeups(self) -> None:
+        fd = self._wakeups.fileno()
+        if fd == self._wake_fd:
+            return
+        if self._wake_fd >= 0:
+            self._reactor.unregister(self._wake_fd)
+        self._wake_fd = fd
+        if fd >= 0:
+            self._reactor.register(fd, READ, lambda _events: self._woken(self._wakeups))
+
+    def _woken(self, wakeups: Wakeups) -> None:
+        changed = wakeups.drain()
+        self._watch_wakeups()
+        if LOCAL in changed:
+            self._instances.sync()
+        for name in changed - {LOCAL}:
+            self._released(name)
+
+    # -- rounds and seconds --------------------------------------------------------------------------------------------
+
+    def _flush_gateways(self) -> bool:
+        for gateway in self._gateways.values():
+            gateway.flush()
+        return False
+
+    def _pump_publishers(self) -> bool:
+        return any([publisher.pump() for publisher in self._publishers.values()])
+
+    def _flush_sessions(self) -> bool:
+        for session in self._sessions.values():
+            session.flush()
+        return False
+
+    def _tick(self) -> None:
+        for name in list(self._gateways):
+            for expired in self._store.namespace(name).tick():
+                self._instances.expire(name, expired.id, expired.attempt, expired.function)
+        self._instances.check_timeouts()
+
+    def _second(self) -> None:
+        # Hints can be lost, with the connection or in a burst: what they would have said is asked once a second.
+        if self._store.outages != self._outages:
+            self._outages = self._store.outages
+            self._store.check_epochs()
+        self._woken(self._wakeups)
+        self._sync_namespaces()
+        self._instances.sync()
+        for name in self._gateways:
+            self._released(name)
+        for publisher in self._publishers.values():
+            publisher.store_cursor()
+        self._instances.write_documents()
+        self._store.record_heads()
+
+    def _tidy(self) -> None:
+        for name in self._gateways:
+            namespace = self._store.namespace(name)
+            acknowledged = self._links.acknowledged(name)
+            keep: dict[str, int] = {}
+            for logid, head in namespace.logs().items():
+                # What a peer has not mirrored yet exists nowhere else.
+                needed = logid.origin == self._settings.pop and self._settings.link.peers
+                keep[f"{logid.origin}:{logid.epoch}"] = acknowledged.get(logid, 0) if needed else head
+            namespace.tidy(keep)
+
+    def _close(self) -> None:
+        log.info("data_stopping")
+        self._flush_gateways()
+        self._instances.flush()
+        self._instances.close()
+        self._links.stop()
+        for publisher in self._publishers.values():
+            publisher.store_cursor()
+        for session in self._sessions.values():
+            session.close()
+        self._store.record_heads()
+        self._store.close()
+        log.info("data_stopped")
+
+
+def main() -> None:
+    """Entry point of the data process."""
+    parser = argparse.ArgumentParser(prog="edgeflow.pop", description="The data process of one PoP.")
+    parser.add_argument("--config", type=Path, required=True, help="the PoP's pop.json")
+    arguments = parser.parse_args()
+    settings = PopSettings.load(arguments.config)
+    configure_logging(settings, "data")
+    # Handlers' threads are elsewhere; what little runs beside this thread must not hold it up for 5 ms.
+    sys.setswitchinterval(1e-4)
+    try:
+        DataProcess(settings).run()
+    except EdgeflowError as error:
+        log.critical("data_failed", code=error.code, error=error.message, hint=error.hint)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
