@@ -1,8 +1,10 @@
-"""Generates the pages of docs/ that repeat what the code says: settings.md and errors.md.
+"""Generates the pages of docs/ that repeat what the code says: settings.md and errors.md, and the tables inside api.md and cli.md.
 
-What it is: a reader of `edgeflow.settings` (field, type, default, the docstring below the field) and of the tree in `edgeflow.errors`.
-What it is not: a place for text; whoever wants other words changes the docstring.
-What must stay true: the same code gives the same pages; a field without a docstring is an error.
+What it is: a reader of `edgeflow.settings` (field, type, default, the docstring below the field), of the error tree, of the API's routes and of
+the command line.
+What it is not: a place for text; whoever wants other words changes the docstring. In api.md and cli.md only what is between the two markers is
+generated, the rest is written by hand.
+What must stay true: the same code gives the same pages; a field, route or command without a docstring is an error.
 """
 
 import argparse
@@ -14,8 +16,11 @@ import sys
 import textwrap
 import types
 import typing
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
@@ -140,15 +145,113 @@ def errors_page() -> str:
         f"# Error codes\n\n{GENERATED}\n"
         "Every failure that a user, an operator or a peer sees has a stable `code`. Over HTTP it is an `application/problem+json` document with "
         "`type`, `title`, `status`, `detail`, `code` and `hint` and the HTTP status below; the CLI prints message and hint.\n\n"
-        "| code | HTTP status | retry helps | default message | hint |\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
+        "| code | HTTP status | retry helps | default message | hint |\n|---|---|---|---|---|\n"
+        + "\n".join(rows)
+        + "\n"
     )
 
 
-PAGES = {"settings.md": settings_page, "errors.md": errors_page}
+def routes() -> list[str]:
+    """Every documented route as `GET /v1/pops`, in the order of the API's modules."""
+    return [f"{method} {path}" for method, path, _, _ in _routes()]
+
+
+def _routes() -> list[tuple[str, str, str, str]]:
+    """(method, path, tag, docstring) of each route; a WebSocket has the method WS. HEAD and slash twins of a route are left out."""
+    from edgeflow.api.app import MODULES
+
+    everything = [(module, route) for module in MODULES for route in module.router.routes]
+    shown = {route.path.rstrip("/") for _, route in everything if getattr(route, "include_in_schema", True)}
+    found = []
+    for module, route in everything:
+        if route.path.rstrip("/") in shown and not getattr(route, "include_in_schema", True):
+            continue
+        doc = inspect.getdoc(route.endpoint)
+        if not doc:
+            raise ValueError(f"{module.__name__}: {route.path} has no docstring")
+        tag = module.__name__.rsplit(".", 1)[-1].replace("_", " ")
+        for method in sorted(getattr(route, "methods", None) or {"WS"}):
+            found.append((method, route.path.replace(":path}", "}"), tag, doc))
+    return found
+
+
+def api_part() -> str:
+    rows = [f"| `{method} {path}` | {tag} | {_one_line(doc)} |" for method, path, tag, doc in _routes()]
+    return "| route | resource | meaning |\n|---|---|---|\n" + "\n".join(rows)
+
+
+def commands() -> list[tuple[str, Any]]:
+    """Every command of the command line with its full name: `edgeflow kv get`. The commands are click's, or Typer's own copy of them."""
+    from edgeflow.cli.main import app
+
+    def walk(command: Any, path: str) -> Iterator[tuple[str, Any]]:
+        if hasattr(command, "commands"):
+            for name, child in command.commands.items():
+                if not child.hidden:
+                    yield from walk(child, f"{path} {name}")
+        else:
+            yield path, command
+
+    return list(walk(typer.main.get_command(app), "edgeflow"))
+
+
+def cli_part() -> str:
+    sections = []
+    for path, command in commands():
+        if not command.help:
+            raise ValueError(f"{path} has no help text")
+        arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
+        options = [
+            parameter for parameter in command.params if parameter.param_type_name == "option" and not parameter.hidden
+        ]
+        usage = [path, *(["[options]"] if options else []), *(_argument(argument) for argument in arguments)]
+        rows = [(_argument(argument), argument.help) for argument in arguments]
+        for option in options:
+            flags = ", ".join([*option.opts, *option.secondary_opts])
+            rows.append(
+                (flags if option.is_flag else f"{flags} {(option.metavar or option.type.name).upper()}", option.help)
+            )
+        section = f"### `{' '.join(usage)}`\n\n{inspect.cleandoc(command.help)}\n"
+        if rows:
+            section += "\n| argument | meaning |\n|---|---|\n"
+            section += "\n".join(f"| `{_one_line(name)}` | {_one_line(text or '')} |" for name, text in rows) + "\n"
+        sections.append(section)
+    return "\n".join(sections).rstrip()
+
+
+def _argument(argument: Any) -> str:
+    name = (argument.metavar or argument.name or "").upper()
+    return name if argument.required else f"[{name}]"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).replace("|", chr(92) + "|")
+
+
+BEGIN, END = "<!-- generated by scripts/docs: begin -->", "<!-- generated by scripts/docs: end -->"
+
+
+def with_part(name: str, title: str, part: str) -> str:
+    """The page `docs/<name>` as it is, with `part` between the markers; a new page when there is none."""
+    path = ROOT / "docs" / name
+    text = path.read_text() if path.exists() else f"# {title}\n"
+    if BEGIN not in text:
+        text = f"{text.rstrip()}\n\n{BEGIN}\n{END}\n"
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{part}\n\n{END}{after}"
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "settings.md": settings_page,
+    "errors.md": errors_page,
+    "api.md": lambda: with_part("api.md", "The HTTP API", api_part()),
+    "cli.md": lambda: with_part("cli.md", "The command line", cli_part()),
+}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write the generated pages of docs/.")
+    parser = argparse.ArgumentParser(description="Write the generated pages and parts of docs/.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is not current")
     check = parser.parse_args().check
     stale = []

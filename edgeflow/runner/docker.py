@@ -193,16 +193,17 @@ class DockerDriver:
             raise EngineUnavailable(f"the Docker engine is not reachable: {error}") from error
 
 
-def stop_all(cluster: str, grace_s: float = 10.0, client: docker.DockerClient | None = None) -> int:
-    """End and remove all function containers of a cluster. Returns how many there were."""
+def stop_all(cluster: str, grace_s: float = 10.0, client: docker.DockerClient | None = None, *, pop: str | None = None) -> int:
+    """End and remove all function containers of a cluster, or of one PoP of it. Returns how many there were."""
     client = client or images.engine()
-    containers = client.containers.list(all=True, filters={"label": f"{_LABEL}cluster={cluster}"})
+    labels = [f"{_LABEL}cluster={cluster}", *([f"{_LABEL}pop={pop}"] if pop else [])]
+    containers = client.containers.list(all=True, filters={"label": labels})
     for container in containers:
         if container.status == "running":
             container.kill(signal="SIGTERM")
     deadline_s = time.monotonic() + grace_s
     while time.monotonic() < deadline_s:
-        if not client.containers.list(filters={"label": f"{_LABEL}cluster={cluster}", "status": "running"}):
+        if not client.containers.list(filters={"label": labels, "status": "running"}):
             break
         time.sleep(0.1)
     for container in containers:
