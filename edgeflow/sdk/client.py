@@ -163,7 +163,7 @@ class Client:
         if name not in pops:
             raise NotFound(f"there is no PoP {name!r}; there are {', '.join(pops) or 'none'}")
         access = pops[name]["api"]
-        return cls(access["url"], Path(access["token_file"]).read_text().strip(), **options)
+        return cls(access["url"], (folder / access["token_file"]).read_text().strip(), **options)
 
     def close(self) -> None:
         """Close the connections."""
@@ -351,6 +351,10 @@ class Client:
     def pops(self) -> Rows[dict[str, Any]]:
         """The PoPs of the cluster as this one sees them, itself first."""
         return self._items("/v1/pops", None)
+
+    def namespaces(self) -> Rows[dict[str, Any]]:
+        """The namespaces of this PoP with their counters."""
+        return self._items("/v1/namespaces", None)
 
     def dead_letters(self, namespace: str) -> Iterator[dict[str, Any]]:
         """Invocations given up at this PoP, oldest first, without their inputs."""
