@@ -117,7 +117,7 @@ class Connection:
 
     def on_closed(self, reason: str) -> None:
         self.on_known()
-        self.session = None
+        self._retire()
         if self._link is not None:
             self._link.lost(self, reason)
         else:
@@ -130,9 +130,14 @@ class Connection:
         )
         if self._link is not None:
             self._link.last_error = str(error)
-        self.session = None
+        self._retire()
         if self.stream is not None:
             self.stream.end(last_words(error))
+
+    def _retire(self) -> None:
+        session, self.session = self.session, None
+        if session is not None and session.sender is not None and self._link is not None:
+            self._link.acked = session.sender.acked
 
 
 class Link:

@@ -180,7 +180,9 @@ def same(a: Side, b: Side) -> bool:
         other_entries, other_blobs = b.store.content()[name]
         if {log: raw for log, raw in entries.items() if raw} != {log: raw for log, raw in other_entries.items() if raw}:
             return False
-        needed = {ref.digest for raw in itertools.chain(*entries.values()) for ref in a.store.namespace(name).entry_blobs(raw)}
+        needed = {
+            ref.digest for raw in itertools.chain(*entries.values()) for ref in a.store.namespace(name).entry_blobs(raw)
+        }
         if any(blobs.get(digest) is None or blobs[digest] != other_blobs.get(digest) for digest in needed):
             return False
     return True
