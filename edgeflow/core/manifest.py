@@ -833,3 +833,7 @@ def _raise(name: str, problems: list[_Problem]) -> Never:
     lines = sorted({str(problem): (problem.line or 0, str(problem)) for problem in problems}.values())
     count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
     raise BadManifest(f"{name}: {count}\n" + "\n".join(f"  {text}" for _, text in lines))
+
+
+if __name__ == "__main__":
+    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))

@@ -1,0 +1,423 @@
+"""`edgeflow apply` and `edgeflow build`: from a manifest and its folders to functions that run.
+
+What it is: read the manifest, build what it names (archives for process clusters, images for container clusters), hand everything to one PoP, and wait
+until every function is ready where it is placed.
+What it is not: tied to the PoPs where functions run: all goes through the API of one PoP, which the others follow.
+What must stay true: nothing is changed in the cluster before the whole manifest is valid and built; applying the same again changes nothing.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, Literal, NoReturn, Self
+
+import httpx
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from edgeflow.core import manifest as manifests
+from edgeflow.errors import BadManifest, EdgeflowError, Unavailable
+from edgeflow.host import discover
+from edgeflow.host.layout import default_home
+from edgeflow.runner import bundles
+from edgeflow.runner.venvs import Venvs
+
+POLL_S = 0.25
+FAILING_S = 6.0
+"""How long a function may say that it fails before it is believed: the first start after a change may race with what it needs."""
+RETRY_S = 20.0
+"""How long a PoP that does not answer is asked again."""
+
+Mode = Literal["embedded", "docker"]
+Say = Callable[[str], None]
+
+
+class NotApplied(EdgeflowError):
+    """A function did not become ready."""
+
+    code = "not-applied"
+    status = 500
+    hint = "Correct it and apply again; `edgeflow logs <function>` shows more."
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The PoP that a manifest is handed to."""
+
+    url: str
+    token: str
+
+
+@dataclass(slots=True)
+class FunctionProgress:
+    """How one function stands."""
+
+    pop: str
+    revision: str
+    state: str = "waiting"
+    reason: str = ""
+    last_log_lines: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Applied:
+    """What `apply` did."""
+
+    namespace: str
+    status: str
+    """created, updated or unchanged."""
+    version: str
+    functions: dict[str, FunctionProgress]
+
+
+class PopApi:
+    """The few calls of a PoP's API that applying needs, repeated while the PoP does not answer. All of them may be repeated."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        # Clusters are on this machine or an inner network: proxy settings of the environment do not apply.
+        self._http = httpx.Client(
+            base_url=target.url, headers={"Authorization": f"Bearer {target.token}"}, timeout=httpx.Timeout(60, connect=5), trust_env=False
+        )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._http.close()
+
+    def pops(self) -> list[dict[str, Any]]:
+        """The PoPs, the one that answers first."""
+        return list(self._json("GET", "/v1/pops")["items"])
+
+    def namespaces(self) -> list[str]:
+        """Names of all namespaces."""
+        return [item["namespace"] for item in self._json("GET", "/v1/namespaces")["items"]]
+
+    def put_bundle(self, digest: str, data: bytes) -> None:
+        """Store an archive."""
+        self._json("PUT", f"/v1/bundles/{digest}", content=data, headers={"Content-Type": "application/gzip"})
+
+    def put_manifest(self, resolved: Mapping[str, Any]) -> dict[str, Any]:
+        """Apply a resolved manifest: {namespace, status, version, revisions}."""
+        body = json.dumps(resolved).encode()
+        return self._json("PUT", f"/v1/functions/{resolved['namespace']}", content=body, headers={"Content-Type": "application/json"})
+
+    def state(self, namespace: str, function: str, pop: str) -> dict[str, Any] | None:
+        """What the PoP `pop` last said about a function; None when it has not said anything yet."""
+        answer = self._ask("GET", f"/v1/ekv/system/states/{namespace}/{function}/{pop}")
+        if answer.status_code == 404:
+            return None
+        return dict(self._checked(answer).json())
+
+    def _json(self, method: str, path: str, **more: Any) -> dict[str, Any]:
+        return dict(self._checked(self._ask(method, path, **more)).json())
+
+    def _ask(self, method: str, path: str, **more: Any) -> httpx.Response:
+        deadline_s = time.monotonic() + RETRY_S
+        while True:
+            try:
+                answer = self._http.request(method, path, **more)
+                if answer.status_code not in (502, 503, 504) or time.monotonic() > deadline_s:
+                    return answer
+            except httpx.HTTPError as error:
+                if time.monotonic() > deadline_s:
+                    hint = "See `edgeflow status`; start a cluster with `edgeflow up`."
+                    raise Unavailable(f"the PoP at {self._target.url} does not answer: {error}", hint=hint) from error
+            time.sleep(0.5)
+
+    def _checked(self, answer: httpx.Response) -> httpx.Response:
+        if answer.is_success:
+            return answer
+        try:
+            problem = answer.json()
+        except ValueError:
+            problem = {}
+        text = problem.get("detail") or problem.get("title") or answer.text[:200] or f"status {answer.status_code}"
+        raise EdgeflowError(f"the PoP at {self._target.url} answered: {text}", hint=problem.get("hint") or "See the agent's log (`edgeflow logs`).")
+
+
+def apply_file(
+    file: Path,
+    target: Target,
+    *,
+    wait: bool = True,
+    timeout_s: float = 900.0,
+    say: Say = lambda line: None,
+    show: Callable[[Mapping[str, FunctionProgress]], None] = lambda functions: None,
+) -> Applied:
+    """Apply a manifest and wait until its functions are ready. `say` gets lines of progress, `show` the functions as they stand.
+
+    Raises BadManifest, BuildFailed, NotApplied (a function fails, or is not ready after `timeout_s` seconds) and Unavailable.
+    """
+    with PopApi(target) as api:
+        pops = api.pops()
+        here, mode = pops[0]["id"], pops[0]["mode"]
+        known = [pop["id"] for pop in pops]
+        manifest = read(file, known_pops=known, known_namespaces=api.namespaces(), default_pop=here)
+        artifacts, archives = make(manifest, file.parent, mode, say)
+        for digest, data in archives.items():
+            api.put_bundle(digest, data)
+        resolved = manifests.resolve(manifest, artifacts, applied_ms=int(time.time() * 1000), default_pop=here)
+        answer = api.put_manifest(resolved)
+        functions = {
+            name: FunctionProgress(pop=function["place"]["pops"][0], revision=function["revision"])
+            for name, function in resolved["functions"].items()
+        }
+        applied = Applied(manifest.namespace, answer["status"], answer["version"], functions)
+        say(f"{manifest.namespace}: {applied.status} at {here}")
+        if wait:
+            _wait(api, applied, timeout_s, show)
+    return applied
+
+
+def read(
+    file: Path, *, known_pops: list[str] | None = None, known_namespaces: list[str] | None = None, default_pop: str | None = None
+) -> manifests.Manifest:
+    """Read and check a manifest file and that its folders are there. Raises BadManifest."""
+    try:
+        text = file.read_text()
+    except FileNotFoundError:
+        raise BadManifest(f"there is no file {file}", hint="Name the manifest: edgeflow apply -f <path>/edgeflow.yaml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadManifest(f"{file} cannot be read: {error}", hint="The manifest is a UTF-8 text file.") from None
+    return manifests.parse(
+        text, name=str(file), known_pops=known_pops, known_namespaces=known_namespaces or (), default_pop=default_pop,
+        look=lambda folder: bundles.look(file.parent / folder),
+    )  # fmt: skip
+
+
+def make(
+    manifest: manifests.Manifest, folder: Path, mode: Mode, say: Say
+) -> tuple[dict[str, manifests.Artifact], dict[str, bytes]]:
+    """Build the folders of a manifest: what each function became, and the archives to hand over by their digests.
+
+    A container cluster gets images from this machine's engine; without one here it gets the archives and builds the images itself.
+    """
+    artifacts: dict[str, manifests.Artifact] = {}
+    archives: dict[str, bytes] = {}
+    engine = _engine(say) if mode == "docker" and any(one.build for one in manifest.functions.values()) else None
+    for name, function in manifest.functions.items():
+        if function.build is None:
+            if mode == "embedded":
+                raise BadManifest(
+                    f"functions.{name}.image: this cluster runs functions as processes, not as containers",
+                    hint="Give `build: <folder>` instead, or start the cluster with `edgeflow up --mode docker`.",
+                )
+            continue
+        path = folder / function.build
+        if engine is not None:
+            from edgeflow.runner import images
+
+            tag = images.build_image(engine, path, f"{manifest.namespace}/{name}", progress=_about(name, say))
+            artifacts[name] = manifests.Artifact(image=tag)
+            say(f"{name}: image {tag}")
+        else:
+            if mode == "embedded" and not (path / "handler.py").is_file():
+                raise BadManifest(
+                    f"functions.{name}.build: {path} has no handler.py, and this cluster runs functions as processes",
+                    hint="Add a handler.py, or start the cluster with `edgeflow up --mode docker` to use the Dockerfile.",
+                )
+            digest, data = bundles.pack(path)
+            artifacts[name] = manifests.Artifact(bundle=digest)
+            archives[digest] = data
+            say(f"{name}: archive {digest[:12]} ({len(data)} bytes)")
+    return artifacts, archives
+
+
+def _about(name: str, say: Say) -> Say:
+    return lambda line: say(f"{name}: {line}")
+
+
+def _engine(say: Say) -> Any:
+    from edgeflow.runner import images
+
+    try:
+        return images.engine()
+    except EdgeflowError as error:
+        say(f"{error.message}; the PoPs build the images")
+        return None
+
+
+def _wait(api: PopApi, applied: Applied, timeout_s: float, show: Callable[[Mapping[str, FunctionProgress]], None]) -> None:
+    """Until all functions are ready. Raises NotApplied."""
+    deadline_s = time.monotonic() + timeout_s
+    failing_since_s: dict[str, float] = {}
+    while True:
+        now_s = time.monotonic()
+        for name, progress in applied.functions.items():
+            state = api.state(applied.namespace, name, progress.pop)
+            if state is None or state.get("revision") != progress.revision:
+                progress.state, progress.reason = "waiting", f"for {progress.pop} to take it up"
+            else:
+                progress.state, progress.reason = state["state"], state["reason"]
+                progress.last_log_lines = state["last_log_lines"]
+            if progress.state != "failing":
+                failing_since_s.pop(name, None)
+            else:
+                failing_since_s.setdefault(name, now_s)
+        show(applied.functions)
+        if all(progress.state == "ready" for progress in applied.functions.values()):
+            return
+        failed = [name for name, since_s in failing_since_s.items() if now_s - since_s > FAILING_S]
+        if failed:
+            raise _not_applied(applied, failed, "is failing")
+        if now_s > deadline_s:
+            left = [name for name, progress in applied.functions.items() if progress.state != "ready"]
+            raise _not_applied(applied, left, f"is not ready after {timeout_s:g} s")
+        time.sleep(POLL_S)
+
+
+def _not_applied(applied: Applied, names: list[str], how: str) -> NotApplied:
+    texts = []
+    for name in names:
+        progress = applied.functions[name]
+        texts.append(f"{applied.namespace}/{name} at {progress.pop} {how}: {progress.reason or progress.state}")
+        texts += [f"    {line}" for line in progress.last_log_lines]
+    return NotApplied("\n".join(texts))
+
+
+# ------------------------------------------------------------------ commands
+
+File = Annotated[Path, typer.Option("--file", "-f", help="The manifest.")]
+Output = Annotated[Literal["text", "json"], typer.Option("--output", "-o", help="`json` prints the result as JSON.")]
+
+
+def apply(
+    file: File = Path("edgeflow.yaml"),
+    pop: Annotated[str | None, typer.Option(help="Hand it to this PoP (default: the first); functions without `place:` run there.")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until every function is ready.")] = True,
+    timeout: Annotated[float, typer.Option(help="Longest wait in seconds.")] = 900.0,
+    url: Annotated[str | None, typer.Option(help="The API of a PoP, instead of the cluster of this folder.")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="File with the bearer token for --url.")] = None,
+    output: Output = "text",
+) -> None:
+    """Build and start the functions of a manifest."""
+    console = Console(stderr=output == "json", highlight=False)
+    try:
+        target = find_target(pop, url, token_file)
+        with _Progress(console) as progress:
+            applied = apply_file(file, target, wait=wait, timeout_s=timeout, say=progress.say, show=progress.show)
+    except EdgeflowError as error:
+        _fail(error, output)
+    if output == "json":
+        print(json.dumps(asdict(applied), indent=2))
+    else:
+        count = len(applied.functions)
+        ready = "ready" if wait else "handed over"
+        console.print(f"[green]✓[/] {applied.namespace}: {count} function{'s' if count != 1 else ''} {ready} ({applied.status})")
+
+
+def build(
+    file: File = Path("edgeflow.yaml"),
+    mode: Annotated[Literal["auto", "embedded", "docker"], typer.Option(help="What to build: environments or images.")] = "auto",
+    output: Output = "text",
+) -> None:
+    """Build what a manifest needs without applying it: images, or archives and virtual environments."""
+    console = Console(stderr=output == "json", highlight=False)
+    try:
+        chosen = _mode() if mode == "auto" else mode
+        manifest = read(file, default_pop="local")
+        with _Progress(console) as progress:
+            artifacts, _ = make(manifest, file.parent, chosen, progress.say)
+            if chosen == "embedded":
+                venvs = Venvs(default_home() / "venvs")
+                for name, function in manifest.functions.items():
+                    requirements = file.parent / (function.build or "") / "requirements.txt"
+                    content = requirements.read_bytes() if requirements.is_file() else b""
+                    venvs.ensure(content, _about(name, progress.say))
+    except EdgeflowError as error:
+        _fail(error, output)
+    if output == "json":
+        print(json.dumps({name: asdict(artifact) for name, artifact in artifacts.items()}, indent=2))
+    else:
+        console.print(f"[green]✓[/] {manifest.namespace}: {len(artifacts)} built")
+
+
+def find_target(pop: str | None, url: str | None = None, token_file: Path | None = None) -> Target:
+    """The PoP to talk to: the one named, or the first of the cluster that runs here. Raises EdgeflowError."""
+    if url is not None:
+        if token_file is None:
+            raise EdgeflowError("--url needs --token-file", hint="Give the file with the operator's token of that PoP.")
+        return Target(url, _token(token_file))
+    access = discover.find().pop(pop)
+    return Target(access.api_url, _token(access.api_token_file))
+
+
+def _token(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except OSError as error:
+        raise EdgeflowError(f"the token file {file} cannot be read: {error.strerror}", hint="Run it as the user who started the cluster.") from error
+
+
+def _mode() -> Mode:
+    try:
+        return "docker" if discover.find().mode == "docker" else "embedded"
+    except EdgeflowError:
+        return "embedded"
+
+
+class _Progress:
+    """Progress on a terminal as a table that changes in place, elsewhere as lines."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Live | None = None
+        self._last: dict[str, tuple[str, str]] = {}
+        self._started_s = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, line: str) -> None:
+        """One line."""
+        self._console.print(f"  {line}", markup=False, overflow="ellipsis", no_wrap=True)
+
+    def show(self, functions: Mapping[str, FunctionProgress]) -> None:
+        """The functions as they stand."""
+        if self._console.is_terminal:
+            if self._live is None:
+                self._live = Live(console=self._console, refresh_per_second=8, transient=False)
+                self._live.start()
+            self._live.update(self._table(functions))
+            return
+        for name, one in functions.items():
+            now = (one.state, one.reason if one.state in ("failing", "building") else "")
+            if self._last.get(name) != now:
+                self._last[name] = now
+                self.say(f"{name} at {one.pop}: {one.state}" + (f" - {now[1]}" if now[1] else ""))
+
+    def _table(self, functions: Mapping[str, FunctionProgress]) -> Table:
+        table = Table(box=None, show_header=False, padding=(0, 2))
+        styles = {"ready": "green", "failing": "red"}
+        for name, one in functions.items():
+            style = styles.get(one.state, "yellow")
+            table.add_row(f"  {name}", one.pop, f"[{style}]{one.state}[/]", escape(one.reason[: max(20, self._console.width - 50)]))
+        table.add_row("", "", f"{time.monotonic() - self._started_s:.0f} s", "")
+        return table
+
+
+def _fail(error: EdgeflowError, output: str) -> NoReturn:
+    if output == "json":
+        print(json.dumps({"error": {"code": error.code, "message": error.message, "hint": error.hint}}, indent=2))
+    console = Console(stderr=True, highlight=False)
+    console.print("[red]error:[/]", end=" ")
+    console.print(error.message, markup=False, soft_wrap=True)
+    lines = getattr(error, "last_lines", None) or []
+    for line in lines:
+        console.print(f"    {line}", markup=False, soft_wrap=True)
+    console.print(error.hint, markup=False, style="dim", soft_wrap=True)
+    sys.stdout.flush()
+    raise typer.Exit(1)
