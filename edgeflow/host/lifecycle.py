@@ -284,8 +284,19 @@ def _compose_pops() -> list[str]:
     return [service.removesuffix("-control") for service in services]
 
 
+def stop_containers(cluster: str) -> int:
+    """End the function containers of a cluster whose control containers are gone; how many there were."""
+    from edgeflow.runner.docker import stop_all  # loads the Docker library, which embedded mode does not need
+
+    return stop_all(cluster)
+
+
 def _down_docker(home: Home, *, purge: bool, say: Say) -> bool:
     say("Ending the containers (docker compose down).")
+    cluster = (read_json(home.root / "docker" / "cluster.json") or {}).get("cluster")
+    compose.run(home, ["stop", *(f"{pop}-control" for pop in _compose_pops())])
+    if cluster:
+        stop_containers(cluster)  # compose does not know the functions' containers
     compose.run(home, ["down", "--remove-orphans", *(["--volumes"] if purge else [])])
     document = read_json(home.cluster_file)
     if document is not None and document.get("mode") == "docker":

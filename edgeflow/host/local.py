@@ -100,7 +100,9 @@ class LocalCluster:
         return entry
 
     def pid(self, pop: str, name: ProcessName) -> int | None:
-        return self.process(pop, name)["pid"]
+        """Its process id; None while it is down."""
+        pid: int | None = self.process(pop, name)["pid"]
+        return pid
 
     def restarts(self, pop: str, name: ProcessName) -> int:
         """How often it was started again since the cluster's start."""

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 
@@ -176,7 +176,7 @@ class Supervisor:
             await self._end()
             helpers[0].cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
-            self._write_now(state="stopped")
+            self.write_now(state="stopped")
 
     async def _start_pop(self, pop: Pop) -> None:
         """Redis and the broker first: the agent's own retries would be slower than waiting here."""
@@ -278,10 +278,11 @@ class Supervisor:
         while True:
             await self._dirty.wait()
             self._dirty.clear()
-            self._write_now()
+            self.write_now()
             await asyncio.sleep(0.05)  # several changes at once become one write
 
-    def _write_now(self, state: str | None = None) -> None:
+    def write_now(self, state: str | None = None) -> None:
+        """Write cluster.json without waiting for more changes."""
         write_json(self.home.cluster_file, self.document(state))
 
     def document(self, state: str | None = None) -> dict[str, Any]:
@@ -360,6 +361,19 @@ async def supervise(
     return supervisor
 
 
+def configure_logging(stream: TextIO) -> None:
+    """One JSON object per line to `stream`."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(stream),
+    )
+
+
 def detach(log_file: Path) -> None:
     """Go on as a process of its own: the caller's child prints the new pid and ends, so nobody has to wait for us."""
     pid = os.fork()
@@ -388,13 +402,7 @@ def main(argv: list[str] | None = None) -> int:
         detach(home.logs_dir / "supervisor.log")
     lock = HomeLock(args.lock_fd) if args.lock_fd is not None else HomeLock.take(home)
     os.set_inheritable(lock.descriptor, False)  # children must not keep the lock alive
-    structlog.configure(
-        processors=[
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.add_log_level,
-            structlog.processors.JSONRenderer(),
-        ],
-    )
+    configure_logging(sys.stdout)
     commands = json.loads(args.commands.read_text()) if args.commands else None
     asyncio.run(supervise(home, args.pops.split(","), commands=commands))
     return 0

@@ -1,0 +1,70 @@
+"""The command `edgeflow`: one verb per line of work.
+
+What must stay true: an error that a user can meet ends as message, hint and exit status 1, never as a traceback; every verb has --help.
+"""
+
+import os
+from typing import Annotated, Any
+
+import httpx
+import typer
+from typer.core import TyperGroup
+
+from edgeflow import __version__
+from edgeflow.cli import doctor, down, env, link, logs, status, up
+from edgeflow.cli.console import err, print_error
+from edgeflow.errors import EdgeflowError, Unavailable
+
+
+class _Group(TyperGroup):
+    """Turns errors into messages."""
+
+    def invoke(self, ctx: Any) -> Any:  # click's Context, which Typer brings along under names that differ between its versions
+        try:
+            return super().invoke(ctx)
+        except EdgeflowError as error:
+            print_error(error)
+        except httpx.TransportError as error:
+            print_error(Unavailable(f"The PoP's API does not answer: {error}"))
+        except BrokenPipeError:
+            # The reader (head, less) went away; stdout must not be flushed again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        except KeyboardInterrupt:
+            err.print("interrupted")
+            raise typer.Exit(130) from None
+        raise typer.Exit(1)
+
+
+app = typer.Typer(
+    name="edgeflow",
+    cls=_Group,
+    help="A CDN-style pub/sub edge compute runtime: every PoP a broker, a replicated key-value store and a runner of functions.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"edgeflow {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")] = False,
+) -> None:
+    """Run PoPs on this machine, or talk to those that run. State lives under $EDGEFLOW_HOME (default: .edgeflow)."""
+
+
+CLUSTER = "Cluster"
+DATA = "Applications and data"
+
+app.command(rich_help_panel=CLUSTER)(up.up)
+app.command(rich_help_panel=CLUSTER)(down.down)
+app.command(rich_help_panel=CLUSTER)(status.status)
+app.command(rich_help_panel=CLUSTER)(env.env)
+app.command(rich_help_panel=CLUSTER)(doctor.doctor)
+app.command(rich_help_panel=CLUSTER)(logs.logs)
+app.add_typer(link.app, name="link", rich_help_panel=CLUSTER)

@@ -1,0 +1,109 @@
+"""`edgeflow status`: what runs, how it is, and how to reach it."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+from rich.markup import escape
+from rich.table import Table
+
+from edgeflow.cli.console import Output, OutputOption, out, print_json
+from edgeflow.host.discover import Cluster, PopAccess, find
+
+ASK_S = 3.0
+COLOURS = {"ready": "green", "up": "green", "starting": "yellow", "degraded": "yellow", "connecting": "yellow", "building": "yellow"}
+
+
+def status(output: OutputOption = Output.TEXT) -> None:
+    """Show each PoP: its state, its addresses, its links and its functions."""
+    document = cluster_document(find())
+    if output is Output.JSON:
+        print_json(document)
+    else:
+        _print(document)
+
+
+def cluster_document(cluster: Cluster) -> dict[str, Any]:
+    """What `status -o json` prints: cluster, mode, state, home and a list of PoPs."""
+    with ThreadPoolExecutor(max_workers=max(1, len(cluster.pops))) as pool:
+        pops = list(pool.map(_pop_document, cluster.pops.values()))
+    return {"cluster": cluster.id, "mode": cluster.mode, "state": cluster.state, "home": str(cluster.home.root), "pops": pops}
+
+
+def _pop_document(pop: PopAccess) -> dict[str, Any]:
+    links, functions = _ask(pop)
+    return {
+        "id": pop.id,
+        "state": pop.state,
+        "reason": pop.reason or None,
+        "api": {"url": pop.api_url, "token_file": str(pop.api_token_file)},
+        "mqtt": {
+            "host": pop.mqtt_host,
+            "port": pop.mqtt_port,
+            "ws_url": pop.mqtt_ws_url,
+            "username": pop.mqtt_username,
+            "password_file": str(pop.mqtt_password_file),
+        },
+        "processes": {name: {key: entry[key] for key in ("pid", "state", "restarts")} for name, entry in pop.processes.items()},
+        "links": links,
+        "functions": functions,
+    }
+
+
+def _ask(pop: PopAccess) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Links and functions of a PoP by its API; empty while it does not answer (its state says so)."""
+    try:
+        headers = {"Authorization": f"Bearer {pop.token}"}
+        with httpx.Client(base_url=pop.api_url, headers=headers, timeout=ASK_S, trust_env=False) as client:
+            peers = client.get("/v1/pops").raise_for_status().json()["items"]
+            functions = client.get("/v1/functions").raise_for_status().json()["items"]
+    except (httpx.HTTPError, OSError, ValueError, KeyError):
+        return [], []
+    links = [{"peer": peer["id"], **(peer.get("link") or {"state": peer["state"]})} for peer in peers if not peer.get("self")]
+    here = [
+        {
+            "namespace": function["namespace"],
+            "function": function["function"],
+            "state": function["state"],
+            "reason": function["reason"],
+            "revision": function["revision"],
+            "instances": len(function["instances"]),
+        }
+        for function in functions
+        if function["at"] == pop.id
+    ]
+    return links, here
+
+
+def _print(document: dict[str, Any]) -> None:
+    out.print(f"cluster {document['cluster']}  mode {document['mode']}  {_coloured(document['state'])}  home {escape(document['home'])}")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("PoP", "state", "API", "MQTT", "restarts", "links", "functions"):
+        table.add_column(column, overflow="fold")
+    for pop in document["pops"]:
+        restarts = [f"{name} {entry['restarts']}" for name, entry in pop["processes"].items() if entry["restarts"]]
+        table.add_row(
+            pop["id"],
+            _coloured(pop["state"]),
+            pop["api"]["url"],
+            f"{pop['mqtt']['host']}:{pop['mqtt']['port']}",
+            ", ".join(restarts) or "-",
+            "\n".join(f"{link['peer']} {_coloured(str(link['state']))}{_rtt(link)}" for link in pop["links"]) or "-",
+            "\n".join(f"{entry['namespace']}/{entry['function']} {_coloured(entry['state'])}" for entry in pop["functions"]) or "-",
+        )
+    out.print(table)
+    for pop in document["pops"]:
+        if pop["reason"] and pop["state"] != "ready":
+            out.print(f"{pop['id']}: {escape(pop['reason'])}")
+        for entry in pop["functions"]:
+            if entry["reason"] and entry["state"] != "ready":
+                out.print(f"{entry['namespace']}/{entry['function']}: {escape(entry['reason'])}")
+
+
+def _coloured(state: str) -> str:
+    return f"[{COLOURS.get(state, 'red')}]{escape(state)}[/]"
+
+
+def _rtt(link: dict[str, Any]) -> str:
+    rtt_ms = link.get("rtt_ms")
+    return f" ({rtt_ms:.1f} ms)" if isinstance(rtt_ms, int | float) else ""
