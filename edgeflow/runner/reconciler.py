@@ -244,7 +244,7 @@ class Reconciler:
         }  # fmt: skip
         if function is not None and function.revision == one.revision:
             # With it the data process can serve an instance of a revision that is no longer in the routing table.
-            document["spec"] = function.model_dump(mode="json", by_alias=True)
+            document["spec"] = self._manifests[one.namespace][2]["functions"][one.function]
         self._store.local.put_doc("instance", one.instance, document)
 
     # -- one function --------------------------------------------------------------------------------------------------
@@ -273,6 +273,8 @@ class Reconciler:
         for action in plan(view, self._policy, now_ms):
             if isinstance(action, Start):
                 assert function is not None and build is not None
+                if now_ms < memory.start_from_ms:
+                    continue  # a failure that was found in this very round
                 self._start(key, function, build, memory, now_ms)
             elif isinstance(action, Stop):
                 log.info("instance_stopping", namespace=namespace, function=name, instance=action.instance, reason=action.why)

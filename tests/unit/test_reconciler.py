@@ -1,0 +1,427 @@
+"""The reconciler against a store and a driver in memory."""
+
+import json
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeflow.core.manifest import Artifact, ResolvedFunction, parse, resolve
+from edgeflow.core.routing import RouteTable
+from edgeflow.errors import StoreUnavailable
+from edgeflow.runner.driver import CannotStart, Observed, Prepared, Progress, StartSpec
+from edgeflow.runner.reconciler import Reconciler
+from edgeflow.runner.venvs import BuildFailed
+from edgeflow.settings import PopSettings
+
+START_MS = 1_000_000_000
+
+
+@dataclass
+class Item:
+    key: str
+    version: str
+    data: bytes = b""
+
+
+@dataclass
+class Inbox:
+    ready: int = 0
+    delayed: int = 0
+    claimed: int = 0
+
+
+class FakeNamespace:
+    def __init__(self) -> None:
+        self.values: dict[str, Item] = {}
+        self.routes = RouteTable("never set")
+        self.inboxes: dict[tuple[str, str], Inbox] = {}
+        self.writes = 0
+
+    def list(self, prefix: str = "", *, after: str = "", limit: int = 100) -> "list[Item]":
+        return [item for key, item in sorted(self.values.items()) if key.startswith(prefix) and key > after][:limit]
+
+    def get(self, key: str) -> Item | None:
+        return self.values.get(key)
+
+    def put(self, key: str, data: bytes, *, content_type: str | None = None) -> None:
+        self.writes += 1
+        self.values[key] = Item(key, str(self.writes), data)
+
+    def delete(self, key: str) -> None:
+        del self.values[key]
+
+    def set_routes(self, table: RouteTable) -> bool:
+        changed = table.version != self.routes.version
+        self.routes = table
+        return changed
+
+    def inbox_stats(self, function: str, revision: str) -> Inbox:
+        return self.inboxes.get((function, revision), Inbox())
+
+
+class FakeLocal:
+    def __init__(self) -> None:
+        self.documents: dict[str, dict[str, dict[str, Any]]] = {}
+
+    def put_doc(self, kind: str, id: str, document: dict[str, Any]) -> None:
+        self.documents.setdefault(kind, {})[id] = json.loads(json.dumps(document))
+
+    def docs(self, kind: str) -> dict[str, dict[str, Any]]:
+        return dict(self.documents.get(kind, {}))
+
+    def delete_doc(self, kind: str, id: str) -> None:
+        self.documents.get(kind, {}).pop(id, None)
+
+
+class FakeWakeups:
+    def wait(self, timeout_s: float) -> set[str]:
+        time.sleep(min(timeout_s, 0.01))
+        return {"local"}
+
+    def close(self) -> None:
+        pass
+
+
+class FakeStore:
+    def __init__(self) -> None:
+        self.local = FakeLocal()
+        self._namespaces = {"system": FakeNamespace()}
+
+    def namespace(self, name: str) -> FakeNamespace:
+        return self._namespaces.setdefault(name, FakeNamespace())
+
+    def namespaces(self) -> list[str]:
+        return sorted(self._namespaces)
+
+    def create_namespace(self, name: str) -> bool:
+        new = name not in self._namespaces
+        self.namespace(name)
+        return new
+
+    def wakeups(self) -> FakeWakeups:
+        return FakeWakeups()
+
+
+@dataclass
+class FakeDriver:
+    instances: dict[str, Observed] = field(default_factory=dict)
+    started: list[StartSpec] = field(default_factory=list)
+    stopped: list[str] = field(default_factory=list)
+    killed: list[str] = field(default_factory=list)
+    build_error: Exception | None = None
+    start_error: Exception | None = None
+    hold: threading.Event = field(default_factory=threading.Event)
+    now_ms: int = START_MS
+
+    def prepare(self, namespace: str, name: str, function: ResolvedFunction, bundle: bytes | None, progress: Progress) -> Prepared:
+        progress("collecting parts")
+        self.hold.wait(10)
+        if self.build_error:
+            raise self.build_error
+        return Prepared(image=function.image or "built")
+
+    def observe(self) -> list[Observed]:
+        return list(self.instances.values())
+
+    def start(self, spec: StartSpec) -> None:
+        if self.start_error:
+            raise self.start_error
+        self.started.append(spec)
+        self.instances[spec.instance] = Observed(spec.instance, spec.namespace, spec.function, spec.revision, self.now_ms, True)
+
+    def stop(self, instance: str) -> None:
+        self.stopped.append(instance)
+
+    def kill(self, instance: str) -> None:
+        self.killed.append(instance)
+        self.end(instance, "was ended by SIGKILL")
+
+    def remove(self, instance: str) -> None:
+        del self.instances[instance]
+
+    def tail(self, instance: str, lines: int) -> list[str]:
+        return [f"last words of {instance}"]
+
+    def upkeep(self) -> None:
+        pass
+
+    def end(self, instance: str, how: str) -> None:
+        self.instances[instance] = replace(self.instances[instance], running=False, ended=how)
+
+
+class World:
+    """A PoP with a reconciler whose rounds and time are in the test's hands."""
+
+    def __init__(self, folder: Path) -> None:
+        self.settings = PopSettings.model_validate({
+            "pop": "la", "cluster": "c", "mode": "embedded", "state_dir": folder / "state", "run_dir": folder / "run",
+            "store": {"redis_socket": folder / "r"}, "mqtt": {"password_file": folder / "p"},
+            "link": {"port": 1, "ca": folder / "a", "cert": folder / "b", "key": folder / "c"}, "api": {"port": 2, "token_file": folder / "t"},
+            "public": {"api_url": "http://x", "api_token_file": folder / "t", "mqtt_host": "x", "mqtt_port": 1, "mqtt_ws_url": "ws://x",
+                       "mqtt_password_file": folder / "p"},
+        })  # fmt: skip
+        self.store = FakeStore()
+        self.driver = FakeDriver()
+        self.driver.hold.set()
+        self.now_ms = START_MS
+        self.begin()
+
+    def begin(self) -> None:
+        """A new control process over the same store and instances."""
+        self.reconciler = Reconciler(self.settings, self.store, self.driver)
+
+    def apply(self, functions: str, namespace: str = "vision", **artifacts: Artifact) -> dict[str, Any]:
+        manifest = parse(f"namespace: {namespace}\nfunctions: {functions}", default_pop="la")
+        document = resolve(manifest, artifacts, applied_ms=1, default_pop="la")
+        self.store.namespace("system").put(f"manifests/{namespace}", json.dumps(document).encode())
+        return document
+
+    def round(self, times: int = 1, later_ms: int = 0) -> None:
+        self.now_ms += later_ms
+        self.driver.now_ms = self.now_ms
+        for _ in range(times):
+            self.reconciler.round(self.now_ms)
+
+    def settle(self) -> None:
+        """Rounds until builds are done and what can be started is started."""
+        for _ in range(50):
+            self.round()
+            if all(build.future is None or build.future.done() for build in self.reconciler._builds._builds.values()):
+                break
+            time.sleep(0.005)
+        self.round(3)
+
+    def become(self, state: str, *instances: str) -> None:
+        for instance in instances or tuple(self.driver.instances):
+            self.store.local.put_doc("instance_state", instance, {"state": state, "since_ms": self.now_ms})
+
+    def state(self, function: str = "vision/f") -> dict[str, Any]:
+        return self.store.local.docs("function_state")[function]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_a_function_comes_up_and_says_so(world: World) -> None:
+    document = world.apply("{f: {image: i, subscribe: a, scale: {instances: 2}, env: {A: b}}}")
+    world.settle()
+    assert len(world.driver.started) == 2
+    spec = world.driver.started[0]
+    assert (spec.namespace, spec.function, spec.env, spec.prepared) == ("vision", "f", {"A": "b"}, Prepared(image="i"))
+    assert spec.memory_bytes == 512 * 1024 * 1024
+    assert world.state()["state"] == "starting"
+    instance = world.store.local.docs("instance")[spec.instance]
+    assert instance["socket"] == str(spec.socket) and instance["spec"] == document["functions"]["f"]
+    assert spec.socket.parent.is_dir() and spec.socket.parent.stat().st_mode & 0o777 == 0o700
+    world.become("ready")
+    world.round()
+    assert world.state()["state"] == "ready" and world.state()["revision"] == spec.revision
+    shared = json.loads(world.store.namespace("system").values["states/vision/f/la"].data)
+    assert shared["state"] == "ready" and shared["revision"] == spec.revision and shared["pop"] == "la"
+
+
+def test_routes_are_installed_for_every_manifest_and_cleared_with_it(world: World) -> None:
+    world.apply("{f: {image: i, subscribe: a}, g: {image: i, subscribe: a, place: {pops: [ny]}}}")
+    world.round()
+    assert [one.function for one in world.store.namespace("vision").routes.functions] == ["f"]
+    world.store.namespace("system").delete("manifests/vision")
+    world.round()
+    assert world.store.namespace("vision").routes == RouteTable()
+
+
+def test_routes_come_back_after_the_store_lost_them(world: World) -> None:
+    world.apply("{f: {image: i, subscribe: a}}")
+    world.round()
+    world.store.namespace("vision").routes = RouteTable("older")
+    world.round(later_ms=6_000)
+    assert [one.function for one in world.store.namespace("vision").routes.functions] == ["f"]
+
+
+def test_functions_of_other_pops_are_left_to_them(world: World) -> None:
+    world.apply("{f: {image: i, subscribe: a, place: {pops: [ny]}}}")
+    world.settle()
+    assert world.driver.started == [] and world.store.local.docs("function_state") == {}
+
+
+def test_a_crash_is_reported_and_started_again_after_a_while(world: World) -> None:
+    world.apply("{f: {image: i, subscribe: a}}")
+    world.settle()
+    (first,) = world.driver.instances
+    world.driver.end(first, "exited with status 3")
+    world.round()
+    state = world.state()
+    assert state["state"] == "failing" and state["reason"] == f"instance {first} exited with status 3"
+    assert state["last_log_lines"] == [f"last words of {first}"]
+    assert first not in world.store.local.docs("instance") and world.driver.instances == {}
+    world.round(later_ms=499)
+    assert world.driver.instances == {}
+    world.round(later_ms=1)
+    (second,) = world.driver.instances
+    world.become("ready")
+    world.round()
+    assert world.state()["state"] == "ready"
+    world.driver.end(second, "exited with status 3")
+    world.round()
+    world.round(later_ms=999)
+    assert world.driver.instances == {}, "the second wait is longer"
+    world.round(later_ms=1)
+    world.become("ready")
+    world.round(later_ms=31_000)
+    (third,) = world.driver.instances
+    world.driver.end(third, "exited with status 3")
+    world.round()
+    world.round(later_ms=500)
+    assert len(world.driver.instances) == 1, "a stable instance wiped the failures out"
+
+
+def test_hung_instances_are_replaced(world: World) -> None:
+    world.apply("{f: {image: i, subscribe: a}}")
+    world.settle()
+    (first,) = world.driver.instances
+    world.become("hung")
+    world.round(3)
+    assert world.driver.killed == [first] and len(world.driver.instances) == 1 and first not in world.driver.instances
+    assert first not in world.store.local.docs("instance_state")
+
+
+def test_a_new_revision_takes_over_before_the_old_one_leaves(world: World) -> None:
+    old = world.apply("{f: {image: i, subscribe: a}}")["functions"]["f"]["revision"]
+    world.settle()
+    world.become("ready")
+    (first,) = world.driver.instances
+    world.apply("{f: {image: j, subscribe: a}}")
+    world.store.namespace("vision").inboxes["f", old] = Inbox(claimed=1)
+    world.settle()
+    assert world.driver.stopped == [] and len(world.driver.instances) == 2
+    world.become("ready")
+    world.round()
+    assert world.driver.stopped == [], "the old inbox is not empty"
+    world.store.namespace("vision").inboxes.clear()
+    world.round()
+    assert world.driver.stopped == [first]
+    world.driver.end(first, "exited with status 0")
+    world.round()
+    assert first not in world.driver.instances and world.state()["state"] == "ready"
+
+
+def test_a_removed_function_is_stopped_and_forgotten(world: World) -> None:
+    world.apply("{f: {image: i, subscribe: a}}")
+    world.settle()
+    world.store.namespace("system").delete("manifests/vision")
+    (first,) = world.driver.instances
+    world.round()
+    assert world.driver.stopped == [first] and world.state()["state"] == "stopped"
+    world.round(later_ms=36_000)
+    assert world.driver.killed == [first]
+    world.round(2)
+    assert world.driver.instances == {} and world.store.local.docs("function_state") == {}
+    assert "states/vision/f/la" not in world.store.namespace("system").values
+
+
+def test_a_new_control_process_adopts_what_runs(world: World) -> None:
+    world.apply("{f: {image: i, subscribe: a}}")
+    world.settle()
+    world.become("ready")
+    before = set(world.driver.instances)
+    world.begin()
+    world.settle()
+    assert set(world.driver.instances) == before and len(world.driver.started) == 1 and world.state()["state"] == "ready"
+
+
+def test_documents_follow_what_really_runs(world: World) -> None:
+    world.apply("{f: {image: i, subscribe: a}}")
+    world.settle()
+    (first,) = world.driver.instances
+    world.store.local.put_doc("instance", "ghost", {"namespace": "vision", "function": "f"})
+    world.store.local.put_doc("instance_state", "ghost", {"state": "ready"})
+    world.store.local.delete_doc("instance", first)
+    world.round()
+    assert set(world.store.local.docs("instance")) == {first} and "ghost" not in world.store.local.docs("instance_state")
+
+
+def test_a_failed_build_says_why_and_is_tried_again(world: World) -> None:
+    world.driver.build_error = BuildFailed("cannot install the requirements: ERROR: no such thing", ["line 1", "ERROR: no such thing"])
+    world.apply("{f: {image: i, subscribe: a}, g: {image: j, subscribe: a}}")
+    world.settle()
+    state = world.state()
+    assert state["state"] == "failing" and "no such thing" in state["reason"] and state["last_log_lines"] == ["line 1", "ERROR: no such thing"]
+    world.driver.build_error = None
+    world.round(later_ms=9_000)
+    world.settle()
+    assert len(world.driver.started) == 2
+
+
+def test_progress_of_a_build_is_shown(world: World) -> None:
+    world.driver.hold.clear()
+    world.apply("{f: {image: i, subscribe: a}}")
+    deadline_s = time.monotonic() + 5
+    while world.store.local.docs("function_state").get("vision/f", {}).get("reason") != "collecting parts" and time.monotonic() < deadline_s:
+        world.round()
+    assert world.state()["state"] == "building" and world.state()["reason"] == "collecting parts"
+    world.driver.hold.set()
+
+
+def test_an_instance_that_cannot_be_started_is_reported(world: World) -> None:
+    world.driver.start_error = CannotStart("the engine does not start it: no space left")
+    world.apply("{f: {image: i, subscribe: a}}")
+    world.settle()
+    assert world.state()["state"] == "failing" and "no space left" in world.state()["reason"]
+    assert world.store.local.docs("instance") == {}
+
+
+def test_a_bundle_is_waited_for(world: World) -> None:
+    world.apply("{f: {build: ./f, subscribe: a}}", f=Artifact(bundle="a" * 64))
+    world.settle()
+    assert world.state()["state"] == "building" and "waiting for the bundle" in world.state()["reason"]
+    world.store.namespace("system").put("bundles/" + "a" * 64, b"...")
+    world.round(later_ms=300)
+    world.settle()
+    assert len(world.driver.started) == 1
+
+
+def test_a_damaged_manifest_stops_nothing(world: World) -> None:
+    world.apply("{f: {image: i, subscribe: a}}")
+    world.settle()
+    world.store.namespace("system").put("manifests/vision", b"{")
+    world.store.namespace("system").put("manifests/other", b'{"namespace": "vision"}')
+    world.apply("{g: {image: i, subscribe: a}}", namespace="third")
+    world.settle()
+    assert world.driver.stopped == [] and {one.function for one in world.driver.instances.values()} == {"f", "g"}
+
+
+def test_states_are_written_only_when_they_change(world: World) -> None:
+    world.apply("{f: {image: i, subscribe: a}}")
+    world.settle()
+    world.become("ready")
+    world.round(5)
+    writes = world.store.namespace("system").writes
+    world.round(20, later_ms=1000)
+    assert world.store.namespace("system").writes == writes
+
+
+def test_the_thread_outlives_an_outage_of_the_store(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.apply("{f: {image: i, subscribe: a}}")
+    calls = 0
+    list_before = FakeNamespace.list
+
+    def fails_first(self: FakeNamespace, *args: Any, **more: Any) -> list[Item]:
+        nonlocal calls
+        calls += 1
+        if calls < 3:
+            raise StoreUnavailable()
+        return list_before(self, *args, **more)
+
+    monkeypatch.setattr(FakeNamespace, "list", fails_first)
+    world.reconciler.start()
+    deadline_s = time.monotonic() + 10
+    while not world.driver.started and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert world.driver.started and world.reconciler.status()["running"]
+    world.reconciler.stop()
+    assert not world.reconciler.status()["running"]
