@@ -1,0 +1,145 @@
+"""What the commands that talk to a PoP share: finding it, options, printing.
+
+What it is: the running cluster as clients, one table printer and the `-o json` switch.
+What must stay true: data goes to stdout and nothing else does; an error is one line and its hint on stderr, exit status 1, never a traceback.
+"""
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from edgeflow.errors import EdgeflowError, Unavailable
+from edgeflow.host.discover import find
+from edgeflow.sdk.client import Client
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+errors = Console(stderr=True, soft_wrap=True)
+
+
+class Output(StrEnum):
+    """How data is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="`table` for people, `json` for programs.")]
+PopOption = Annotated[str | None, typer.Option("--pop", help="PoP to talk to; the first one if not given.", metavar="POP")]
+AnyPopOption = Annotated[str | None, typer.Option("--pop", help="Only this PoP; all of them if not given.", metavar="POP")]
+
+
+def friendly(command: Callable[P, R]) -> Callable[P, R]:
+    """A command whose EdgeflowErrors become a message with a hint, and whose output may be cut off by `| head`."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except EdgeflowError as error:
+            complain(error)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            sys.stderr.close()  # the reader is gone; Python would complain about it at exit
+            raise typer.Exit(0) from None
+        raise typer.Exit(1)
+
+    return run
+
+
+def complain(error: EdgeflowError) -> None:
+    """An error and its hint on stderr."""
+    errors.print(f"[red]error:[/red] {escape(error.message)}")
+    if error.hint:
+        errors.print(f"[dim]hint:[/dim] {escape(error.hint)}")
+
+
+@contextmanager
+def client_of(pop: str | None, *, retry_s: float = 10.0) -> Iterator[Client]:
+    """A client of `pop`, else of the first PoP. Raises NoCluster, NoSuchPop."""
+    access = find().pop(pop)
+    with Client(access.api_url, access.token, retry_s=retry_s) as client:
+        yield client
+
+
+def clients_of(pop: str | None) -> Iterator[tuple[str, Client]]:
+    """(id, client) of `pop`, else of every PoP that answers; one that does not is named on stderr."""
+    cluster = find()
+    names = [pop] if pop is not None else list(cluster.pops)
+    answered = 0
+    trouble: EdgeflowError | None = None
+    for name in names:
+        access = cluster.pop(name)
+        with Client(access.api_url, access.token, retry_s=2.0 if pop is None else 10.0) as client:
+            try:
+                client.pops()
+            except Unavailable as error:
+                trouble = error
+                errors.print(f"[yellow]skipped:[/yellow] PoP {escape(name)} does not answer")
+                continue
+            answered += 1
+            yield name, client
+    if not answered and trouble is not None:
+        raise trouble
+
+
+def show(output: Output, items: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], object]], *, empty: str) -> None:
+    """Print `items`: as JSON in full, or as a table of `columns` (title -> cell). `empty` is said on stderr when there are none."""
+    if output is Output.JSON:
+        print_json(items)
+        return
+    if not items:
+        errors.print(escape(empty))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in columns:
+        table.add_column(title, overflow="fold")
+    for item in items:
+        table.add_row(*(escape(_cell(make(item))) for make in columns.values()))
+    console = Console(soft_wrap=False) if sys.stdout.isatty() else Console(width=400)
+    console.print(table)
+
+
+def print_json(document: object) -> None:
+    """Indented JSON on stdout."""
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None or value == "" else str(value)
+
+
+def size_text(size_bytes: int) -> str:
+    """A size for people: 1.9 MB."""
+    size = float(size_bytes)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000 or unit == "MB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size_bytes} B"
+
+
+def read_input(data: str | None, file: str | None) -> bytes:
+    """The bytes of --data or of --file (`-` is standard input). Exactly one of them must be given."""
+    if (data is None) == (file is None):
+        raise typer.BadParameter("give either --data TEXT or --file PATH (- for standard input)")
+    if data is not None:
+        return data.encode()
+    if file == "-":
+        return sys.stdin.buffer.read()
+    try:
+        with open(str(file), "rb") as handle:
+            return handle.read()
+    except OSError as error:
+        raise typer.BadParameter(f"{file}: {error.strerror}") from None

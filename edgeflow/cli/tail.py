@@ -1,0 +1,85 @@
+"""`edgeflow tail`: follow a channel."""
+
+import base64
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from edgeflow.cli.reach import Output, OutputOption, PopOption, client_of, errors, friendly, size_text
+from edgeflow.core.events import time_text
+from edgeflow.sdk.client import Gap, ReceivedEvent
+
+PREVIEW_CHARS = 80
+TEXT_TYPES = ("text/", "application/json")
+
+
+@friendly
+def tail(
+    channel: Annotated[str, typer.Argument(help="A channel, or an MQTT filter as in 'vision/#'")],
+    count: Annotated[int | None, typer.Option("-n", "--count", help="Stop after this many events.", min=1)] = None,
+    from_: Annotated[str, typer.Option("--from", help="`now`, `start`, or a cursor (everything behind it).")] = "now",
+    raw: Annotated[bool, typer.Option("--raw", help="Write nothing but the data, as it is.")] = False,
+    pop: PopOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Print events as they become readable at a PoP: one line each, or one JSON document per line with -o json."""
+    seen = 0
+    with client_of(pop) as client:
+        for item in client.subscribe(channel, from_=from_):
+            if isinstance(item, Gap):
+                _show_gap(item, output)
+                continue
+            if raw:
+                sys.stdout.buffer.write(item.data)
+            elif output is Output.JSON:
+                _write(_document(item))
+            else:
+                print(_line(item))
+            sys.stdout.flush()
+            seen += 1
+            if count is not None and seen >= count:
+                return
+
+
+def _show_gap(gap: Gap, output: Output) -> None:
+    if output is Output.JSON:
+        _write({"gap": dict(gap.details), "cursor": gap.cursor})
+        sys.stdout.flush()
+    else:
+        errors.print(f"[yellow]gap:[/yellow] {gap.reason} {dict(gap.details)}", highlight=False)
+
+
+def _line(event: ReceivedEvent) -> str:
+    data = event.data
+    return "  ".join([time_text(event.time_ms)[11:], event.channel, event.subject or "-", size_text(len(data)), _preview(event, data)])
+
+
+def _preview(event: ReceivedEvent, data: bytes) -> str:
+    kind = event.datacontenttype or ""
+    if kind and not kind.startswith(TEXT_TYPES):
+        return kind
+    try:
+        text = data[: PREVIEW_CHARS * 4].decode()
+    except UnicodeDecodeError:
+        return kind or "bytes"
+    text = "".join(char if char.isprintable() else " " for char in text)
+    return text if len(text) <= PREVIEW_CHARS else text[: PREVIEW_CHARS - 3] + "..."
+
+
+def _document(event: ReceivedEvent) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "cursor": event.cursor, "channel": event.channel, "id": event.id, "source": event.source, "type": event.type,
+        "time": time_text(event.time_ms), "subject": event.subject, "datacontenttype": event.datacontenttype,
+        "attributes": dict(event.attributes), "origin": event.origin, "epoch": event.epoch, "seq": event.seq,
+    }  # fmt: skip
+    data = event.data
+    try:
+        return {**document, "data": data.decode()}
+    except UnicodeDecodeError:
+        return {**document, "data_base64": base64.b64encode(data).decode()}
+
+
+def _write(document: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
