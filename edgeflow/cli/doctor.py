@@ -5,14 +5,15 @@ from dataclasses import asdict
 import typer
 from rich.markup import escape
 
-from edgeflow.cli.console import Output, OutputOption, out, print_json
+from edgeflow.cli.console import out
+from edgeflow.cli.reach import Output, OutputOption, print_json
 from edgeflow.host.checks import examine, usable_modes
 from edgeflow.host.layout import Home, default_home
 
 MARKS = {"ok": "[green]✓[/green]", "warning": "[yellow]![/yellow]", "problem": "[red]✗[/red]"}
 
 
-def doctor(output: OutputOption = Output.TEXT) -> None:
+def doctor(output: OutputOption = Output.TABLE) -> None:
     """Check python, Mosquitto, Redis, Docker, ports, disk and memory. Exit status 1 if no mode can run here."""
     findings = examine(Home(default_home()))
     modes = usable_modes(findings)

@@ -3,11 +3,11 @@
 import shlex
 import sys
 
-from edgeflow.cli.console import Output, OutputOption, PopOption, print_json
+from edgeflow.cli.reach import Output, OutputOption, PopOption, print_json
 from edgeflow.host.discover import Cluster, PopAccess, find
 
 
-def env(pop: PopOption = None, output: OutputOption = Output.TEXT) -> None:
+def env(pop: PopOption = None, output: OutputOption = Output.TABLE) -> None:
     """Print exports, and lines to paste: mosquitto_pub, mosquitto_sub, curl.
 
     In scripts: eval "$(edgeflow env --pop la)". There the lines to paste are comments.

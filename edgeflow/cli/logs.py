@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from edgeflow.cli.console import PopOption, err
+from edgeflow.cli.console import err
+from edgeflow.cli.reach import PopOption
 from edgeflow.errors import BadRequest, NotFound
 from edgeflow.host import compose
 from edgeflow.host.discover import Cluster, find

@@ -3,6 +3,7 @@
 What must stay true: an error that a user can meet ends as message, hint and exit status 1, never as a traceback; every verb has --help.
 """
 
+import importlib.util
 import os
 from typing import Annotated, Any
 
@@ -11,8 +12,9 @@ import typer
 from typer.core import TyperGroup
 
 from edgeflow import __version__
-from edgeflow.cli import doctor, down, env, link, logs, status, up
-from edgeflow.cli.console import err, print_error
+from edgeflow.cli import apply, dlq, doctor, down, env, get, kv, link, logs, publish, status, tail, up
+from edgeflow.cli.console import err
+from edgeflow.cli.reach import complain
 from edgeflow.errors import EdgeflowError, Unavailable
 
 
@@ -23,9 +25,9 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except EdgeflowError as error:
-            print_error(error)
+            complain(error)
         except httpx.TransportError as error:
-            print_error(Unavailable(f"The PoP's API does not answer: {error}"))
+            complain(Unavailable(f"The PoP's API does not answer: {error}"))
         except BrokenPipeError:
             # The reader (head, less) went away; stdout must not be flushed again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -68,3 +70,13 @@ app.command(rich_help_panel=CLUSTER)(env.env)
 app.command(rich_help_panel=CLUSTER)(doctor.doctor)
 app.command(rich_help_panel=CLUSTER)(logs.logs)
 app.add_typer(link.app, name="link", rich_help_panel=CLUSTER)
+app.command(rich_help_panel=DATA)(apply.apply)
+app.command(rich_help_panel=DATA)(apply.build)
+app.add_typer(get.app, name="get", rich_help_panel=DATA)
+app.command(rich_help_panel=DATA)(publish.publish)
+app.command(rich_help_panel=DATA)(tail.tail)
+app.add_typer(kv.app, name="kv", rich_help_panel=DATA)
+app.add_typer(dlq.app, name="dlq", rich_help_panel=DATA)
+if importlib.util.find_spec("edgeflow.cli.demo"):
+    demo = importlib.import_module("edgeflow.cli.demo")
+    app.command(rich_help_panel=DATA)(demo.demo)

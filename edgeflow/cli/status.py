@@ -7,14 +7,15 @@ import httpx
 from rich.markup import escape
 from rich.table import Table
 
-from edgeflow.cli.console import Output, OutputOption, out, print_json
+from edgeflow.cli.console import out
+from edgeflow.cli.reach import Output, OutputOption, print_json
 from edgeflow.host.discover import Cluster, PopAccess, find
 
 ASK_S = 3.0
 COLOURS = {"ready": "green", "up": "green", "starting": "yellow", "degraded": "yellow", "connecting": "yellow", "building": "yellow"}
 
 
-def status(output: OutputOption = Output.TEXT) -> None:
+def status(output: OutputOption = Output.TABLE) -> None:
     """Show each PoP: its state, its addresses, its links and its functions."""
     document = cluster_document(find())
     if output is Output.JSON:

@@ -10,7 +10,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from edgeflow.cli.console import Output, OutputOption, ask, err, out, print_json, say
+from edgeflow.cli.console import ask, err, out, say
+from edgeflow.cli.reach import Output, OutputOption, print_json
 from edgeflow.cli.status import cluster_document
 from edgeflow.errors import EdgeflowError
 from edgeflow.host import lifecycle
@@ -33,7 +34,7 @@ def up(
     mode: Annotated[Mode, typer.Option(help="embedded: local processes; docker: containers; auto: docker if an engine answers.")] = Mode.AUTO,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when all PoPs are ready; they go on in the background.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Install missing programs without a question.")] = False,
-    output: OutputOption = Output.TEXT,
+    output: OutputOption = Output.TABLE,
 ) -> None:
     """Start a cluster and keep its processes running.
 
@@ -65,7 +66,7 @@ def _introduce(cluster: Cluster, output: Output) -> None:
 
 
 def _run_in_foreground(home: Home, pops: tuple[str, ...], output: Output) -> None:
-    interactive = err.is_terminal and output is Output.TEXT
+    interactive = err.is_terminal and output is Output.TABLE
     failures: list[EdgeflowError] = []
     shown: dict[str, str] = {}
     introduced = False

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from pathlib import Path
 
 TIMEOUT_S = 3.0
@@ -41,6 +42,6 @@ async def http_status(host: str, port: int, path: str) -> tuple[int, str]:
         head, _, body = answer.partition(b"\r\n\r\n")
         return int(head.split(b" ", 2)[1]), body.decode(errors="replace")
     except (OSError, TimeoutError) as error:
-        return 0, str(error) or type(error).__name__
+        return 0, os.strerror(error.errno) if error.errno else type(error).__name__
     except (IndexError, ValueError):
         return 0, "the answer is not HTTP"

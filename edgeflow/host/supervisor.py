@@ -203,9 +203,9 @@ class Supervisor:
         api = pop.settings["api"]
         host = "127.0.0.1" if api.get("host", "") in ("", "0.0.0.0", "::") else api["host"]
         while True:
-            waiting_for = [f"{c.spec.name} is {c.state}" for c in pop.children.values() if not c.ready.is_set()]
-            if waiting_for:
-                ready, reason = False, ", ".join(waiting_for)
+            missing = [child for child in pop.children.values() if not child.ready.is_set()]
+            if missing:
+                ready, reason = False, _waiting_for(missing)
             else:
                 status, body = await probes.http_status(host, int(api["port"]), "/readyz")
                 ready, reason = status == 200, "" if status == 200 else _why_not_ready(status, body)
@@ -325,9 +325,14 @@ def _child_document(child: Child) -> dict[str, Any]:
     }
 
 
+def _waiting_for(missing: list[Child]) -> str:
+    ended = [f"{child.spec.name} ended ({child.last_exit})" for child in missing if child.state in ("backoff", "failing")]
+    return ", ".join(ended) or f"waiting for {', '.join(child.spec.name for child in missing)}"
+
+
 def _why_not_ready(status: int, body: str) -> str:
     if status == 0:
-        return f"the API does not answer: {body}"
+        return f"the API does not answer yet: {body}"
     try:
         problem = json.loads(body)
         return str(problem.get("detail") or problem.get("title") or body)[:300]
