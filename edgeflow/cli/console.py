@@ -6,6 +6,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from edgeflow.cli.reach import Output as Output
+from edgeflow.cli.reach import OutputOption as OutputOption
+from edgeflow.cli.reach import PopOption as PopOption
+from edgeflow.cli.reach import print_json as print_json
+
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -80,7 +81,7 @@ def _print(document: dict[str, Any]) -> None:
     out.print(f"cluster {document['cluster']}  mode {document['mode']}  {_coloured(document['state'])}  home {escape(document['home'])}")
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("PoP", "state", "API", "MQTT", "restarts", "links", "functions"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in ("PoP", "state", "API", "MQTT", "links"))
     for pop in document["pops"]:
         restarts = [f"{name} {entry['restarts']}" for name, entry in pop["processes"].items() if entry["restarts"]]
         table.add_row(
@@ -92,7 +93,7 @@ def _print(document: dict[str, Any]) -> None:
             "\n".join(f"{link['peer']} {_coloured(str(link['state']))}{_rtt(link)}" for link in pop["links"]) or "-",
             "\n".join(f"{entry['namespace']}/{entry['function']} {_coloured(entry['state'])}" for entry in pop["functions"]) or "-",
         )
-    out.print(table)
+    (out if out.is_terminal else Console(width=200)).print(table)
     for pop in document["pops"]:
         if pop["reason"] and pop["state"] != "ready":
             out.print(f"{pop['id']}: {escape(pop['reason'])}")
