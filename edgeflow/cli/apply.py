@@ -7,13 +7,13 @@ What must stay true: nothing is changed in the cluster before the whole manifest
 """
 
 import json
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Literal, NoReturn, Self
+from typing import Annotated, Any, Literal, Self
 
 import httpx
 import typer
@@ -22,12 +22,14 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from edgeflow.cli.console import err, out
+from edgeflow.cli.reach import Output, OutputOption, print_json
 from edgeflow.core import manifest as manifests
 from edgeflow.errors import BadManifest, EdgeflowError, Unavailable
 from edgeflow.host import discover
-from edgeflow.host.layout import default_home
+from edgeflow.host.layout import Home, default_home
 from edgeflow.runner import bundles
-from edgeflow.runner.venvs import Venvs
+from edgeflow.runner.venvs import BuildFailed, Venvs
 
 POLL_S = 0.25
 FAILING_S = 6.0
@@ -162,7 +164,8 @@ def apply_file(
         here, mode = pops[0]["id"], pops[0]["mode"]
         known = [pop["id"] for pop in pops]
         manifest = read(file, known_pops=known, known_namespaces=api.namespaces(), default_pop=here)
-        artifacts, archives = make(manifest, file.parent, mode, say)
+        with _last_lines_shown():
+            artifacts, archives = make(manifest, file.parent, mode, say)
         for digest, data in archives.items():
             api.put_bundle(digest, data)
         resolved = manifests.resolve(manifest, artifacts, applied_ms=int(time.time() * 1000), default_pop=here)
@@ -232,6 +235,16 @@ def make(
     return artifacts, archives
 
 
+@contextmanager
+def _last_lines_shown() -> Iterator[None]:
+    """Adds the last lines of a failed build to its message."""
+    try:
+        yield
+    except BuildFailed as error:
+        error.message = "\n    ".join([error.message, *error.last_lines])
+        raise
+
+
 def _about(name: str, say: Say) -> Say:
     return lambda line: say(f"{name}: {line}")
 
@@ -287,7 +300,6 @@ def _not_applied(applied: Applied, names: list[str], how: str) -> NotApplied:
 # ------------------------------------------------------------------ commands
 
 File = Annotated[Path, typer.Option("--file", "-f", help="The manifest.")]
-Output = Annotated[Literal["text", "json"], typer.Option("--output", "-o", help="`json` prints the result as JSON.")]
 
 
 def apply(
@@ -297,48 +309,40 @@ def apply(
     timeout: Annotated[float, typer.Option(help="Longest wait in seconds.")] = 900.0,
     url: Annotated[str | None, typer.Option(help="The API of a PoP, instead of the cluster of this folder.")] = None,
     token_file: Annotated[Path | None, typer.Option(help="File with the bearer token for --url.")] = None,
-    output: Output = "text",
+    output: OutputOption = Output.TABLE,
 ) -> None:
     """Build and start the functions of a manifest."""
-    console = Console(stderr=output == "json", highlight=False)
-    try:
-        target = find_target(pop, url, token_file)
-        with _Progress(console) as progress:
-            applied = apply_file(file, target, wait=wait, timeout_s=timeout, say=progress.say, show=progress.show)
-    except EdgeflowError as error:
-        _fail(error, output)
-    if output == "json":
-        print(json.dumps(asdict(applied), indent=2))
+    target = find_target(pop, url, token_file)
+    with _Progress(err) as progress:
+        applied = apply_file(file, target, wait=wait, timeout_s=timeout, say=progress.say, show=progress.show)
+    if output is Output.JSON:
+        print_json(asdict(applied))
     else:
         count = len(applied.functions)
         ready = "ready" if wait else "handed over"
-        console.print(f"[green]✓[/] {applied.namespace}: {count} function{'s' if count != 1 else ''} {ready} ({applied.status})")
+        out.print(f"[green]✓[/] {applied.namespace}: {count} function{'s' if count != 1 else ''} {ready} ({applied.status})")
 
 
 def build(
     file: File = Path("edgeflow.yaml"),
     mode: Annotated[Literal["auto", "embedded", "docker"], typer.Option(help="What to build: environments or images.")] = "auto",
-    output: Output = "text",
+    output: OutputOption = Output.TABLE,
 ) -> None:
     """Build what a manifest needs without applying it: images, or archives and virtual environments."""
-    console = Console(stderr=output == "json", highlight=False)
-    try:
-        chosen = _mode() if mode == "auto" else mode
-        manifest = read(file, default_pop="local")
-        with _Progress(console) as progress:
-            artifacts, _ = make(manifest, file.parent, chosen, progress.say)
-            if chosen == "embedded":
-                venvs = Venvs(default_home() / "venvs")
-                for name, function in manifest.functions.items():
-                    requirements = file.parent / (function.build or "") / "requirements.txt"
-                    content = requirements.read_bytes() if requirements.is_file() else b""
-                    venvs.ensure(content, _about(name, progress.say))
-    except EdgeflowError as error:
-        _fail(error, output)
-    if output == "json":
-        print(json.dumps({name: asdict(artifact) for name, artifact in artifacts.items()}, indent=2))
+    chosen = _mode() if mode == "auto" else mode
+    manifest = read(file, default_pop="local")
+    with _Progress(err) as progress, _last_lines_shown():
+        artifacts, _ = make(manifest, file.parent, chosen, progress.say)
+        if chosen == "embedded":
+            venvs = Venvs(Home(default_home()).venvs_dir)
+            for name, function in manifest.functions.items():
+                requirements = file.parent / (function.build or "") / "requirements.txt"
+                content = requirements.read_bytes() if requirements.is_file() else b""
+                venvs.ensure(content, _about(name, progress.say))
+    if output is Output.JSON:
+        print_json({name: asdict(artifact) for name, artifact in artifacts.items()})
     else:
-        console.print(f"[green]✓[/] {manifest.namespace}: {len(artifacts)} built")
+        out.print(f"[green]✓[/] {manifest.namespace}: {len(artifacts)} built")
 
 
 def find_target(pop: str | None, url: str | None = None, token_file: Path | None = None) -> Target:
@@ -407,17 +411,3 @@ class _Progress:
             table.add_row(f"  {name}", one.pop, f"[{style}]{one.state}[/]", escape(one.reason[: max(20, self._console.width - 50)]))
         table.add_row("", "", f"{time.monotonic() - self._started_s:.0f} s", "")
         return table
-
-
-def _fail(error: EdgeflowError, output: str) -> NoReturn:
-    if output == "json":
-        print(json.dumps({"error": {"code": error.code, "message": error.message, "hint": error.hint}}, indent=2))
-    console = Console(stderr=True, highlight=False)
-    console.print("[red]error:[/]", end=" ")
-    console.print(error.message, markup=False, soft_wrap=True)
-    lines = getattr(error, "last_lines", None) or []
-    for line in lines:
-        console.print(f"    {line}", markup=False, soft_wrap=True)
-    console.print(error.hint, markup=False, style="dim", soft_wrap=True)
-    sys.stdout.flush()
-    raise typer.Exit(1)

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import structlog
 
-import edgeflow
 from edgeflow.errors import EdgeflowError
 
 log = structlog.get_logger()
@@ -183,7 +182,7 @@ def _significant(requirements: bytes) -> str:
 
 
 def _package() -> Path:
-    return Path(edgeflow.__file__).resolve().parent
+    return Path(__file__).resolve().parents[1]
 
 
 def _site_packages(target: Path) -> Path:
