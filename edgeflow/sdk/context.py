@@ -22,6 +22,7 @@ from edgeflow.errors import BadOutput, EdgeflowError
 from edgeflow.sdk.inputs import Bodies, Input
 
 INLINE_BYTES = 4096
+LIST_MAX = 1000
 MAX_BODY_BYTES = MAX_FRAME_BYTES - 4096  # a body travels in one frame with a few fields beside it
 TEXT_TYPE = "text/plain; charset=utf-8"
 JSON_TYPE = "application/json"
@@ -224,20 +225,20 @@ class Ekv:
 
     def list(self, prefix: str = "", *, after: str = "", limit: int = 100) -> Sequence[KeyInfo]:
         """Up to `limit` keys (1 to 1000) that begin with `prefix` and sort after `after`, in order, this attempt's own writes included."""
-        limit = max(1, min(limit, 1000))
-        deleted = sum(1 for written in self._outcome.values.values() if written["delete"])
-        asked = limit + deleted  # so that a page is never empty because all of it has been deleted by this attempt
-        items = self._port.list(prefix, after, asked)
-        found = {item["key"]: KeyInfo(item["key"], item.get("version"), int(item.get("size", 0))) for item in items}
-        last = max(found) if len(found) >= asked else None
-        for key, written in self._outcome.values.items():
-            if not key.startswith(prefix) or key <= after:
-                continue
-            if written["delete"]:
-                found.pop(key, None)
-            elif last is None or key <= last:
-                found[key] = KeyInfo(key, None, len(written["_body"]))
-        return [found[key] for key in sorted(found)][:limit]
+        limit = max(1, min(limit, LIST_MAX))
+        writes = {key: one for key, one in self._outcome.values.items() if key.startswith(prefix) and key > after}
+        while True:
+            items = self._port.list(prefix, after, limit)
+            found = {one["key"]: KeyInfo(one["key"], one.get("version"), int(one.get("size", 0))) for one in items}
+            last = max(found) if len(found) >= limit else None
+            for key, written in writes.items():
+                if written["delete"]:
+                    found.pop(key, None)
+                elif last is None or key <= last:
+                    found[key] = KeyInfo(key, None, len(written["_body"]))
+            if found or last is None:
+                return [found[key] for key in sorted(found)][:limit]
+            after = last  # the attempt has deleted this whole page; an empty answer would mean that there is no other
 
 
 class ContextValues:

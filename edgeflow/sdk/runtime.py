@@ -43,6 +43,7 @@ HANDSHAKE_S = 10.0
 FAREWELL_S = 5.0
 WATCH_AFTER_S = 1.0
 WATCH_EVERY_S = 0.5
+WATCH_BATCHES_EVERY_S = 0.02
 ERROR_BYTES = 1024
 TRACEBACK_BYTES = 8192
 
@@ -79,6 +80,7 @@ class Stop:
         self.read_fd, self._write_fd = os.pipe()
         os.set_blocking(self.read_fd, False)
         os.set_blocking(self._write_fd, False)
+        self._pid = os.getpid()
         self.requested = False
 
     def request(self) -> None:
@@ -92,9 +94,14 @@ class Stop:
     def on_signals(self) -> None:
         """SIGTERM and SIGINT mean `request`."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda _number, _frame: self.request())
+            signal.signal(number, self._on_signal)
         # A child that a handler forked shares the wake-up pipe: a signal to it must not look like one to us.
         os.register_at_fork(after_in_child=self._forked)
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        if os.getpid() != self._pid:
+            os._exit(128 + number)  # a forked child that was signalled before `_forked` ran
+        self.request()
 
     @staticmethod
     def _forked() -> None:
@@ -133,6 +140,8 @@ class Instance:
         self._running_since_s = 0.0
         self._ended = threading.Event()
         self._mean_s: float | None = None
+        self.batching = False
+        """Whether several invocations came at once lately: only then can a commit be held back behind another handler."""
         self.info = FunctionInfo(namespace="", function="")
         self.log = Log({"logger": "sdk"})
 
@@ -217,6 +226,8 @@ class Instance:
                 raise ConnectionLost("stopped")
             if received:
                 message = received[0]
+        if message.get("t") == "error":
+            raise ConnectionLost(f"the agent refused hello: {message.get('error')} ({message.get('code')})")
         if message.get("t") != "welcome" or message.get("protocol") != PROTOCOL:
             raise ConnectionLost(
                 f"the agent answered hello with {message.get('t')!r}, protocol {message.get('protocol')!r}; this SDK speaks {PROTOCOL}"
@@ -246,20 +257,27 @@ class Instance:
         connection.queue({"t": "ready"})
 
     def _watch(self) -> None:
-        """The watchdog: while a handler runs for long, sends what was held back and looks for `kill` and for a socket that is gone."""
-        while not self._ended.wait(WATCH_EVERY_S):
+        """The watchdog: sends what was held back before a handler that turned out to be long, and looks for `kill` and for a socket that is gone."""
+        idle = 0
+        while not self._ended.wait(WATCH_BATCHES_EVERY_S if self.batching else WATCH_EVERY_S):
             since_s, connection = self._running_since_s, self._connection
-            if not since_s or connection is None or time.monotonic() - since_s < WATCH_AFTER_S:
+            idle = 0 if since_s else idle + 1
+            if idle > WATCH_EVERY_S / WATCH_BATCHES_EVERY_S:
+                self.batching = False
+            if not since_s or connection is None:
                 continue
+            ran_s = time.monotonic() - since_s
             try:
-                connection.flush()
-                connection.watch(WATCH_EVERY_S)
+                if ran_s >= WATCH_BATCHES_EVERY_S:
+                    connection.flush()
+                if ran_s >= WATCH_AFTER_S:
+                    connection.watch(WATCH_EVERY_S)
             except (ConnectionLost, OSError):
                 pass
             if (
                 connection.lost
                 and since_s == self._running_since_s
-                and time.monotonic() - since_s > self.info.timeout_ms / 1000 + WATCH_AFTER_S
+                and ran_s > self.info.timeout_ms / 1000 + WATCH_AFTER_S
             ):
                 # The agent that would say `kill` is gone or has given up on this socket.
                 self._killed()
@@ -336,6 +354,7 @@ class Session:
                 elif kind == "work":
                     now_s = time.perf_counter()
                     self._todo.extend(Work(item, now_s) for item in message["items"])
+                    self._instance.batching = self._instance.batching or len(self._todo) > 1
                     self._claiming = False
                 elif kind == "park":
                     # An unanswered claim is void from here on: the agent sends what it claimed before `park`, or not at all.
@@ -348,6 +367,8 @@ class Session:
                 elif kind == "drain":
                     self._mode = Mode.DRAINING
                     self._claiming = False
+                elif kind == "error":
+                    raise ConnectionLost(f"the agent refused a message: {message.get('error')} ({message.get('code')})")
                 # A message of a kind not known here comes from a newer agent and is for newer SDKs.
             except (KeyError, TypeError, ValueError) as error:
                 raise ConnectionLost(f"the agent sent a damaged {kind!r}: {error!r}") from None
@@ -401,16 +422,16 @@ class Session:
         if message["t"] == "commit":
             message["timing"] = {
                 "queued_us": int((started_s - work.arrived_s) * 1e6),
-                "handler_us": int((took_s - port.waited_s) * 1e6),
+                "handler_us": int(took_s * 1e6),
                 "fetch_us": int(port.waited_s * 1e6),
             }
             self._unconfirmed.add((work.invocation, work.attempt))
-        self._send(message, work, ended_s)
+        self._send(message, work, ended_s, took_s)
         if took_s > SLOW_S and self._todo:
             # They were claimed on the guess that each takes little time; another instance can have them now.
             self._release()
 
-    def _send(self, message: Message, work: Work, now_s: float) -> None:
+    def _send(self, message: Message, work: Work, now_s: float, took_s: float) -> None:
         try:
             self._connection.queue(message)
         except EdgeflowError as error:  # the frame is too large
@@ -423,7 +444,8 @@ class Session:
         if not self._held:
             self._held_since_s = now_s
         self._held += 1
-        if self._todo and (self._held >= FLUSH_COMMITS or now_s - self._held_since_s >= FLUSH_S):
+        held_s = max(took_s, now_s - self._held_since_s)
+        if self._todo and (self._held >= FLUSH_COMMITS or held_s >= FLUSH_S):
             self._flush()
 
     def _failure(self, work: Work, error: BaseException, log: Log) -> Message:

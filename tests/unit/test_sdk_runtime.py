@@ -369,7 +369,7 @@ def test_ekv_reads_go_to_the_agent_and_writes_wait_for_the_commit(start: Start) 
     assert get["version"] == "3"
     peer.send({"t": "reply", "r": get["r"], "ok": True, "value": None})
     listing = peer.expect("list")
-    assert (listing["prefix"], listing["after"], listing["limit"]) == ("models/", "", 101)
+    assert (listing["prefix"], listing["after"], listing["limit"]) == ("models/", "", 100)
     items = [{"key": "models/a", "version": "7", "size": 3}, {"key": "models/b", "version": "8", "size": 1}]
     peer.send({"t": "reply", "r": listing["r"], "ok": True, "items": items})
     commit = peer.expect("commit")
@@ -674,7 +674,16 @@ def test_held_commits_leave_although_the_next_handler_hangs(start: Start) -> Non
     peer.expect("claim")
     peer.send({"t": "work", "items": [item("a"), item("hangs")]})
     assert peer.expect("commit")["invocation"] == "a"
+    assert not go_on.is_set()
     go_on.set()
+
+
+def test_an_error_of_the_agent_is_logged(agent: FakeAgent, start: Start, capfd: pytest.CaptureFixture[str]) -> None:
+    peer, _ = start(echo)
+    peer.expect("claim")
+    peer.send({"t": "error", "code": "protocol-error", "error": "claim needs max >= 1"})
+    agent.accept().welcome()
+    assert "claim needs max >= 1 (protocol-error)" in capfd.readouterr().err
 
 
 def test_a_handler_may_use_threads_of_its_own(start: Start) -> None:
