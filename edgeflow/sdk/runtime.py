@@ -47,6 +47,7 @@ WATCH_BATCHES_EVERY_S = 0.02
 ERROR_BYTES = 1024
 TRACEBACK_BYTES = 8192
 
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 EXIT_STOPPED, EXIT_NO_AGENT, EXIT_KILLED, EXIT_BAD_HANDLER = 0, 1, 75, 78
 
 
@@ -80,7 +81,6 @@ class Stop:
         self.read_fd, self._write_fd = os.pipe()
         os.set_blocking(self.read_fd, False)
         os.set_blocking(self._write_fd, False)
-        self._pid = os.getpid()
         self.requested = False
 
     def request(self) -> None:
@@ -92,21 +92,26 @@ class Stop:
             pass
 
     def on_signals(self) -> None:
-        """SIGTERM and SIGINT mean `request`."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-        # A child that a handler forked shares the wake-up pipe: a signal to it must not look like one to us.
-        os.register_at_fork(after_in_child=self._forked)
+        """SIGTERM and SIGINT mean `request`, in this process only.
 
-    def _on_signal(self, number: int, _frame: object) -> None:
-        if os.getpid() != self._pid:
-            os._exit(128 + number)  # a forked child that was signalled before `_forked` ran
-        self.request()
+        A child that a handler forks shares the wake-up descriptor, and Python forgets a signal that reaches the child before its first
+        bytecode: so signals wait while it forks, and then do what they do in any process.
+        """
+        for number in _STOP_SIGNALS:
+            signal.signal(number, lambda _number, _frame: self.request())
 
-    @staticmethod
-    def _forked() -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
+        def hold() -> None:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+
+        def let_go() -> None:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+
+        def let_go_in_child() -> None:
+            for number in _STOP_SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+            let_go()
+
+        os.register_at_fork(before=hold, after_in_parent=let_go, after_in_child=let_go_in_child)
 
     def wait(self, timeout_s: float) -> None:
         """Returns after `timeout_s` seconds, or earlier when a stop is requested."""

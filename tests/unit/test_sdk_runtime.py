@@ -812,7 +812,7 @@ def test_process_a_forked_child_neither_holds_the_socket_nor_stops_the_instance(
         os.kill(second, signal.SIGKILL)
     finally:
         process.kill()
-        process.communicate()
+        process.communicate(timeout=10)  # ends when the last holder of its stderr does: both children are gone
 
 
 @pytest.mark.parametrize(
