@@ -1,4 +1,4 @@
-"""What docker-compose.yml promises: loopback only, the Docker socket for control only, no rights, the store without a network."""
+"""What docker-compose.yml promises: loopback only, the Docker socket for control and app only, no rights, the store without a network."""
 
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,13 @@ def test_ports_are_published_on_loopback_only() -> None:
     }
 
 
-def test_only_control_holds_the_docker_socket() -> None:
+def test_only_control_and_app_hold_the_docker_socket() -> None:
     holders = {
         name
         for name, service in SERVICES.items()
         if any("docker.sock" in str(volume) for volume in service.get("volumes", []))
     }
-    assert holders == {f"{pop}-control" for pop in POPS}
+    assert holders == {"app", *(f"{pop}-control" for pop in POPS)}
 
 
 @pytest.mark.parametrize("pop", POPS)
