@@ -150,5 +150,5 @@ def _care(instance: InstanceView, policy: Policy, now_ms: int) -> Action | None:
 
 
 def backoff_ms(failures: int) -> int:
-    """Wait before the next start after `failures` failures in a row: 0.5 s, doubled up to 60 s."""
-    return 0 if failures == 0 else min(60_000, 500 * 2 ** min(failures - 1, 10))
+    """Wait before the next start after `failures` failures in a row: none after the first, then 0.5 s, doubled up to 60 s."""
+    return 0 if failures < 2 else min(60_000, 500 * 2 ** min(failures - 2, 10))

@@ -122,7 +122,10 @@ class Reconciler:
 
     def _wait(self, wakeups: Any) -> None:
         """Until something that matters here changes, at most POLL_S."""
-        deadline_s = time.monotonic() + POLL_S
+        now_ms = time.time() * 1000
+        # A start that is due earlier, after a failure, is not kept waiting.
+        due_s = min((memory.start_from_ms - now_ms for memory in self._memory.values() if memory.start_from_ms > now_ms), default=1e6) / 1000
+        deadline_s = time.monotonic() + min(POLL_S, due_s)
         self._stop.wait(PAUSE_S)
         while not self._stop.is_set() and (left_s := deadline_s - time.monotonic()) > 0:
             started_s = time.monotonic()

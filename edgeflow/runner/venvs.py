@@ -165,6 +165,8 @@ class Venvs:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
         if status != 0:
             errors = [line for line in last if line.lower().startswith("error")]
             reason = (errors or list(last) or [f"status {status}"])[-1 if not errors else 0]
