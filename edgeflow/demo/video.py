@@ -9,7 +9,7 @@ What must stay true: the same scene gives the same pixels on each run; `HELD_OUT
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +75,15 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """The truth about one face of one frame: who, and the box (left, top, width, height in pixels)."""
+    """The truth about one face of one frame."""
 
     person: str
     box: tuple[float, float, float, float]
+    """Left, top, width, height in pixels."""
     roll_deg: float
+    """Anticlockwise."""
+    whole: bool
+    """False for a face that is partly outside the picture: it is neither asked for nor forbidden to find it."""
 
 
 DEFAULT = Scene(
@@ -203,7 +207,7 @@ def _draw(picture: Any, pose: _Pose, patch: Any, mask: Any) -> None:
 
 
 def _truth(scene: Scene, poses: list[_Pose]) -> list[Face]:
-    """The faces that are wholly inside the picture; who is half out of it is neither asked for nor forbidden."""
+    """All faces of which at least a strip is inside the picture."""
     found = []
     offset_x, offset_y, side = (length / faces.PATCH_SIDE_PX for length in faces.FACE_BOX_IN_PATCH)
     for pose in poses:
@@ -213,9 +217,11 @@ def _truth(scene: Scene, poses: list[_Pose]) -> list[Face]:
         from_middle = ((offset_x + side / 2 - 0.5) * size, (offset_y + side / 2 - 0.5) * size)
         middle_x = x + from_middle[0] * math.cos(turn) - from_middle[1] * math.sin(turn)
         middle_y = y + from_middle[0] * math.sin(turn) + from_middle[1] * math.cos(turn)
-        if middle_x - half >= 0 and middle_y - half >= 0 and middle_x + half < scene.width and middle_y + half < scene.height:
-            box = (round(middle_x - half, 1), round(middle_y - half, 1), round(2 * half, 1), round(2 * half, 1))
-            found.append(Face(pose.walker.name, box, round(pose.roll_deg, 1)))
+        left, top, right, bottom = middle_x - half, middle_y - half, middle_x + half, middle_y + half
+        if left < scene.width and top < scene.height and right > 0 and bottom > 0:
+            whole = left >= 0 and top >= 0 and right < scene.width and bottom < scene.height
+            box = (round(left, 1), round(top, 1), round(2 * half, 1), round(2 * half, 1))
+            found.append(Face(pose.walker.name, box, round(pose.roll_deg, 1), whole))
     return found
 
 
@@ -278,12 +284,12 @@ def _as_json(scene: Scene, truth: list[list[Face]]) -> dict[str, Any]:
         "height": scene.height,
         "fps": scene.fps,
         "person_of_interest": f"lfw-{scene.person_of_interest}",
-        "frames": [[{"person": face.person, "box": face.box, "roll_deg": face.roll_deg} for face in people] for people in truth],
+        "frames": [[asdict(face) for face in people] for people in truth],
     }
 
 
 def read(path: Path, truth_path: Path) -> Clip:
     """A clip that `write` made, with its truth."""
     document = json.loads(truth_path.read_text())
-    frames = [[Face(face["person"], tuple(face["box"]), face["roll_deg"]) for face in people] for people in document["frames"]]
+    frames = [[Face(**{**face, "box": tuple(face["box"])}) for face in people] for people in document["frames"]]
     return Clip(path, frames, document["person_of_interest"])

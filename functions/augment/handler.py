@@ -6,7 +6,6 @@ What must stay true: only pixels of the replaced face change (the JPEG's recompr
 """
 
 import math
-from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -32,11 +31,10 @@ def handle(ctx: Any, frames: Any, faces: Any, matches: Any) -> None:
     if matching and value is None:
         ctx.log.warning("no_replacement_face", hint="put a picture at models/replacement-face")
     elif matching:
-        picture = replace_faces(picture, matching, *replacement(value.data))
-    ctx.emit("augmented", picture, datacontenttype="image/jpeg", attributes=dict(frames.attributes))
+        picture = replace_faces(picture, matching, *value.parsed(replacement))
+    ctx.emit("augmented", picture, datacontenttype="image/jpeg", attributes=frames.attributes)
 
 
-@lru_cache(maxsize=4)
 def replacement(data: bytes) -> tuple[np.ndarray, tuple[float, float, float, float]]:
     """(picture in BGR, box of the face in it). Raises ValueError when `data` is no picture or shows no face."""
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)

@@ -6,8 +6,6 @@ Output: {"model": version or null, "faces": [{"box", "roll_deg", "similarity" (-
 face matches: a person is in one place at a time.
 """
 
-import json
-from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -24,20 +22,13 @@ cv2.setNumThreads(1)
 def handle(ctx: Any, frames: Any, faces: Any) -> None:
     found = faces.json()["faces"]
     value = ctx.context.model
-    model = None
     if value is None:
         ctx.log.warning("no_person_model", hint="put one at models/person-of-interest")
-    elif found:
-        model = load(value.data)
-    matches = compare(frames.data, found, model) if found and model else [unknown(face) for face in found]
-    result = {"model": None if value is None else str(value.version), "faces": matches}
-    ctx.emit("matches", json.dumps(result), datacontenttype="application/json", attributes=dict(frames.attributes))
-
-
-@lru_cache(maxsize=4)
-def load(data: bytes) -> PersonModel:
-    """The model in `data`, unpacked once for as long as it stays the same."""
-    return PersonModel.load(data)
+        matches = [unknown(face) for face in found]
+    else:
+        matches = compare(frames.data, found, value.parsed(PersonModel.load)) if found else []
+    result = {"model": None if value is None else value.version, "faces": matches}
+    ctx.emit("matches", result, attributes=frames.attributes)
 
 
 def unknown(face: dict[str, Any]) -> dict[str, Any]:

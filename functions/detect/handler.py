@@ -6,7 +6,6 @@ Output: {"width", "height" of the frame, "faces": [{"box": [left, top, width, he
 the frame, `roll_deg` anticlockwise, `support` = how many overlapping hits the cascade had.
 """
 
-import json
 import os
 from typing import Any
 
@@ -33,8 +32,7 @@ CASCADE = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface
 
 @function
 def handle(ctx: Any, frames: Any) -> None:
-    found = detect(frames.data)
-    ctx.emit("faces", json.dumps(found), datacontenttype="application/json", attributes=dict(frames.attributes))
+    ctx.emit("faces", detect(frames.data), attributes=frames.attributes)
 
 
 def detect(jpeg: bytes) -> dict[str, Any]:
