@@ -69,16 +69,11 @@ def main(arguments: list[str] | None = None) -> int:
     hub = make_hub(settings, store)
     api = Api(settings, store, read_token(settings.api.token_file), hub, runner_alive=lambda: bool(runner.status()["running"]))
     listener = listen(settings.api.host, settings.api.port)
-    config = uvicorn.Config(
-        create_app(api), log_config=None, access_log=False, lifespan="off", server_header=False, ws="websockets-sansio",
-        ws_max_size=settings.limits.event_bytes + FRAME_OVERHEAD_BYTES, ws_per_message_deflate=False, ws_ping_interval=20, ws_ping_timeout=60,
-        timeout_graceful_shutdown=LEAVE_S, timeout_keep_alive=30, h11_max_incomplete_event_size=64 * 1024,
-    )  # fmt: skip
     runner.start()
     log.info("control_started", url=f"http://{settings.api.host}:{settings.api.port}", mode=settings.mode)
     try:
         if not stopping.is_set():
-            asyncio.run(Server(config, hub).serve([listener]))
+            asyncio.run(Server(serve_options(api), hub).serve([listener]))
     finally:
         hub.stop()
         runner.stop()
@@ -86,6 +81,15 @@ def main(arguments: list[str] | None = None) -> int:
         listener.close()
     log.info("control_stopped")
     return 0
+
+
+def serve_options(api: Api) -> uvicorn.Config:
+    """How uvicorn serves the app."""
+    return uvicorn.Config(
+        create_app(api), log_config=None, access_log=False, lifespan="off", server_header=False, proxy_headers=False, ws="websockets-sansio",
+        ws_max_size=api.settings.limits.event_bytes + FRAME_OVERHEAD_BYTES, ws_per_message_deflate=False, ws_ping_interval=20, ws_ping_timeout=60,
+        timeout_graceful_shutdown=LEAVE_S, timeout_keep_alive=30, h11_max_incomplete_event_size=64 * 1024,
+    )  # fmt: skip
 
 
 def open_store(settings: PopSettings, stopping: threading.Event) -> Store | None:

@@ -90,6 +90,7 @@ def publish_event(
 
 @router.get(
     "/v1/channels/{namespace}/{path:path}",
+    status_code=200,
     response_class=EventStream,
     responses={200: {"content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/EventMessage"}}}}, **responses(400, 409, 422)},
 )

@@ -6,6 +6,7 @@ What must stay true: every answer >= 400, whoever causes it (routing, validation
 with `code` and `hint`, and never shows a traceback.
 """
 
+import traceback
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -167,22 +168,22 @@ def install(app: FastAPI) -> None:
     """Register the handlers that turn every exception into a problem document."""
 
     @app.exception_handler(EdgeflowError)
-    def _edgeflow(_request: Request, error: EdgeflowError) -> JSONResponse:
+    async def _edgeflow(_request: Request, error: EdgeflowError) -> JSONResponse:
         return problem_response(error)
 
     @app.exception_handler(HTTPException)
-    def _http(_request: Request, error: HTTPException) -> JSONResponse:
+    async def _http(_request: Request, error: HTTPException) -> JSONResponse:
         return problem_response(from_http_exception(error), error.headers)
 
     @app.exception_handler(RequestValidationError)
-    def _validation(_request: Request, error: RequestValidationError) -> JSONResponse:
+    async def _validation(_request: Request, error: RequestValidationError) -> JSONResponse:
         return problem_response(BadParameter(_first_fault(error.errors())))
 
     @app.exception_handler(ValidationError)
-    def _model(_request: Request, error: ValidationError) -> JSONResponse:
+    async def _model(_request: Request, error: ValidationError) -> JSONResponse:
         return problem_response(BadRequest(_first_fault(error.errors())))
 
     @app.exception_handler(Exception)
-    def _bug(request: Request, error: Exception) -> JSONResponse:
-        log.error("request_failed", method=request.method, path=request.url.path, exc_info=error)
+    async def _bug(request: Request, error: Exception) -> JSONResponse:
+        log.error("request_failed", method=request.method, path=request.url.path, traceback="".join(traceback.format_exception(error)))
         return problem_response(Internal())

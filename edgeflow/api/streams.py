@@ -75,7 +75,7 @@ class FrameEncoder:
         except Unavailable:
             raise  # the store is away; the caller tries the same position again
         except (EdgeflowError, OSError) as error:
-            log.error("event_data_unreadable", namespace=handle.name, channel=event.channel, event=event.id, n=released.n, error=str(error))
+            log.error("event_data_unreadable", namespace=handle.name, channel=event.channel, id=event.id, n=released.n, error=str(error))
             gap = {"reason": UNREADABLE, "from": released.n, "to": released.n, "channel": event.channel, "id": event.id}
             return self._frame("gap", released.n, gap)
         return self._frame("message", released.n, document)

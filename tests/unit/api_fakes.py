@@ -1,0 +1,270 @@
+"""A store in memory for the tests of the API: the same methods and records as edgeflow.store, none of its durability."""
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgeflow.api.__main__ import Server, listen, serve_options
+from edgeflow.api.context import Api
+from edgeflow.api.streams import FrameEncoder
+from edgeflow.api.tails import TailHub
+from edgeflow.core.events import BlobRef, Event
+from edgeflow.errors import NotFound, StoreUnavailable, VersionMismatch
+from edgeflow.settings import PopSettings
+from edgeflow.store.blobs import digest_of
+from edgeflow.store.records import (
+    Arrival,
+    ChannelInfo,
+    DeadLetter,
+    InboxStats,
+    PendingJoin,
+    Receipt,
+    Refusal,
+    Released,
+    Value,
+    ValueInfo,
+)
+
+TOKEN = "test-token"
+INLINE_BYTES = 4096
+
+
+class FakeNamespace:
+    """One namespace in memory."""
+
+    def __init__(self, name: str, pop: str) -> None:
+        self.name = name
+        self.pop = pop
+        self.values: dict[str, Value] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.released: list[Released] = []
+        self.arrivals: list[Arrival] = []
+        self.joins: list[PendingJoin] = []
+        self.letters: list[DeadLetter] = []
+        self.refuse: Exception | None = None
+        self.is_away = False
+        self.head_n = 0
+        self._clock = 0
+        self._changed = threading.Condition()
+
+    def _check(self) -> None:
+        if self.is_away:
+            raise StoreUnavailable()
+
+    def _version(self) -> str:
+        self._clock += 1
+        return f"{1_700_000_000_000 + self._clock:013d}.00000@{self.pop}"
+
+    def ingest(self, arrivals: Sequence[Arrival]) -> list[Receipt | Refusal]:
+        self._check()
+        results: list[Receipt | Refusal] = []
+        for arrival in arrivals:
+            self.arrivals.append(arrival)
+            event = arrival.event
+            if self.refuse is not None:
+                results.append(Refusal(event.id, self.refuse))  # type: ignore[arg-type]
+                continue
+            data = event.data or b""
+            if arrival.dataref is not None:
+                value = self.values.get(arrival.dataref.partition("/")[2])
+                if value is None:
+                    results.append(Receipt("waiting", self.pop, 0, 0, event.id))
+                    continue
+                data = value.data
+            version = self.put(arrival.put_key, data, content_type=event.datacontenttype).version if arrival.put_key else None
+            if len(data) > INLINE_BYTES:
+                digest = digest_of(data)
+                self.blobs[digest] = data
+                event = replace(event, data=None, ref=BlobRef(digest, len(data)))
+            else:
+                event = replace(event, data=data)
+            seq = self.release(event)
+            results.append(Receipt("durable", self.pop, 1, seq, event.id, version))
+        return results
+
+    def release(self, event: Event | None, gap: dict[str, Any] | None = None) -> int:
+        with self._changed:
+            self.head_n += 1
+            positioned = event.at(self.pop, 1, self.head_n, 0, 0) if event else None
+            self.released.append(Released(self.head_n, positioned, gap, "http", 0))
+            self._changed.notify_all()
+            return self.head_n
+
+    def forget_released(self, up_to: int) -> None:
+        self.released = [entry for entry in self.released if entry.n > up_to]
+
+    def release_head(self) -> int:
+        self._check()
+        return self.head_n
+
+    def read_release(self, after: int, count: int = 100) -> list[Released]:
+        self._check()
+        return [entry for entry in self.released if entry.n > after][:count]
+
+    def wait_release(self, _client: object, after: int, timeout_s: float) -> bool:
+        with self._changed:
+            self._check()
+            return self._changed.wait_for(lambda: bool(self.released) and self.released[-1].n > after, timeout_s)
+
+    def data_of(self, event: Event) -> bytes:
+        if event.ref is None:
+            return event.data or b""
+        if event.ref.digest not in self.blobs:
+            raise NotFound(f"blob {event.ref.digest} is not here")
+        return self.blobs[event.ref.digest]
+
+    def blob_size(self, digest: str) -> int | None:
+        return len(self.blobs[digest]) if digest in self.blobs else None
+
+    def read_blob_range(self, digest: str, offset: int, length: int) -> bytes:
+        return self.blobs[digest][offset : offset + length]
+
+    def put(
+        self, key: str, data: bytes, *, content_type: str | None = None, if_version: str | None = None, if_absent: bool = False
+    ) -> Receipt:  # fmt: skip
+        self._check()
+        have = self.values.get(key)
+        if (if_absent and have) or (if_version is not None and (have is None or have.version != if_version)):
+            raise VersionMismatch()
+        version = self._version()
+        self.values[key] = Value(key, version, len(data), content_type, None, data)
+        return Receipt("durable", self.pop, 1, self._clock, f"{self.pop}/1/{self._clock}", version)
+
+    def delete(self, key: str, *, if_version: str | None = None) -> Receipt:
+        have = self.values.get(key)
+        if have is None:
+            raise NotFound()
+        if if_version is not None and have.version != if_version:
+            raise VersionMismatch()
+        del self.values[key]
+        return Receipt("durable", self.pop, 1, self._clock, "", self._version())
+
+    def head(self, key: str) -> ValueInfo | None:
+        self._check()
+        return self.values.get(key)
+
+    def get(self, key: str, *, version: str | None = None) -> Value | None:
+        self._check()
+        value = self.values.get(key)
+        return value if value is not None and version in (None, value.version) else None
+
+    def list(self, prefix: str = "", *, after: str = "", limit: int = 100) -> list[ValueInfo]:
+        keys = sorted(key for key in self.values if key.startswith(prefix) and key > after)
+        return [self.values[key] for key in keys[:limit]]
+
+    def channels(self) -> Any:
+        names = [entry.event.channel for entry in self.released if entry.event]
+        return [ChannelInfo(name, names.count(name)) for name in sorted(set(names))]
+
+    def counters(self) -> dict[str, int]:
+        return {"events_ingested": self.head_n, "arrivals_dropped:rejected": 2}
+
+    def pending_joins(self, function: str | None = None) -> Any:
+        return [join for join in self.joins if function in (None, join.function)]
+
+    def dead_letters(self, after: str = "", limit: int = 100) -> Any:
+        start = next((i + 1 for i, letter in enumerate(self.letters) if letter.id == after), 0)
+        return [replace(letter, inputs=()) for letter in self.letters[start : start + limit]]
+
+    def dead_letter(self, id: str) -> DeadLetter | None:
+        return next((letter for letter in self.letters if letter.id == id), None)
+
+    def inbox_stats(self, _function: str, _revision: str) -> InboxStats:
+        return InboxStats(3, 1, 2, 40)
+
+
+class FakeLocal:
+    """Status documents in memory."""
+
+    def __init__(self) -> None:
+        self.documents: dict[str, dict[str, dict[str, Any]]] = {}
+
+    def docs(self, kind: str) -> dict[str, dict[str, Any]]:
+        return self.documents.get(kind, {})
+
+
+class FakeClient:
+    """Stands for the connection of a blocking read."""
+
+    def close(self) -> None:
+        pass
+
+
+class FakeStore:
+    """A PoP's store in memory."""
+
+    def __init__(self, pop: str = "chicago") -> None:
+        self.pop = pop
+        self.local = FakeLocal()
+        self.handles: dict[str, FakeNamespace] = {"system": FakeNamespace("system", pop)}
+        self.known = {"system"}
+        self.is_away = False
+
+    def namespace(self, name: str) -> FakeNamespace:
+        return self.handles.setdefault(name, FakeNamespace(name, self.pop))
+
+    def namespaces(self) -> list[str]:
+        return sorted(self.known)
+
+    def has_namespace(self, name: str) -> bool:
+        if self.is_away:
+            raise StoreUnavailable()
+        return name in self.known
+
+    def create_namespace(self, name: str) -> bool:
+        if name in self.known:
+            return False
+        self.known.add(name)
+        self.namespace("system").put(f"namespaces/{name}", b"{}")
+        return True
+
+    def blocking_client(self) -> FakeClient:
+        return FakeClient()
+
+    def ping(self) -> None:
+        if self.is_away:
+            raise StoreUnavailable()
+
+
+def make_settings(folder: Path, pop: str = "chicago", **limits: int) -> PopSettings:
+    """Settings of one PoP of three."""
+    return PopSettings.model_validate({
+        "pop": pop, "cluster": "c-test", "mode": "embedded", "state_dir": folder / "state", "run_dir": folder / "run",
+        "store": {"redis_socket": folder / "r.sock"},
+        "mqtt": {"socket": folder / "m.sock", "password_file": folder / "pw"},
+        "link": {"port": 1, "ca": folder / "ca", "cert": folder / "c", "key": folder / "k", "peers": {"la": {"host": "h", "port": 2}, "ny": {"host": "h", "port": 3}}},
+        "api": {"port": 1, "token_file": folder / "token"},
+        "public": {
+            "api_url": "http://pop.test:8101", "api_token_file": folder / "token", "mqtt_host": "pop.test", "mqtt_port": 1891,
+            "mqtt_ws_url": "ws://pop.test:8101/mqtt", "mqtt_password_file": folder / "pw",
+        },
+        "limits": limits,
+    })  # fmt: skip
+
+
+def make_api(folder: Path, store: Any | None = None, **limits: int) -> Api:
+    """The dependencies of an app over a store in memory."""
+    settings = make_settings(folder, **limits)
+    store = store or FakeStore(settings.pop)
+    encoder = FrameEncoder(settings.pop, settings.public.api_url)
+    return Api(settings, store, TOKEN, TailHub(store, encoder.event, encoder.gap), runner_alive=lambda: True)
+
+
+@contextmanager
+def served(api: Api) -> Iterator[str]:
+    """The app on a real port of the loopback interface; its base URL."""
+    listener = listen("127.0.0.1", 0)
+    server = Server(serve_options(api), api.hub)
+    thread = threading.Thread(target=asyncio.run, args=(server.serve([listener]),), name="served-api")
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
+        assert not thread.is_alive(), "the server did not leave"

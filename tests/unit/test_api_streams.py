@@ -1,0 +1,392 @@
+"""Event streams: order, resumption, gaps, slow subscribers, and a store that goes away."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from api_fakes import TOKEN, FakeNamespace, FakeStore, make_api, served
+
+from edgeflow.api import streams, tails
+from edgeflow.api.context import Api
+from edgeflow.api.problems import BadParameter, ForeignCursor
+from edgeflow.api.streams import ChannelStream, FrameEncoder, parse_start
+from edgeflow.api.tails import Item, Subscription
+from edgeflow.core.events import BlobRef, Event
+from edgeflow.errors import CorruptEntry
+from edgeflow.sdk.client import parse_sse
+from edgeflow.store.records import Arrival, Released
+
+Frame = tuple[str | None, str, dict[str, Any]]
+
+
+@pytest.fixture
+def store() -> FakeStore:
+    store = FakeStore()
+    store.create_namespace("vision")
+    return store
+
+
+@pytest.fixture
+def vision(store: FakeStore) -> FakeNamespace:
+    return store.namespace("vision")
+
+
+@pytest.fixture
+def api(store: FakeStore, tmp_path: Path) -> Api:
+    return make_api(tmp_path, store)
+
+
+def publish(namespace: FakeNamespace, channel: str, data: bytes, id: str) -> None:
+    namespace.ingest([Arrival(Event(channel, id, "s", "t", 0, data=data))])
+
+
+def stream_of(api: Api, pattern: str, after: int, **options: Any) -> ChannelStream:
+    name = pattern.partition("/")[0]
+    return ChannelStream(api.hub, FrameEncoder("chicago", "http://pop.test"), pattern, after, lambda: api.store.has_namespace(name), **options)
+
+
+async def frames_of(stream: ChannelStream) -> AsyncIterator[Frame]:
+    async for chunk in stream.frames():
+        for frame_id, kind, text in parse_sse(iter([chunk])):
+            yield frame_id, kind, json.loads(text) if text else {}
+
+
+async def take(frames: AsyncIterator[Frame], number: int) -> list[Frame]:
+    """The next `number` frames with data."""
+    found: list[Frame] = []
+    async with asyncio.timeout(10):
+        async for frame in frames:
+            if frame[2]:
+                found.append(frame)
+                if len(found) == number:
+                    break
+    return found
+
+
+class TestStart:
+    def test_forms(self) -> None:
+        assert parse_start("la", None, None).after is None
+        assert parse_start("la", "now", None).after is None
+        assert parse_start("la", "start", None).after == 0
+        assert parse_start("la", "17", None).after == 17
+        assert parse_start("la", "la:17", None).after == 17
+        assert parse_start("la", "start", "la:9").after == 9
+        assert parse_start("la", "start", "").after == 0
+
+    @pytest.mark.parametrize("text", ["soon", "-1", "1.5", "la:", ":", "la:x", "9" * 30, "٣"])
+    def test_rubbish(self, text: str) -> None:
+        with pytest.raises(BadParameter):
+            parse_start("la", text, None)
+
+    def test_another_pops_cursor(self) -> None:
+        with pytest.raises(ForeignCursor) as caught:
+            parse_start("la", None, "ny:4")
+        assert caught.value.status == 409
+        assert "from=start" in caught.value.hint
+
+
+class TestSubscription:
+    def test_overflow_closes_and_keeps_what_was_queued(self) -> None:
+        async def run() -> None:
+            one = Subscription("vision/#")
+            one.join(0)
+            one.push([Item(n, b"x") for n in range(1, tails.QUEUE_ITEMS + 50)], tails.QUEUE_ITEMS + 50)
+            assert one.overflowed
+            assert one.closed
+            items = await one.take(0)
+            assert [item.n for item in items] == list(range(1, tails.QUEUE_ITEMS + 1))
+            one.push([Item(5000, b"x")], 5000)
+            assert await one.take(0) == []
+
+        asyncio.run(run())
+
+    def test_bytes_are_bounded_but_one_large_frame_is_taken(self) -> None:
+        async def run() -> None:
+            one = Subscription("vision/#")
+            one.push([Item(1, b"x" * (tails.QUEUE_BYTES + 1))], 1)
+            assert not one.overflowed
+            one.push([Item(2, b"x")], 2)
+            assert one.overflowed
+
+        asyncio.run(run())
+
+
+class TestFollowing:
+    def test_history_then_live_in_order_without_holes(self, api: Api, vision: FakeNamespace) -> None:
+        async def run() -> None:
+            for n in range(250):
+                publish(vision, "vision/frames", str(n).encode(), f"e{n}")
+            frames = frames_of(stream_of(api, "vision/frames", 0))
+            first = await take(frames, 100)
+            writer = threading.Thread(target=lambda: [publish(vision, "vision/frames", b"", f"e{n}") for n in range(250, 600)])
+            writer.start()
+            rest = await take(frames, 500)
+            writer.join()
+            assert [frame[2]["id"] for frame in first + rest] == [f"e{n}" for n in range(600)]
+            assert [frame[0] for frame in first + rest] == [f"chicago:{n + 1}" for n in range(600)]
+
+        asyncio.run(run())
+
+    def test_many_subscribers_share_one_thread(self, api: Api, vision: FakeNamespace) -> None:
+        async def run() -> None:
+            streams_ = [frames_of(stream_of(api, pattern, 0)) for pattern in ("vision/a", "vision/b", "vision/#", "vision/+")]
+            publish(vision, "vision/a", b"", "1")
+            tasks = [asyncio.create_task(take(frames, number)) for frames, number in zip(streams_, (2, 1, 3, 3), strict=True)]
+            async with asyncio.timeout(10):
+                while api.hub.subscribers() < 4:  # noqa: ASYNC110 - it is the threads that are waited for
+                    await asyncio.sleep(0.01)
+            assert len([thread for thread in threading.enumerate() if thread.name == "tail-vision"]) == 1
+            publish(vision, "vision/b", b"", "2")
+            publish(vision, "vision/a", b"", "3")
+            results = await asyncio.gather(*tasks)
+            assert [[frame[2]["id"] for frame in result] for result in results] == [["1", "3"], ["2"], ["1", "2", "3"], ["1", "2", "3"]]
+
+        asyncio.run(run())
+
+    def test_the_thread_ends_with_its_last_subscriber(self, api: Api, vision: FakeNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tails, "WAIT_S", 0.05)
+
+        async def run() -> None:
+            publish(vision, "vision/a", b"", "1")
+            stream = stream_of(api, "vision/a", 0).frames()
+            async with asyncio.timeout(10):
+                async for frame in stream:
+                    if b"message" in frame:
+                        break
+                publish(vision, "vision/a", b"", "2")
+                await anext(stream)
+                assert api.hub.subscribers() == 1
+                await stream.aclose()
+                while any(thread.name == "tail-vision" for thread in threading.enumerate()):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            assert api.hub.subscribers() == 0
+
+        asyncio.run(run())
+
+    def test_a_namespace_that_comes_later(self, api: Api, store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(streams, "ABSENT_POLL_S", 0.02)
+
+        async def run() -> None:
+            frames = frames_of(stream_of(api, "later/a", 0))
+            task = asyncio.create_task(take(frames, 1))
+            await asyncio.sleep(0.1)
+            assert not store.has_namespace("later")
+            store.create_namespace("later")
+            publish(store.namespace("later"), "later/a", b"", "1")
+            assert (await task)[0][2]["id"] == "1"
+
+        asyncio.run(run())
+
+    def test_heartbeats_carry_the_cursor_over_what_does_not_match(self, api: Api, vision: FakeNamespace) -> None:
+        async def run() -> None:
+            for n in range(5):
+                publish(vision, "vision/other", b"", f"e{n}")
+            ids = []
+            async with asyncio.timeout(10):
+                async for frame_id, _, document in frames_of(stream_of(api, "vision/quiet", 0, heartbeat_s=0.05)):
+                    assert not document
+                    ids.append(frame_id)
+                    if frame_id == "chicago:6":
+                        break
+                    if frame_id == "chicago:5" and vision.head_n == 5:
+                        publish(vision, "vision/other", b"", "e5")
+            assert ids[0] == "chicago:0"
+
+        asyncio.run(run())
+
+
+class TestGaps:
+    def test_a_cursor_beyond_retention_begins_with_a_gap(self, api: Api, vision: FakeNamespace) -> None:
+        async def run() -> None:
+            for n in range(1, 11):
+                publish(vision, "vision/a", b"", f"e{n}")
+            vision.forget_released(7)
+            gap, first, *_ = await take(frames_of(stream_of(api, "vision/a", 3)), 4)
+            assert gap == ("chicago:7", "gap", {"reason": "retention", "from": 4, "to": 7})
+            assert first[2]["id"] == "e8"
+
+        asyncio.run(run())
+
+    def test_also_when_nothing_is_left(self, api: Api, vision: FakeNamespace) -> None:
+        async def run() -> None:
+            for n in range(1, 11):
+                publish(vision, "vision/a", b"", f"e{n}")
+            vision.forget_released(10)
+            frames = frames_of(stream_of(api, "vision/a", 3))
+            (gap,) = await take(frames, 1)
+            assert gap == ("chicago:10", "gap", {"reason": "retention", "from": 4, "to": 10})
+            publish(vision, "vision/a", b"", "e11")
+            assert (await take(frames, 1))[0][2]["id"] == "e11"
+
+        asyncio.run(run())
+
+    def test_a_cursor_ahead_of_the_stream(self, api: Api, vision: FakeNamespace) -> None:
+        async def run() -> None:
+            publish(vision, "vision/a", b"", "e1")
+            frames = frames_of(stream_of(api, "vision/a", 50))
+            (gap,) = await take(frames, 1)
+            assert gap == ("chicago:1", "gap", {"reason": "stream-went-back", "from": 2, "to": 50})
+            publish(vision, "vision/a", b"", "e2")
+            assert (await take(frames, 1))[0][2]["id"] == "e2"
+
+        asyncio.run(run())
+
+    def test_the_stores_own_gaps_go_to_their_channel(self, api: Api, vision: FakeNamespace) -> None:
+        async def run() -> None:
+            vision.release(None, {"channel": "vision/b", "origin": "la", "epoch": 1, "from": 3, "to": 5, "reason": "gate-timeout"})
+            vision.release(None, {"channel": "vision/a", "origin": "la", "epoch": 1, "from": 3, "to": 5, "reason": "gate-timeout"})
+            ((cursor, kind, document),) = await take(frames_of(stream_of(api, "vision/a", 0)), 1)
+            assert (cursor, kind) == ("chicago:2", "gap")
+            assert document["channel"] == "vision/a"
+            assert document["origin"] == "la"
+
+        asyncio.run(run())
+
+    def test_an_event_whose_data_is_not_here_is_never_sent(self, api: Api, vision: FakeNamespace) -> None:
+        async def run() -> None:
+            missing = Event("vision/a", "e1", "s", "t", 0, ref=BlobRef("sha256:" + "0" * 64, 10))
+            vision.release(missing)
+            vision.release(replace(missing, id="e2", ref=BlobRef("sha256:" + "0" * 64, 2_000_000)))
+            publish(vision, "vision/a", b"ok", "e3")
+            small, large, fine = await take(frames_of(stream_of(api, "vision/a", 0)), 3)
+            assert [(frame[1], frame[2]["reason"], frame[2]["id"]) for frame in (small, large)] == [
+                ("gap", "data-unreadable", "e1"), ("gap", "data-unreadable", "e2"),
+            ]  # fmt: skip
+            assert fine[2]["id"] == "e3"
+
+        asyncio.run(run())
+
+    def test_a_damaged_entry_does_not_stop_the_stream(self, api: Api, vision: FakeNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+        read = vision.read_release
+
+        def damaged(after: int, count: int = 100) -> list[Released]:
+            found = read(after, count)
+            if any(entry.n == 2 for entry in found):
+                raise CorruptEntry()
+            return found
+
+        monkeypatch.setattr(vision, "read_release", damaged)
+
+        async def run() -> None:
+            for n in range(1, 4):
+                publish(vision, "vision/a", b"", f"e{n}")
+            first, gap, last = await take(frames_of(stream_of(api, "vision/a", 0)), 3)
+            assert (first[2]["id"], gap[2]["reason"], last[2]["id"]) == ("e1", "damaged", "e3")
+
+        asyncio.run(run())
+
+
+class TestForms:
+    def test_bodies(self, api: Api, vision: FakeNamespace) -> None:
+        async def run() -> None:
+            big = bytes(1024 * 1024 + 1)
+            for kind, data in (("image/png", b"\x89"), ("application/json", b'{"a":1}'), ("text/plain", b"hi"), ("application/json", b"{"), (None, big)):
+                vision.ingest([Arrival(Event("vision/a", "x", "s", "t", 0, data=data, datacontenttype=kind))])
+            picture, document, text, broken, large = [frame[2] for frame in await take(frames_of(stream_of(api, "vision/a", 0)), 5)]
+            assert picture["data_base64"] == "iQ=="
+            assert document["data"] == {"a": 1}
+            assert text["data"] == "hi"
+            assert broken["data_base64"] == "ew=="
+            assert large["dataref"].startswith("http://pop.test:8101/v1/blobs/vision/sha256:")
+            assert large["size"] == len(big)
+            assert "data" not in large
+            assert "data_base64" not in large
+
+        asyncio.run(run())
+
+
+class TestOverHttp:
+    @pytest.fixture
+    def url(self, api: Api) -> Iterator[str]:
+        with served(api) as url:
+            yield url
+
+    @pytest.fixture
+    def http(self, url: str) -> Iterator[httpx.Client]:
+        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False, timeout=10) as client:
+            yield client
+
+    def test_now_is_fixed_when_the_headers_are_there(self, http: httpx.Client, vision: FakeNamespace) -> None:
+        publish(vision, "vision/a", b"", "before")
+        with http.stream("GET", "/v1/channels/vision/a") as response:
+            assert response.headers["content-type"].startswith("text/event-stream")
+            publish(vision, "vision/a", b"", "after")
+            assert json.loads(next(text for _, _, text in parse_sse(response.iter_raw()) if text))["id"] == "after"
+
+    def test_resume_and_refusals(self, http: httpx.Client, vision: FakeNamespace) -> None:
+        for n in range(1, 4):
+            publish(vision, "vision/a", b"", f"e{n}")
+        with http.stream("GET", "/v1/channels/vision/%23", headers={"Last-Event-ID": "chicago:2"}) as response:
+            assert json.loads(next(text for _, _, text in parse_sse(response.iter_raw()) if text))["id"] == "e3"
+        assert http.get("/v1/channels/vision/a", headers={"Last-Event-ID": "ny:2"}).json()["code"] == "foreign-cursor"
+        assert http.get("/v1/channels/vision/a?from=soon").json()["code"] == "bad-parameter"
+        assert http.get("/v1/channels/vision/a/%23/b").json()["code"] == "bad-name"
+
+    def test_a_client_that_leaves_is_noticed(self, http: httpx.Client, api: Api, vision: FakeNamespace, wait_until: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tails, "WAIT_S", 0.05)
+        with http.stream("GET", "/v1/channels/vision/a") as response:
+            chunks = response.iter_raw()
+            next(chunks)
+            wait_until(lambda: api.hub.subscribers() == 1, "subscribed")
+        wait_until(lambda: api.hub.subscribers() == 0, "unsubscribed", deadline_s=5)
+
+    def test_a_client_that_does_not_read_is_cut_off_and_bounded(
+        self, url: str, api: Api, vision: FakeNamespace, wait_until: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tails, "WAIT_S", 0.05)
+        monkeypatch.setattr(tails, "QUEUE_ITEMS", 20)
+        monkeypatch.setattr(streams.EventStream.__init__, "__defaults__", (0.3,))
+        import socket
+
+        port = int(url.rpartition(":")[2])
+        with socket.socket() as lazy:
+            lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            lazy.connect(("127.0.0.1", port))
+            lazy.sendall(f"GET /v1/channels/vision/a HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode())
+            wait_until(lambda: api.hub.subscribers() == 1, "subscribed")
+            end = time.monotonic() + 10
+            n = 0
+            while api.hub.subscribers() and time.monotonic() < end:
+                n += 1
+                publish(vision, "vision/a", bytes(200_000), f"e{n}")
+                time.sleep(0.005)
+            wait_until(lambda: api.hub.subscribers() == 0, "cut off", deadline_s=5)
+
+    def test_an_away_store_pauses_the_stream(self, http: httpx.Client, vision: FakeNamespace, api: Api, wait_until: Callable[..., Any]) -> None:
+        publish(vision, "vision/a", b"", "e1")
+        with http.stream("GET", "/v1/channels/vision/a?from=start") as response:
+            frames = (json.loads(text) for _, _, text in parse_sse(response.iter_raw()) if text)
+            assert next(frames)["id"] == "e1"
+            wait_until(lambda: api.hub.subscribers() == 1, "live")
+            vision.is_away = True
+            with vision._changed:
+                vision._changed.notify_all()
+            time.sleep(0.2)
+            vision.is_away = False
+            publish(vision, "vision/a", b"", "e2")
+            assert next(frames)["id"] == "e2"
+
+    def test_stopping_ends_streams_at_once(self, api: Api, vision: FakeNamespace, wait_until: Callable[..., Any]) -> None:
+        ended = threading.Event()
+
+        def follow(url: str) -> None:
+            with httpx.stream("GET", f"{url}/v1/channels/vision/a", headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False) as response:
+                for _ in response.iter_raw():
+                    pass
+            ended.set()
+
+        with served(api) as url:
+            thread = threading.Thread(target=follow, args=(url,))
+            thread.start()
+            wait_until(lambda: api.hub.subscribers() == 1, "subscribed")
+            begin = time.monotonic()
+        assert time.monotonic() - begin < 3
+        assert ended.wait(3)
+        thread.join(3)
