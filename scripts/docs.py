@@ -1,9 +1,8 @@
-"""Generates the pages of docs/ that repeat what the code says: settings.md and errors.md, and the tables inside api.md and cli.md.
+"""Generates the pages of docs/ that repeat what the code says: settings.md and errors.md, and the commands inside cli.md.
 
-What it is: a reader of `edgeflow.settings` (field, type, default, the docstring below the field), of the error tree, of the API's routes and of
-the command line.
-What it is not: a place for text; whoever wants other words changes the docstring. In api.md and cli.md only what is between the two markers is
-generated, the rest is written by hand.
+What it is: a reader of `edgeflow.settings` (field, type, default, the docstring below the field), of the error tree, and of the command line.
+What it is not: a place for text; whoever wants other words changes the docstring. In cli.md only what is between the two markers is generated, the
+rest is written by hand. api.md is written by hand as a whole; a test compares it with `routes()`.
 What must stay true: the same code gives the same pages; a field, route or command without a docstring is an error.
 """
 
@@ -121,7 +120,8 @@ def settings_page() -> str:
 
 
 def all_errors() -> list[type[edgeflow.errors.EdgeflowError]]:
-    """Every class of the error tree that has a code of its own, in whichever module it is, by status and code."""
+    """Every class of the error tree that has a code of its own, in whichever module it is, by status and code. A private class has the
+    code of a public one, with another hint."""
     for module in pkgutil.walk_packages(edgeflow.__path__, "edgeflow."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
@@ -131,8 +131,12 @@ def all_errors() -> list[type[edgeflow.errors.EdgeflowError]]:
         if not more:
             break
         found |= more
-    ours = [error for error in found if error.__module__.split(".")[0] == "edgeflow" and "code" in vars(error)]
-    return sorted(ours, key=lambda error: (error.status, error.code))
+    ours = [
+        error
+        for error in found
+        if error.__module__.split(".")[0] == "edgeflow" and "code" in vars(error) and not error.__name__.startswith("_")
+    ]
+    return sorted(ours, key=lambda error: (error.status, error.code, error.__name__))
 
 
 def errors_page() -> str:
@@ -152,32 +156,18 @@ def errors_page() -> str:
 
 
 def routes() -> list[str]:
-    """Every documented route as `GET /v1/pops`, in the order of the API's modules."""
-    return [f"{method} {path}" for method, path, _, _ in _routes()]
-
-
-def _routes() -> list[tuple[str, str, str, str]]:
-    """(method, path, tag, docstring) of each route; a WebSocket has the method WS. HEAD and slash twins of a route are left out."""
+    """Every route as `GET /v1/pops`, in the order of the API's modules; a WebSocket has no method. HEAD and slash twins are left out."""
     from edgeflow.api.app import MODULES
 
-    everything = [(module, route) for module in MODULES for route in module.router.routes]
-    shown = {route.path.rstrip("/") for _, route in everything if getattr(route, "include_in_schema", True)}
-    found = []
-    for module, route in everything:
+    everything = [route for module in MODULES for route in module.router.routes]
+    shown = {route.path.rstrip("/") for route in everything if getattr(route, "include_in_schema", True)}
+    found: list[str] = []
+    for route in everything:
         if route.path.rstrip("/") in shown and not getattr(route, "include_in_schema", True):
             continue
-        doc = inspect.getdoc(route.endpoint)
-        if not doc:
-            raise ValueError(f"{module.__name__}: {route.path} has no docstring")
-        tag = module.__name__.rsplit(".", 1)[-1].replace("_", " ")
-        for method in sorted(getattr(route, "methods", None) or {"WS"}):
-            found.append((method, route.path.replace(":path}", "}"), tag, doc))
+        path = route.path.replace(":path}", "}")
+        found += [f"{method} {path}" for method in sorted(getattr(route, "methods", None) or ())] or [path]
     return found
-
-
-def api_part() -> str:
-    rows = [f"| `{method} {path}` | {tag} | {_one_line(doc)} |" for method, path, tag, doc in _routes()]
-    return "| route | resource | meaning |\n|---|---|---|\n" + "\n".join(rows)
 
 
 def commands() -> list[tuple[str, Any]]:
@@ -208,9 +198,8 @@ def cli_part() -> str:
         rows = [(_argument(argument), argument.help) for argument in arguments]
         for option in options:
             flags = ", ".join([*option.opts, *option.secondary_opts])
-            rows.append(
-                (flags if option.is_flag else f"{flags} {(option.metavar or option.type.name).upper()}", option.help)
-            )
+            value = option.metavar or option.opts[0].lstrip("-").upper()
+            rows.append((flags if option.is_flag else f"{flags} {value}", option.help))
         section = f"### `{' '.join(usage)}`\n\n{inspect.cleandoc(command.help)}\n"
         if rows:
             section += "\n| argument | meaning |\n|---|---|\n"
@@ -220,7 +209,7 @@ def cli_part() -> str:
 
 
 def _argument(argument: Any) -> str:
-    name = (argument.metavar or argument.name or "").upper()
+    name = argument.metavar or (argument.name or "").upper()
     return name if argument.required else f"[{name}]"
 
 
@@ -245,7 +234,6 @@ def with_part(name: str, title: str, part: str) -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "settings.md": settings_page,
     "errors.md": errors_page,
-    "api.md": lambda: with_part("api.md", "The HTTP API", api_part()),
     "cli.md": lambda: with_part("cli.md", "The command line", cli_part()),
 }
 
