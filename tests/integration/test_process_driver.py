@@ -65,11 +65,13 @@ def pid_of(settings: PopSettings, instance: str = "vision.f-1") -> int:
     return int(json.loads((settings.state_dir / "instances" / f"{instance}.json").read_text())["pid"])
 
 
-def test_an_instance_runs_as_it_should(settings: PopSettings, driver: ProcessDriver, python: Path) -> None:
+def test_an_instance_runs_as_it_should(settings: PopSettings, driver: ProcessDriver, python: Path, wait_until: Wait) -> None:
     driver.start(spec_of(settings, python, env={"COLOUR": "red", "OMP_NUM_THREADS": "2"}))
     assert only(driver).running and only(driver).revision == "r1"
     pid = pid_of(settings)
-    environment = dict(item.split("=", 1) for item in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in item)
+    # Empty for a moment while the kernel sets the new program up.
+    text = wait_until(Path(f"/proc/{pid}/environ").read_text, "its environment is there")
+    environment = dict(item.split("=", 1) for item in text.split("\0") if "=" in item)
     assert environment["EDGEFLOW_SOCKET"].endswith("/i/vision.f-1/s") and environment["EDGEFLOW_HANDLER"].endswith("/code")
     assert environment["COLOUR"] == "red" and environment["OPENBLAS_NUM_THREADS"] == "1" and environment["OMP_NUM_THREADS"] == "2"
     assert os.getpriority(os.PRIO_PROCESS, pid) >= min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10)
