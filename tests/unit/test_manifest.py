@@ -287,3 +287,23 @@ def test_no_text_makes_parsing_fail_in_any_other_way(text: str) -> None:
 def test_the_shipped_schema_is_current() -> None:
     shipped = json.loads((Path(manifests.__file__).parent / "manifest.schema.json").read_text())
     assert shipped == manifests.json_schema(), "write it again: python -m edgeflow.core.manifest > edgeflow/core/manifest.schema.json"
+
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "manifest.md"
+
+
+def test_every_field_is_documented() -> None:
+    text = DOCUMENT.read_text()
+    names = {f"functions.*.{name}" for name in ("retry", "limits", "scale", "place")}
+    for model, prefix in ((manifests.Manifest, ""), (manifests.Function, "functions.*."), (manifests.JoinAll, "join."), (manifests.JoinCollect, "join."),
+                          (manifests.Retry, "functions.*.retry."), (manifests.Limits, "functions.*.limits."), (manifests.Scale, "functions.*.scale."),
+                          (manifests.Place, "functions.*.place.")):  # fmt: skip
+        names |= {prefix + (field.alias or name) for name, field in model.model_fields.items()}
+    for name in sorted({*names, *manifests.NOT_AVAILABLE}):
+        short = name.removeprefix("functions.*.").removeprefix("join.")
+        assert f"`{short}`" in text or f"`{short}." in text or f"{{{short}: " in text or f"`{{{short}:" in text or f", {short}: " in text, name
+
+
+def test_the_documented_example_is_valid() -> None:
+    example = DOCUMENT.read_text().split("```yaml\n")[1].split("```")[0]
+    assert parse(example, known_pops=POPS).namespace == "vision"
