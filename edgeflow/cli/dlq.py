@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgeflow.cli.reach import AnyPopOption, Output, OutputOption, clients_of, friendly, print_json, show
+from edgeflow.cli.reach import AnyPopOption, Output, OutputOption, clients_of, print_json, show
 from edgeflow.core.events import time_text
 from edgeflow.errors import NotFound
 from edgeflow.sdk.client import Client
@@ -15,7 +15,6 @@ DETAIL_CHARS = 100
 
 
 @app.command("list")
-@friendly
 def list_dead_letters(
     namespace: Annotated[str | None, typer.Argument(help="Only this namespace")] = None,
     limit: Annotated[int, typer.Option("--limit", help="Most letters per namespace and PoP.", min=1)] = 100,
@@ -44,7 +43,6 @@ def list_dead_letters(
 
 
 @app.command("show")
-@friendly
 def show_dead_letter(
     id_: Annotated[str, typer.Argument(help="Id of the invocation, or its beginning", metavar="ID")],
     namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Its namespace; searched if not given.")] = None,

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgeflow.cli.reach import AnyPopOption, Output, OutputOption, clients_of, friendly, show
+from edgeflow.cli.reach import AnyPopOption, Output, OutputOption, clients_of, show
 from edgeflow.core.events import time_text
 from edgeflow.errors import NotFound
 
@@ -15,7 +15,6 @@ NamespaceOption = Annotated[str | None, typer.Option("--namespace", "-n", help="
 
 
 @app.command("functions")
-@friendly
 def functions(namespace: NamespaceOption = None, pop: AnyPopOption = None, output: OutputOption = Output.TABLE) -> None:
     """The functions with their state, instances, inbox and times. Each is described by the PoP that runs it, if that PoP answers."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
@@ -42,7 +41,6 @@ def functions(namespace: NamespaceOption = None, pop: AnyPopOption = None, outpu
 
 
 @app.command("channels")
-@friendly
 def channels(namespace: NamespaceOption = None, pop: AnyPopOption = None, output: OutputOption = Output.TABLE) -> None:
     """The channels that have had an event, with how many each PoP has released."""
     counts: dict[str, dict[str, int]] = {}
@@ -61,7 +59,6 @@ def channels(namespace: NamespaceOption = None, pop: AnyPopOption = None, output
 
 
 @app.command("pops")
-@friendly
 def pops(pop: AnyPopOption = None, output: OutputOption = Output.TABLE) -> None:
     """The PoPs that answer, with their links."""
     items = []
@@ -80,7 +77,6 @@ def pops(pop: AnyPopOption = None, output: OutputOption = Output.TABLE) -> None:
 
 
 @app.command("joins")
-@friendly
 def joins(namespace: NamespaceOption = None, pop: AnyPopOption = None, output: OutputOption = Output.TABLE) -> None:
     """Joins that wait for their other inputs, the first to be given up first."""
     items: list[dict[str, Any]] = []

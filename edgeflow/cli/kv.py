@@ -13,7 +13,6 @@ from edgeflow.cli.reach import (
     OutputOption,
     PopOption,
     client_of,
-    friendly,
     print_json,
     read_input,
     show,
@@ -29,7 +28,6 @@ IfVersion = Annotated[str | None, typer.Option("--if-version", help="Only if the
 
 
 @app.command("get")
-@friendly
 def get(
     key: KeyArgument,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Write the value to this file.")] = None,
@@ -49,7 +47,6 @@ def get(
 
 
 @app.command("put")
-@friendly
 def put(
     key: KeyArgument,
     data: Annotated[str | None, typer.Option("--data", "-d", help="The value as text.")] = None,
@@ -73,7 +70,6 @@ def put(
 
 
 @app.command("list")
-@friendly
 def list_values(
     prefix: Annotated[str, typer.Argument(help="<namespace>/ or the beginning of a key", metavar="PREFIX")],
     pop: PopOption = None,
@@ -93,7 +89,6 @@ def list_values(
 
 
 @app.command("delete")
-@friendly
 def delete(key: KeyArgument, if_version: IfVersion = None, pop: PopOption = None) -> None:
     """Delete a value everywhere."""
     with client_of(pop) as client:

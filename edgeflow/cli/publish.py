@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from edgeflow.cli.reach import Output, OutputOption, PopOption, client_of, friendly, print_json, read_input
+from edgeflow.cli.reach import Output, OutputOption, PopOption, client_of, print_json, read_input
 
 
-@friendly
 def publish(
     channel: Annotated[str, typer.Argument(help="<namespace>/<path>, as in vision/chunks")],
     data: Annotated[str | None, typer.Option("--data", "-d", help="The data as text.")] = None,

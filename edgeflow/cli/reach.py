@@ -4,13 +4,12 @@ What it is: the running cluster as clients, one table printer and the `-o json` 
 What must stay true: data goes to stdout and nothing else does; an error is one line and its hint on stderr, exit status 1, never a traceback.
 """
 
-import functools
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,9 +19,6 @@ from rich.table import Table
 from edgeflow.errors import EdgeflowError, Unavailable
 from edgeflow.host.discover import find
 from edgeflow.sdk.client import Client
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 errors = Console(stderr=True, soft_wrap=True)
 
@@ -37,25 +33,6 @@ class Output(StrEnum):
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="`table` for people, `json` for programs.")]
 PopOption = Annotated[str | None, typer.Option("--pop", help="PoP to talk to; the first one if not given.", metavar="POP")]
 AnyPopOption = Annotated[str | None, typer.Option("--pop", help="Only this PoP; all of them if not given.", metavar="POP")]
-
-
-def friendly(command: Callable[P, R]) -> Callable[P, R]:
-    """A command whose EdgeflowErrors become a message with a hint, and whose output may be cut off by `| head`."""
-
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except EdgeflowError as error:
-            complain(error)
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-        except BrokenPipeError:
-            sys.stderr.close()  # the reader is gone; Python would complain about it at exit
-            raise typer.Exit(0) from None
-        raise typer.Exit(1)
-
-    return run
 
 
 def complain(error: EdgeflowError) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgeflow.cli.reach import Output, OutputOption, PopOption, client_of, errors, friendly, size_text
+from edgeflow.cli.reach import Output, OutputOption, PopOption, client_of, errors, size_text
 from edgeflow.core.events import time_text
 from edgeflow.sdk.client import Gap, ReceivedEvent
 
@@ -15,7 +15,6 @@ PREVIEW_CHARS = 80
 TEXT_TYPES = ("text/", "application/json")
 
 
-@friendly
 def tail(
     channel: Annotated[str, typer.Argument(help="A channel, or an MQTT filter as in 'vision/#'")],
     count: Annotated[int | None, typer.Option("-n", "--count", help="Stop after this many events.", min=1)] = None,
