@@ -31,6 +31,8 @@ LABEL = "edgeflow.function"
 _LAST_LINES = 20
 _PASSED_ON = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
 _DOCKERFILE = """\
 FROM {base}
 ARG PIP_INDEX_URL=
@@ -119,7 +121,8 @@ def _build(client: docker.DockerClient, context: bytes, tag: str, labels: Mappin
         labels=dict(labels), buildargs=arguments,
     )  # fmt: skip
     for part in parts:
-        text = str(part.get("stream") or part.get("status") or "")
+        # The engine colours what a step writes to stderr.
+        text = _COLOUR.sub("", str(part.get("stream") or part.get("status") or ""))
         for line in text.splitlines():
             if line.strip():
                 last.append(line.rstrip())
