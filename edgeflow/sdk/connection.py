@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from edgeflow import errors
 from edgeflow.core.wire import FrameReader, Message, encode_frame
 from edgeflow.errors import EdgeflowError, ProtocolError
 from edgeflow.sdk.inputs import BodyCache
@@ -302,12 +303,9 @@ def connect(path: str, *, on_kill: Callable[[], None], wake_fd: int | None = Non
 
 def error_of(code: str, message: str) -> EdgeflowError:
     """The error of the tree with that code, so that a handler can catch e.g. NotFound."""
-    kinds = [EdgeflowError]
-    while kinds:
-        kind = kinds.pop()
-        if kind.code == code:
+    for kind in vars(errors).values():
+        if isinstance(kind, type) and issubclass(kind, EdgeflowError) and vars(kind).get("code") == code:
             return kind(message)
-        kinds.extend(kind.__subclasses__())
     return EdgeflowError(f"{message} ({code})")
 
 
