@@ -1,0 +1,209 @@
+"""Three PoPs in containers, as `docker compose up` starts them, with one function placed at the second of them."""
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from needs import missing
+from test_compose import commands
+
+from edgeflow.sdk.client import Client, ReceivedEvent
+
+ROOT = Path(__file__).resolve().parents[2]
+POPS = ("chicago", "la", "ny")
+MANIFEST = """
+namespace: mini
+functions:
+  upper: {build: ./upper, subscribe: words, publish: loud, place: {pops: [la]}}
+"""
+HANDLER = """
+from edgeflow import function
+
+
+@function
+def handle(ctx, words):
+    return words.data.upper()
+"""
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
+
+
+def free_ports(count: int) -> list[int]:
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+@dataclass
+class Compose:
+    """One project of the compose file with names and ports of its own."""
+
+    command: list[str]
+    home: Path
+    app: Path
+    name: str = field(default_factory=lambda: f"edgeflow-test-{secrets.token_hex(3)}")
+
+    def __post_init__(self) -> None:
+        ports = free_ports(6)
+        self.environment = {
+            **os.environ,
+            "COMPOSE_PROJECT_NAME": self.name,
+            "EDGEFLOW_NAME": self.name,
+            "EDGEFLOW_HOME": str(self.home),
+            "EDGEFLOW_APP": str(self.app),
+            **{f"EDGEFLOW_API_PORT_{pop.upper()}": str(ports[i]) for i, pop in enumerate(POPS)},
+            **{f"EDGEFLOW_MQTT_PORT_{pop.upper()}": str(ports[3 + i]) for i, pop in enumerate(POPS)},
+        }
+
+    def run(self, *arguments: str, timeout_s: float = 400) -> str:
+        command = [*self.command, "-f", str(ROOT / "docker-compose.yml"), "--project-directory", str(ROOT), *arguments]
+        result = subprocess.run(
+            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+        assert result.returncode == 0, (
+            f"{' '.join(arguments)} failed:\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
+        )
+        return result.stdout
+
+    def container(self, engine: Any, service: str) -> Any:
+        labels = [f"com.docker.compose.project={self.name}", f"com.docker.compose.service={service}"]
+        (container,) = engine.containers.list(all=True, filters={"label": labels})
+        return container
+
+    def functions(self, engine: Any) -> list[Any]:
+        cluster = json.loads((self.home / "docker" / "cluster.json").read_text())["cluster"]
+        return list(engine.containers.list(all=True, filters={"label": f"edgeflow.cluster={cluster}"}))
+
+
+@pytest.fixture(scope="module")
+def compose(engine: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
+    tried = commands()
+    if not tried:
+        missing("docker compose", "scripts/docker-engine installs it")
+    folder = tmp_path_factory.mktemp("compose")
+    (folder / "app" / "upper").mkdir(parents=True)
+    (folder / "app" / "edgeflow.yaml").write_text(MANIFEST)
+    (folder / "app" / "upper" / "handler.py").write_text(HANDLER)
+    (folder / "home").mkdir()
+    project = Compose(tried[0], folder / "home", folder / "app")
+    try:
+        project.run("up", "--build", "--detach", timeout_s=500)
+        app = project.container(engine, "app")
+        status = app.wait(timeout=180)["StatusCode"]
+        assert status == 0, app.logs().decode()[-3000:]
+        yield project
+    finally:
+        project.run("down", "--volumes", "--timeout", "30")
+
+
+def client(compose: Compose, pop: str) -> Client:
+    return Client.from_home(pop, home=compose.home)
+
+
+class Listener:
+    """Collects what a PoP's subscribers see on a channel, in a thread."""
+
+    def __init__(self, compose: Compose, pop: str, channel: str) -> None:
+        self.events: list[ReceivedEvent] = []
+        self._client = client(compose, pop)
+        self._channel = channel
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        for event in self._client.subscribe(self._channel, from_="start"):
+            if isinstance(event, ReceivedEvent):
+                self.events.append(event)
+
+    def data(self) -> list[bytes]:
+        return [event.data for event in self.events]
+
+
+def test_an_event_crosses_three_pops(compose: Compose, wait_until: Callable[..., Any]) -> None:
+    seen = Listener(compose, "ny", "mini/loud")
+    with client(compose, "chicago") as chicago:
+        chicago.publish("mini/words", "hello")
+    wait_until(lambda: b"HELLO" in seen.data(), "the result arrives at ny", deadline_s=30)
+    assert seen.data().count(b"HELLO") == 1
+
+
+def test_the_command_line_on_the_host_finds_the_cluster(compose: Compose) -> None:
+    command = [sys.executable, "-c", "from edgeflow.cli.main import app; app()", "status", "-o", "json"]
+    environment = {**os.environ, "EDGEFLOW_HOME": str(compose.home)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["mode"] == "docker"
+    pops = {pop["id"]: pop for pop in document["pops"]}
+    assert set(pops) == set(POPS)
+    assert {pop["state"] for pop in pops.values()} == {"ready"}
+    for file in (pops["la"]["api"]["token_file"], pops["la"]["mqtt"]["password_file"]):
+        assert Path(file).stat().st_mode & 0o777 == 0o600
+
+
+def test_secrets_belong_to_the_owner_of_the_clone(compose: Compose) -> None:
+    owner = ROOT.stat().st_uid
+    assert {path.stat().st_uid for path in (compose.home / "docker").rglob("*")} == {owner}
+
+
+def test_the_function_container_is_hardened(compose: Compose, engine: Any) -> None:
+    (container,) = compose.functions(engine)
+    host = container.attrs["HostConfig"]
+    assert host["NetworkMode"] == "none"
+    assert host["CapDrop"] == ["ALL"] and host["ReadonlyRootfs"] and not host["Privileged"]
+    assert container.attrs["Config"]["User"] == "65534:65534"
+    (mount,) = container.attrs["Mounts"]
+    assert mount["Source"].endswith(f"/i/{container.labels['edgeflow.instance']}")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("part", ["data", "store", "broker", "control", "instance"])
+def test_a_killed_part_comes_back_and_nothing_is_lost_or_doubled(
+    compose: Compose, engine: Any, wait_until: Callable[..., Any], part: str
+) -> None:
+    words = [f"{part}-{n}" for n in range(30)]
+    seen = Listener(compose, "ny", "mini/loud")
+    with client(compose, "chicago") as chicago:
+        for n, word in enumerate(words):
+            chicago.publish("mini/words", word)
+            if n == 10:
+                victim = compose.functions(engine)[0] if part == "instance" else compose.container(engine, f"la-{part}")
+                kill(engine, victim)
+    wanted = {word.upper().encode() for word in words}
+    wait_until(lambda: wanted <= set(seen.data()), f"all results after the {part} of la was killed", deadline_s=60)
+    time.sleep(0.5)  # a doubled result would come right behind
+    ours = [data for data in seen.data() if data in wanted]
+    assert len(ours) == len(wanted)
+
+
+def kill(engine: Any, container: Any) -> None:
+    """kill -9 from outside: `docker kill` would count as stopped by hand, and the restart policy would leave it stopped."""
+    container.reload()
+    top = container.top()
+    pids = [row[top["Titles"].index("PID")] for row in top["Processes"]]
+    engine.containers.run(
+        "edgeflow/store",
+        ["sh", "-c", f"kill -9 {' '.join(pids)}"],
+        remove=True,
+        pid_mode="host",
+        user="0:0",
+        network_mode="none",
+    )
+
+
+def test_down_leaves_nothing_behind(compose: Compose, engine: Any) -> None:
+    assert compose.functions(engine)
+    compose.run("down", "--volumes", "--timeout", "30")
+    assert compose.functions(engine) == []
+    assert engine.containers.list(all=True, filters={"label": f"com.docker.compose.project={compose.name}"}) == []
+    assert [volume.name for volume in engine.volumes.list() if volume.name.startswith(compose.name)] == []
