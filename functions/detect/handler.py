@@ -21,13 +21,13 @@ WORKING_WIDTH_PX = int(os.environ.get("WORKING_WIDTH_PX", "320"))
 """Width of the picture that is searched."""
 SMALLEST_FACE_PX = int(os.environ.get("SMALLEST_FACE_PX", "28"))
 """Smallest face, in pixels of the picture that is searched."""
-SCALE_STEP = 1.15
-SUPPORT = 4
+SCALE_STEP = 1.2
+SUPPORT = 3
 """Overlapping hits that make a face; more when the picture was turned, for there were more chances for a false one."""
 TURNED_SUPPORT = 6
 TURNS_DEG = (-30.0, 30.0)
 
-CASCADE = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_alt2.xml")
+CASCADE = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_default.xml")
 
 
 @function
