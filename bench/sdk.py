@@ -1,7 +1,7 @@
 """How fast the SDK's runtime is by itself: a real instance process against an agent that answers at once and does nothing else.
 
 What it is: the SDK's own ceiling, to show that it is not what bounds a pipeline. What it is not: a measure of edgeflow.
-Run: `python bench/sdk.py`; prints a table.
+Run: `python -m bench.sdk`; prints a table.
 """
 
 import json
