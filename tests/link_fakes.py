@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import msgpack
 
 from edgeflow.cluster.session import Session
+from edgeflow.cluster.tail import Tail
 from edgeflow.cluster.wants import Wants
 from edgeflow.core.events import BlobRef
 from edgeflow.errors import CorruptBlob, CorruptEntry, LogGap, NotFound
@@ -56,7 +57,10 @@ class MemoryNamespace:
         return found
 
     def entry_blobs(self, raw: bytes) -> list[BlobRef]:
-        return [BlobRef(digest, size) for digest, size in msgpack.unpackb(raw)[2]]
+        try:
+            return [BlobRef(digest, size) for digest, size in msgpack.unpackb(raw)[2]]
+        except Exception:
+            raise CorruptEntry("not an entry") from None
 
     def mirror(self, log: LogId, first: int, entries: Sequence[bytes]) -> MirrorResult:
         self.mirror_calls += 1
@@ -128,17 +132,19 @@ class Side:
     def __post_init__(self) -> None:
         self.store = MemoryStore(self.pop)
         self.wants = Wants()
+        self.tail = Tail(self.store)
         self.session: Session | None = None
 
     def connect(self, peer: str, now_s: float) -> Session:
         self.wants.peer_lost(peer)
         self.session = Session(
-            self.store, me=self.pop, cluster=self.cluster, peer=peer, limits=self.limits, wants=self.wants,
+            self.store, tail=self.tail, me=self.pop, cluster=self.cluster, peer=peer, limits=self.limits, wants=self.wants,
             heads=self.store.heads(), now_s=now_s,
         )  # fmt: skip
         return self.session
 
     def tick(self, now_s: float) -> None:
+        self.tail.forget()
         for name, space in self.store.spaces.items():
             self.wants.settle(name, space.missing_blobs(), now_s)
         self.wants.tick(now_s)

@@ -20,6 +20,7 @@ from edgeflow.cluster import tls
 from edgeflow.cluster.dial import Dial
 from edgeflow.cluster.ports import Handle, Heads, LinkStore, Reactor
 from edgeflow.cluster.session import Session, last_words
+from edgeflow.cluster.tail import Tail
 from edgeflow.cluster.wants import Wants
 from edgeflow.errors import EdgeflowError, LinkRefused
 from edgeflow.settings import Peer, PopSettings
@@ -42,6 +43,7 @@ class Site:
     reactor: Reactor
     on_released: Callable[[str], None]
     heads: Callable[[], Heads]
+    tail: Tail
     wants: Wants = field(default_factory=Wants)
     clock: Callable[[], float] = time.monotonic
 
@@ -236,8 +238,8 @@ class Link:
             before.stream.close("replaced by a newer connection")
         settings = self._site.settings
         return Session(
-            self._site.store, me=settings.pop, cluster=settings.cluster, peer=self.peer, limits=settings.limits, wants=self._site.wants,
-            heads=self._site.heads(), now_s=self._site.clock(),
+            self._site.store, tail=self._site.tail, me=settings.pop, cluster=settings.cluster, peer=self.peer, limits=settings.limits,
+            wants=self._site.wants, heads=self._site.heads(), now_s=self._site.clock(),
         )  # fmt: skip
 
     def came_up(self) -> None:

@@ -17,6 +17,7 @@ import structlog
 from edgeflow.cluster import tls
 from edgeflow.cluster.link import Connection, Link, Site
 from edgeflow.cluster.ports import Handle, Heads, LinkStore, Reactor
+from edgeflow.cluster.tail import Tail
 from edgeflow.errors import LinkRefused, Unavailable
 from edgeflow.settings import PopSettings
 from edgeflow.store.records import LogId
@@ -53,7 +54,7 @@ class Links:
         self._settings = settings
         self._store = store
         self._reactor = reactor
-        self._site = Site(settings, store, reactor, on_released, self._heads, clock=clock)
+        self._site = Site(settings, store, reactor, on_released, self._heads, Tail(store), clock=clock)
         self._links: dict[str, Link] = {}
         self._server_context: ssl.SSLContext | None = None
         self._listener: socket.socket | None = None
@@ -129,6 +130,7 @@ class Links:
     def _tick(self) -> None:
         self._timer = self._reactor.call_later(TICK_S, self._tick)
         try:
+            self._site.tail.forget()
             heads = self._heads()
             now_s = self._site.clock()
             for name in heads:

@@ -15,13 +15,13 @@ import structlog
 from edgeflow.cluster import linkproto
 from edgeflow.cluster.linkproto import Ack, Blob, Entries, Message, NoHave, Refuse, Rewind, Want, encode
 from edgeflow.cluster.ports import Heads, LinkNamespace, LinkStore
+from edgeflow.cluster.tail import Item, Tail
 from edgeflow.errors import LogGap, ProtocolError
 from edgeflow.settings import Limits
 from edgeflow.store.records import LogId
 
 log = structlog.get_logger(__name__)
 
-READ_ENTRIES = 256
 REMEMBERED_DIGESTS = 50_000
 ACTIVE_TRANSFERS = 8
 RETRY_S = 10.0
@@ -44,7 +44,7 @@ class _OwnLog:
     acked: int
     sent: int
     head: int = 0
-    read: deque[tuple[int, bytes]] = field(default_factory=deque)
+    read: deque[Item] = field(default_factory=deque)
     batch: _Batch | None = None
     unacked: deque[tuple[int, float]] = field(default_factory=deque)
     """(last seq of a batch, when there was something to send): for the staleness."""
@@ -73,8 +73,9 @@ class Sender:
     `cursors` are the peer's: per namespace the last seq it has of each of our own logs.
     """
 
-    def __init__(self, store: LinkStore, me: str, limits: Limits, cursors: Heads) -> None:
+    def __init__(self, store: LinkStore, tail: Tail, me: str, limits: Limits, cursors: Heads) -> None:
         self._store = store
+        self._tail = tail
         self._me = me
         self._limits = limits
         self._cursors = cursors
@@ -91,6 +92,7 @@ class Sender:
     def notify(self, namespaces: Iterable[str], now_s: float) -> None:
         """Something was appended to these namespaces."""
         for name in namespaces:
+            self._tail.changed(name)
             space = self._spaces.get(name)
             if space is None:
                 self.poll({name: self._store.namespace(name).logs()}, now_s)
@@ -119,6 +121,7 @@ class Sender:
                         )
                 own.head = max(own.head, head)
                 if own.head > own.sent and own.retry_at_s <= now_s and space.dirty_since_s is None:
+                    self._tail.changed(name)
                     space.dirty_since_s = now_s
 
     @property
@@ -249,23 +252,20 @@ class Sender:
 
     def _next_batch(self, space: _Space, own: _OwnLog) -> _Batch | None:
         if not own.read:
-            own.read.extend(
-                space.handle.read_log(own.id, own.sent, count=READ_ENTRIES, max_bytes=linkproto.BATCH_BYTES)
-            )
+            own.read.extend(self._tail.read(space.name, own.id, own.sent))
             if not own.read:
                 return None
-        if own.read[0][0] != own.sent + 1:
-            raise LogGap(f"entries {own.sent + 1}..{own.read[0][0] - 1} are no longer kept here")
+        if own.read[0].seq != own.sent + 1:
+            raise LogGap(f"entries {own.sent + 1}..{own.read[0].seq - 1} are no longer kept here")
         batch = _Batch(own.sent + 1, [], deque(), [])
         size = 0
         while own.read and len(batch.entries) < linkproto.BATCH_ENTRIES:
-            raw = own.read[0][1]
+            raw = own.read[0].raw
             if batch.entries and size + len(raw) > linkproto.BATCH_BYTES:
                 break
-            own.read.popleft()
             batch.entries.append(raw)
             size += len(raw)
-            for ref in space.handle.entry_blobs(raw):
+            for ref in own.read.popleft().blobs:
                 if not self._remember((space.name, ref.digest)):
                     continue
                 if ref.size < self._limits.redis_blob_bytes:

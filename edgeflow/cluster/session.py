@@ -28,6 +28,7 @@ from edgeflow.cluster.linkproto import (
 from edgeflow.cluster.ports import Heads, LinkStore
 from edgeflow.cluster.receiver import Receiver
 from edgeflow.cluster.sender import Sender, cursors_of
+from edgeflow.cluster.tail import Tail
 from edgeflow.cluster.wants import Wants
 from edgeflow.core.wire import FrameReader
 from edgeflow.errors import EdgeflowError, LinkRefused, ProtocolError
@@ -48,6 +49,7 @@ class Session:
         self,
         store: LinkStore,
         *,
+        tail: Tail,
         me: str,
         cluster: str,
         peer: str,
@@ -57,6 +59,7 @@ class Session:
         now_s: float,
     ) -> None:
         self._store = store
+        self._tail = tail
         self._me = me
         self._cluster = cluster
         self._peer = peer
@@ -157,7 +160,7 @@ class Session:
             raise LinkRefused(f"{self._peer} belongs to cluster {hello.cluster!r}, this PoP to {self._cluster!r}")
         if hello.pop != self._peer:
             raise LinkRefused(f"the certificate says {self._peer!r}, the hello says {hello.pop!r}")
-        self.sender = Sender(self._store, self._me, self._limits, cursors_of(hello.logs, self._me))
+        self.sender = Sender(self._store, self._tail, self._me, self._limits, cursors_of(hello.logs, self._me))
         self.sender.poll(self._heads, now_s)
         self.sender.notify(self._early, now_s)
         self._heads, self._early = {}, set()

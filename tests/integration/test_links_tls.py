@@ -135,7 +135,8 @@ def test_while_the_line_is_cut_the_state_says_how_much_is_behind(
     pops.start("a")
     pops.start("b")
     pops.append("a", "ns", b"0")
-    wait_until(lambda: pops.pops["a"].state("b")["state"] == "up" and pops.same(), "up")
+    links = pops.pops["a"].links
+    wait_until(lambda: list(pops.pops["a"].call(lambda: links.acknowledged("ns")).values()) == [1], "the first is acknowledged")
     pops.lines["b"].cut()
     wait_until(lambda: pops.pops["a"].state("b")["state"] == "down", "down")
     for n in range(5):
