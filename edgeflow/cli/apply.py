@@ -112,6 +112,11 @@ class PopApi:
         body = json.dumps(resolved).encode()
         return self._json("PUT", f"/v1/functions/{resolved['namespace']}", content=body, headers={"Content-Type": "application/json"})
 
+    def gateway_is_open(self, namespace: str) -> bool:
+        """Whether what plain MQTT clients publish at this PoP is taken up: its gateway has a session for the namespace."""
+        found = [item["gateway"] for item in self._json("GET", "/v1/namespaces")["items"] if item["namespace"] == namespace]
+        return bool(found and found[0] and found[0].get("connected"))
+
     def state(self, namespace: str, function: str, pop: str) -> dict[str, Any] | None:
         """What the PoP `pop` last said about a function; None when it has not said anything yet."""
         answer = self._ask("GET", f"/v1/ekv/system/states/{namespace}/{function}/{pop}")
@@ -272,18 +277,22 @@ def _wait(api: PopApi, applied: Applied, timeout_s: float, show: Callable[[Mappi
             else:
                 progress.state, progress.reason = state["state"], state["reason"]
                 progress.last_log_lines = state["last_log_lines"]
+                if progress.state == "ready" and not state["gateway"]:
+                    progress.state, progress.reason = "waiting", f"for the broker at {progress.pop}"
             if progress.state != "failing":
                 failing_since_s.pop(name, None)
             else:
                 failing_since_s.setdefault(name, now_s)
         show(applied.functions)
-        if all(progress.state == "ready" for progress in applied.functions.values()):
+        if all(progress.state == "ready" for progress in applied.functions.values()) and api.gateway_is_open(applied.namespace):
             return
         failed = [name for name, since_s in failing_since_s.items() if now_s - since_s > FAILING_S]
         if failed:
             raise _not_applied(applied, failed, "is failing")
         if now_s > deadline_s:
             left = [name for name, progress in applied.functions.items() if progress.state != "ready"]
+            if not left:
+                raise NotApplied(f"the gateway has no session for {applied.namespace!r} at the broker after {timeout_s:g} s", hint="See `edgeflow status`.")
             raise _not_applied(applied, left, f"is not ready after {timeout_s:g} s")
         time.sleep(POLL_S)
 

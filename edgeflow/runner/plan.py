@@ -1,8 +1,8 @@
 """What to do next for the instances of one function: a pure function of what is wanted, what is there, and the time.
 
 What it is not: memory. Failures and requests to stop are passed in, so a restarted control process decides the same way.
-What must stay true: an instance of the revision in use is stopped only when enough instances of the new one are ready and the old inbox is empty;
-one that has been asked to stop is killed after its grace, whatever it says.
+What must stay true: an instance of the revision in use is stopped only when enough instances of the new one are ready and the old inbox is empty; an old
+inbox that is not empty keeps an instance; one that has been asked to stop is killed after its grace, whatever it says.
 """
 
 from collections.abc import Sequence
@@ -24,8 +24,6 @@ class Policy:
     """From the request to stop to the kill."""
     lost_ms: int = 15_000
     """How long an instance may be without its socket before it is replaced."""
-    retire_ms: int = 300_000
-    """How long instances of an old revision may work on what is left in its inbox."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +54,18 @@ class FunctionView:
     instances: Sequence[InstanceView]
     old_work: frozenset[str] = frozenset()
     """Old revisions with something left in their inboxes."""
-    old_since_ms: int = 0
-    """Since when `revision` is the wanted one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
     """Start one instance of the wanted revision."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartOld:
+    """Start one instance of an old revision."""
+
+    revision: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ class Remove:
     failed: bool = False
 
 
-Action = Start | Stop | Kill | Remove
+Action = Start | StartOld | Stop | Kill | Remove
 
 
 def plan(view: FunctionView, policy: Policy, now_ms: int) -> list[Action]:
@@ -117,12 +120,14 @@ def plan(view: FunctionView, policy: Policy, now_ms: int) -> list[Action]:
 
     ready = sum(1 for instance in current if instance.state in READY)
     if ready >= view.wanted:
-        late = now_ms - view.old_since_ms >= policy.retire_ms
         actions += [
             Stop(instance.instance, f"belongs to revision {instance.revision}, which was replaced")
             for instance in old
-            if late or instance.revision not in view.old_work
+            if instance.revision not in view.old_work
         ]
+    # What is left for an old revision is for it alone: if none of its instances lived on, one is started again.
+    served = {instance.revision for instance in old}
+    actions += [StartOld(revision) for revision in sorted(view.old_work - served)]
     return actions
 
 

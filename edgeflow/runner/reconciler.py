@@ -6,7 +6,8 @@ What it is not: in the way of any event. Instances and the data process go on wh
 What must stay true: level-triggered: a round depends on what is there, not on how it came about; a broken manifest, function or build never keeps the
 others from being cared for.
 
-Documents for the data process and the api: `instance`, `function_state` (local). For whoever applies a manifest at another PoP: the value
+Documents for the data process and the api: `instance`, `function_state` (local); for itself: `revision`, what each revision was that ran here and
+may have something left in its inbox. For whoever applies a manifest at another PoP: the value
 `states/<namespace>/<function>/<pop>` in the system namespace.
 """
 
@@ -26,9 +27,21 @@ from edgeflow.core.channels import SYSTEM_NAMESPACE
 from edgeflow.core.manifest import ResolvedFunction, ResolvedManifest, check_resolved, size_bytes
 from edgeflow.core.routing import RouteTable, compile_routes
 from edgeflow.errors import EdgeflowError, StoreUnavailable
-from edgeflow.runner.builds import Build, Builds
+from edgeflow.runner.builds import Build, Builds, Key
 from edgeflow.runner.driver import Driver, Observed, StartSpec, instance_prefix
-from edgeflow.runner.plan import READY, FunctionView, InstanceView, Kill, Policy, Remove, Start, Stop, backoff_ms, plan
+from edgeflow.runner.plan import (
+    READY,
+    FunctionView,
+    InstanceView,
+    Kill,
+    Policy,
+    Remove,
+    Start,
+    StartOld,
+    Stop,
+    backoff_ms,
+    plan,
+)
 from edgeflow.runner.ports import StorePort
 from edgeflow.settings import PopSettings
 
@@ -54,7 +67,6 @@ class _Memory:
     """What the reconciler remembers about one function; lost at a restart without harm."""
 
     revision: str = ""
-    revision_since_ms: int = 0
     failures: int = 0
     start_from_ms: int = 0
     reason: str = ""
@@ -73,6 +85,9 @@ class Reconciler:
         self._policy = policy or Policy(start_deadline_ms=int(settings.runner.start_deadline_s * 1000))
         self._builds = Builds(driver, self._fetch_bundle)
         self._memory: dict[FunctionKey, _Memory] = {}
+        self._old_memory: dict[Key, _Memory] = {}
+        self._revisions: dict[FunctionKey, dict[str, ResolvedFunction]] = {}
+        self._gateways: dict[str, bool] = {}
         self._manifests: dict[str, tuple[str, ResolvedManifest, dict[str, Any]]] = {}
         self._unreadable: dict[str, str] = {}
         self._routes: dict[str, tuple[str, int]] = {}
@@ -144,6 +159,8 @@ class Reconciler:
         self._install_routes(now_ms)
         wanted = self._wanted()
         instances = self._look(wanted, now_ms)
+        self._remember_revisions(wanted)
+        self._gateways = {name: bool(state.get("connected")) for name, state in self._store.local.docs("gateway_state").items()}
         for key in sorted(set(wanted) | set(instances)):
             try:
                 self._care_for(key, wanted.get(key), instances.get(key, []), now_ms)
@@ -228,7 +245,7 @@ class Reconciler:
         for instance, one in sorted(observed.items()):
             key = (one.namespace, one.function)
             if instance not in documents and one.running:
-                self._document(one, wanted.get(key), now_ms)
+                self._document(one, now_ms)
             state = states.get(instance, {})
             views.setdefault(key, []).append(
                 InstanceView(
@@ -238,16 +255,17 @@ class Reconciler:
             )  # fmt: skip
         return views
 
-    def _document(self, one: Observed, function: ResolvedFunction | None, now_ms: int) -> None:
+    def _document(self, one: Observed, now_ms: int) -> None:
         socket = self._socket(one.instance)
         self._make_folder(socket.parent)
         document: dict[str, Any] = {
             "namespace": one.namespace, "function": one.function, "revision": one.revision, "instance": one.instance,
             "socket": str(socket), "created_ms": now_ms,
         }  # fmt: skip
-        if function is not None and function.revision == one.revision:
+        revision = self._store.local.get_doc("revision", "/".join((one.namespace, one.function, one.revision)))
+        if revision is not None:
             # With it the data process can serve an instance of a revision that is no longer in the routing table.
-            document["spec"] = self._manifests[one.namespace][2]["functions"][one.function]
+            document["spec"] = revision["spec"]
         self._store.local.put_doc("instance", one.instance, document)
 
     # -- one function --------------------------------------------------------------------------------------------------
@@ -258,20 +276,18 @@ class Reconciler:
         build: Build | None = None
         if function is not None:
             if memory.revision != function.revision:
-                self._memory[key] = memory = _Memory(revision=function.revision, revision_since_ms=now_ms, shared=memory.shared)
+                self._memory[key] = memory = _Memory(revision=function.revision, shared=memory.shared)
             build = self._builds.get(namespace, name, function, now_ms)
             stable = [one for one in instances if one.state in READY and one.revision == function.revision]
             if memory.failures and any(now_ms - max(one.since_ms, one.started_ms) > STABLE_MS for one in stable):
                 memory.failures, memory.reason, memory.last_log_lines = 0, "", []
-        old = {one.revision for one in instances if function is None or one.revision != function.revision}
         view = FunctionView(
             revision=function.revision if function else None,
             wanted=function.scale.instances if function else 0,
             prepared=build is not None and build.prepared is not None,
             start_from_ms=memory.start_from_ms,
             instances=instances,
-            old_work=frozenset(revision for revision in old if function is not None and self._has_work(namespace, name, revision)),
-            old_since_ms=memory.revision_since_ms,
+            old_work=self._old_work(key, function, instances),
         )
         for action in plan(view, self._policy, now_ms):
             if isinstance(action, Start):
@@ -279,6 +295,8 @@ class Reconciler:
                 if now_ms < memory.start_from_ms:
                     continue  # a failure that was found in this very round
                 self._start(key, function, build, memory, now_ms)
+            elif isinstance(action, StartOld):
+                self._start_old(key, action.revision, now_ms)
             elif isinstance(action, Stop):
                 log.info("instance_stopping", namespace=namespace, function=name, instance=action.instance, reason=action.why)
                 self._stopping[action.instance] = now_ms
@@ -287,16 +305,66 @@ class Reconciler:
                 log.warning("instance_killed", namespace=namespace, function=name, instance=action.instance, reason=action.why)
                 self._gave_up[action.instance] = action.why
                 if action.failed:
-                    self._failed(memory, action.why, action.instance, now_ms)
+                    self._failed(self._memory_of(key, function, instances, action.instance), action.why, action.instance, now_ms)
                 self._driver.kill(action.instance)
                 self._stopping.setdefault(action.instance, now_ms)
             else:
-                self._ended(key, action, memory, function, instances, now_ms)
+                self._ended(key, action, self._memory_of(key, function, instances, action.instance), now_ms)
         self._report(key, function, build, memory, instances, now_ms)
 
-    def _has_work(self, namespace: str, name: str, revision: str) -> bool:
-        stats = self._store.namespace(namespace).inbox_stats(name, revision)
-        return stats.ready + stats.delayed + stats.claimed > 0
+    def _memory_of(
+        self, key: FunctionKey, function: ResolvedFunction | None, instances: list[InstanceView], instance: str
+    ) -> _Memory:  # fmt: skip
+        """Where a failure of an instance counts: with the function, or with the old revision it belongs to."""
+        revision = next(one.revision for one in instances if one.instance == instance)
+        if function is not None and revision == function.revision:
+            return self._memory[key]
+        return self._old_memory.setdefault((*key, revision), _Memory(revision=revision))
+
+    def _old_work(self, key: FunctionKey, function: ResolvedFunction | None, instances: list[InstanceView]) -> frozenset[str]:
+        """Old revisions that have something left in their inboxes; forgets those that have not and do not run any more."""
+        if function is None:
+            return frozenset()
+        known = self._revisions.get(key, {})
+        running = {one.revision for one in instances}
+        left = set()
+        for revision in (running | set(known)) - {function.revision}:
+            stats = self._store.namespace(key[0]).inbox_stats(key[1], revision)
+            if stats.ready + stats.delayed + stats.claimed > 0:
+                left.add(revision)
+            elif revision not in running:
+                self._forget_revision(key, revision)
+        return frozenset(left)
+
+    def _start_old(self, key: FunctionKey, revision: str, now_ms: int) -> None:
+        function = self._revisions.get(key, {}).get(revision)
+        memory = self._old_memory.setdefault((*key, revision), _Memory(revision=revision))
+        if function is None or now_ms < memory.start_from_ms:
+            return
+        build = self._builds.get(*key, function, now_ms)
+        if build.prepared is not None:
+            log.info("old_revision_resumed", namespace=key[0], function=key[1], revision=revision)
+            self._start(key, function, build, memory, now_ms)
+
+    def _remember_revisions(self, wanted: Mapping[FunctionKey, ResolvedFunction]) -> None:
+        """Write down what runs here, so that an old revision can be started again for what is left in its inbox."""
+        documents = self._store.local.docs("revision")
+        for key, function in wanted.items():
+            id = "/".join((*key, function.revision))
+            if id not in documents:
+                spec = self._manifests[key[0]][2]["functions"][key[1]]
+                self._store.local.put_doc("revision", id, {"namespace": key[0], "function": key[1], "spec": spec})
+                self._revisions.setdefault(key, {})[function.revision] = function
+        for id, document in documents.items():
+            key, revision = (document["namespace"], document["function"]), id.rpartition("/")[2]
+            if revision not in self._revisions.get(key, {}):
+                function = ResolvedFunction.model_validate(document["spec"], context={"namespace": key[0]})
+                self._revisions.setdefault(key, {})[revision] = function
+
+    def _forget_revision(self, key: FunctionKey, revision: str) -> None:
+        self._store.local.delete_doc("revision", "/".join((*key, revision)))
+        self._revisions.get(key, {}).pop(revision, None)
+        self._old_memory.pop((*key, revision), None)
 
     def _start(self, key: FunctionKey, function: ResolvedFunction, build: Build, memory: _Memory, now_ms: int) -> None:
         namespace, name = key
@@ -306,7 +374,7 @@ class Reconciler:
         try:
             if len(str(socket)) > MAX_SOCKET_PATH_BYTES:
                 raise EdgeflowError(f"the socket path {socket} is longer than {MAX_SOCKET_PATH_BYTES} bytes", hint="Use a shorter run_dir.")
-            self._document(Observed(instance, namespace, name, function.revision, now_ms, True), function, now_ms)
+            self._document(Observed(instance, namespace, name, function.revision, now_ms, True), now_ms)
             self._driver.start(
                 StartSpec(
                     namespace=namespace, function=name, revision=function.revision, instance=instance, socket=socket, prepared=build.prepared,
@@ -322,14 +390,11 @@ class Reconciler:
             if memory.failures % 3 == 0:
                 self._builds.redo((namespace, name, function.revision))
 
-    def _ended(
-        self, key: FunctionKey, action: Remove, memory: _Memory, function: ResolvedFunction | None, instances: list[InstanceView], now_ms: int
-    ) -> None:  # fmt: skip
+    def _ended(self, key: FunctionKey, action: Remove, memory: _Memory, now_ms: int) -> None:
         instance = action.instance
         why = self._gave_up.pop(instance, action.why)
         log.info("instance_ended", namespace=key[0], function=key[1], instance=instance, reason=why)
-        revision = next(one.revision for one in instances if one.instance == instance)
-        if action.failed and function is not None and revision == function.revision:
+        if action.failed:
             self._failed(memory, why, instance, now_ms)
         self._driver.remove(instance)
         self._stopping.pop(instance, None)
@@ -359,13 +424,13 @@ class Reconciler:
         document = {"namespace": namespace, "function": name, **state, "wanted": function.scale.instances if function else 0, "instances": listed}
         self._states[id] = state["state"]
         self._store.local.put_doc("function_state", id, document)
-        self._share(key, {"pop": self._settings.pop, **state}, memory, now_ms)
+        self._share(key, {"pop": self._settings.pop, "gateway": self._gateways.get(namespace, False), **state}, memory, now_ms)
 
     def _share(self, key: FunctionKey, state: dict[str, Any], memory: _Memory, now_ms: int) -> None:
         """Replicate the state, so that a manifest applied at one PoP can be watched there. Progress lines at most every two seconds."""
         if state == memory.shared:
             return
-        urgent = state["state"] != memory.shared.get("state") or state["revision"] != memory.shared.get("revision")
+        urgent = any(state[name] != memory.shared.get(name) for name in ("state", "revision", "gateway"))
         if not urgent and now_ms - memory.shared_ms < SHARE_EVERY_MS:
             return
         data = json.dumps({**state, "at_ms": now_ms}).encode()
@@ -385,7 +450,9 @@ class Reconciler:
                 system.delete(self._shared_key(key))
             self._memory.pop(key, None)
             self._states.pop(f"{key[0]}/{key[1]}", None)
-        self._builds.forget_others({(*key, function.revision) for key, function in wanted.items()})
+            for revision in list(self._revisions.pop(key, {})):
+                self._forget_revision(key, revision)
+        self._builds.forget_others({(*key, revision) for key, revisions in self._revisions.items() for revision in revisions})
 
     # -- helpers -------------------------------------------------------------------------------------------------------
 

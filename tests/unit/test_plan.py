@@ -5,11 +5,23 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeflow.runner.plan import Action, FunctionView, InstanceView, Kill, Policy, Remove, Start, Stop, backoff_ms, plan
+from edgeflow.runner.plan import (
+    Action,
+    FunctionView,
+    InstanceView,
+    Kill,
+    Policy,
+    Remove,
+    Start,
+    StartOld,
+    Stop,
+    backoff_ms,
+    plan,
+)
 
 POLICY = Policy()
 NOW = 10_000_000
-IDLE = FunctionView(revision="r2", wanted=1, prepared=True, start_from_ms=0, instances=(), old_since_ms=NOW)
+IDLE = FunctionView(revision="r2", wanted=1, prepared=True, start_from_ms=0, instances=())
 
 
 def instance(name: str, revision: str = "r2", **more: object) -> InstanceView:
@@ -64,9 +76,13 @@ def test_old_instances_stay_until_the_new_ones_are_ready_and_their_inbox_is_empt
     assert decide(old, instance("new", state="connected")) == []
     assert decide(old, instance("new"), old_work=frozenset({"r1"})) == []
     assert [type(action) for action in decide(old, instance("new"))] == [Stop]
-    late = NOW + POLICY.retire_ms
-    fresh = instance("new", since_ms=late, started_ms=late)
-    assert [type(action) for action in decide(old, fresh, old_work=frozenset({"r1"}), now_ms=late)] == [Stop]
+
+
+def test_what_is_left_for_an_old_revision_keeps_an_instance_of_it() -> None:
+    assert decide(instance("new"), old_work=frozenset({"r1"})) == [StartOld("r1")]
+    leaving = instance("old", "r1", stopping_since_ms=NOW)
+    assert decide(instance("new"), leaving, old_work=frozenset({"r1"})) == [StartOld("r1")]
+    assert decide(instance("new"), instance("old", "r1"), old_work=frozenset({"r1"})) == []
 
 
 def test_surplus_instances_leave_the_ones_that_are_not_ready_first() -> None:
@@ -108,6 +124,8 @@ def test_from_any_state_it_gets_to_exactly_what_is_wanted(instances: list[Instan
             if isinstance(action, Start):
                 count += 1
                 by_name[f"new-{count}"] = instance(f"new-{count}", since_ms=now_ms, started_ms=now_ms)
+            elif isinstance(action, StartOld):
+                raise AssertionError("nothing is left for old revisions here")
             elif isinstance(action, Remove):
                 del by_name[action.instance]
             else:

@@ -70,6 +70,9 @@ class FakeLocal:
     def put_doc(self, kind: str, id: str, document: dict[str, Any]) -> None:
         self.documents.setdefault(kind, {})[id] = json.loads(json.dumps(document))
 
+    def get_doc(self, kind: str, id: str) -> dict[str, Any] | None:
+        return self.documents.get(kind, {}).get(id)
+
     def docs(self, kind: str) -> dict[str, dict[str, Any]]:
         return dict(self.documents.get(kind, {}))
 
@@ -305,6 +308,30 @@ def test_a_new_revision_takes_over_before_the_old_one_leaves(world: World) -> No
     world.driver.end(first, "exited with status 0")
     world.round()
     assert first not in world.driver.instances and world.state()["state"] == "ready"
+
+
+def test_what_is_left_for_an_old_revision_is_done_even_if_its_instances_die_and_the_control_process_too(world: World) -> None:
+    old = world.apply("{f: {image: i, subscribe: a, publish: b}}")["functions"]["f"]
+    world.settle()
+    world.become("ready")
+    (first,) = world.driver.instances
+    world.apply("{f: {image: j, subscribe: a}}")
+    world.store.namespace("vision").inboxes["f", old["revision"]] = Inbox(delayed=3)
+    world.settle()
+    world.become("ready")
+    world.driver.end(first, "was ended by SIGKILL")
+    world.driver.remove(first)
+    world.begin()
+    world.settle()
+    (again,) = [one for one in world.driver.instances.values() if one.revision == old["revision"]]
+    assert world.store.local.docs("instance")[again.instance]["spec"] == old
+    world.store.namespace("vision").inboxes.clear()
+    world.round()
+    assert world.driver.stopped == [again.instance]
+    world.driver.end(again.instance, "exited with status 0")
+    world.round(2)
+    assert [one.revision == old["revision"] for one in world.driver.instances.values()] == [False]
+    assert list(world.store.local.docs("revision")) == [f"vision/f/{world.state()['revision']}"]
 
 
 def test_a_removed_function_is_stopped_and_forgotten(world: World) -> None:
