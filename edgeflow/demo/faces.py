@@ -13,7 +13,7 @@ from typing import Any
 
 from edgeflow.demo.extras import cv2, numpy
 
-BACKGROUND = tuple(range(0, 60))
+BACKGROUND = tuple(range(60))
 """Numbers of the faces that a person model is trained against."""
 DEFAULT_CAST = tuple(range(60, 80))
 """Numbers of the faces that the default video may use."""

@@ -38,7 +38,7 @@ class Run:
 def run(chunk: bytes, model: bytes | None, replacement: bytes | None, name: str = "clip") -> Run:
     """All stages over one chunk of mp4."""
     spent = dict.fromkeys(STAGES, 0.0)
-    augment = function_module("augment")
+    augment: Any = function_module("augment")
     if not hasattr(augment.replacement, "cache_info"):
         # An instance keeps what it made of a context value for as long as the value stays the same; `call` starts afresh each time.
         augment.replacement = cache(augment.replacement)

@@ -106,3 +106,14 @@ def replacement_face() -> bytes:
     """The default replacement (JPEG): the astronaut."""
     encoded = cv2().imencode(".jpg", faces.astronaut(), (cv2().IMWRITE_JPEG_QUALITY, 95))[1]
     return bytes(encoded.tobytes())
+
+
+def check_replacement(path: Path) -> bytes:
+    """The bytes of a user's own replacement face. Raises BadRequest when it is no picture, NoFace when `augment` would find no face in it."""
+    read_reference(path)
+    data = path.read_bytes()
+    try:
+        function_module("augment").replacement(data)
+    except ValueError as error:
+        raise NoFace(f"{path}: {error}") from error
+    return data
