@@ -43,7 +43,7 @@ def up(
     """
     chosen = [pop.strip() for pop in pops.split(",") if pop.strip()] if pops else None
     home = Home(default_home())
-    here = lifecycle.choose_mode(mode.value) == "embedded"
+    here = lifecycle.choose_mode(mode.value, chosen) == "embedded"
     if detach or not here or HomeLock.is_held(home):
         cluster = lifecycle.up(mode=mode.value, pops=chosen, home=home.root, say=say, yes=yes, ask=ask)
         _introduce(cluster, output)
@@ -126,6 +126,10 @@ def _table(supervisor: Supervisor) -> Table:
             ", ".join(f"{name} {count}" for name, count in restarts.items()) or "-",
             "" if pop.ready or supervisor.stopping else escape(pop.reason),
         )
-    table.caption = "ending …" if supervisor.stopping else "Ctrl-C ends all. In another terminal: edgeflow env, edgeflow status"
+    ended = all(pop.state == "stopped" for pop in supervisor.pops.values())
+    if supervisor.stopping:
+        table.caption = "ended; data stays (edgeflow down --purge removes it)" if ended else "ending … (Ctrl-C again: at once)"
+    else:
+        table.caption = "Ctrl-C ends all. In another terminal: edgeflow env, edgeflow status"
     table.caption_justify = "left"
     return table

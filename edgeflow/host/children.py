@@ -233,6 +233,14 @@ class Child:
             os.killpg(pid, signal.SIGKILL)
 
 
+def watch_children() -> None:
+    """To be called once in the running loop: children are waited for by descriptor, not by a thread for each."""
+    if sys.version_info < (3, 12):  # later versions choose it by themselves
+        watcher = asyncio.PidfdChildWatcher()
+        watcher.attach_loop(asyncio.get_running_loop())
+        asyncio.set_child_watcher(watcher)
+
+
 def describe_exit(returncode: int | None) -> str:
     """An exit status in words."""
     if returncode is None:

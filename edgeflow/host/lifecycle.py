@@ -37,11 +37,12 @@ def silent(message: str) -> None:
     """For callers that show no progress."""
 
 
-def choose_mode(mode: Mode) -> Literal["embedded", "docker"]:
-    """What `auto` means here: Docker where engine, compose and compose file are there, else embedded."""
-    if mode == "auto":
-        return "docker" if compose.available() else "embedded"
-    return mode
+def choose_mode(mode: Mode, pops: Sequence[str] | None = None) -> Literal["embedded", "docker"]:
+    """What `auto` means here: Docker where engine, compose and a compose file with just these PoPs are there, else embedded."""
+    if mode != "auto":
+        return mode
+    fits = pops is None or set(pops) == set(_compose_pops())
+    return "docker" if fits and compose.available() else "embedded"
 
 
 def up(
@@ -67,7 +68,7 @@ def up(
         _same_pops(running, pops)
         say(f"A cluster runs from {place.root} already.")
         return wait_ready(place, say=say, timeout_s=timeout_s or START_S)
-    if choose_mode(mode) == "docker":
+    if choose_mode(mode, pops) == "docker":
         return _up_docker(place, pops, say=say, timeout_s=timeout_s or DOCKER_START_S)
     lock = HomeLock.take(place)
     try:
@@ -257,7 +258,8 @@ def _up_docker(home: Home, pops: Sequence[str] | None, *, say: Say, timeout_s: f
         )
     ensure_dir(home.root)
     say("Building images and starting containers (docker compose up -d --build).")
-    compose.run(home, ["up", "-d", "--build"])
+    # Without the compose file's own application: as in embedded mode, what runs on the cluster is applied by whoever starts it.
+    compose.run(home, ["up", "-d", "--build", "--scale", "app=0"])
     deadline_s = time.monotonic() + timeout_s
     shown: dict[str, str] = {}
     while time.monotonic() < deadline_s:

@@ -1,4 +1,4 @@
-"""Asks a process whether it does its work: Redis by PING, the broker by a connection, the control process by /readyz."""
+"""Asks a process whether it does its work: Redis by PING, the broker by a connection, data by its listener, control by /readyz."""
 
 import asyncio
 import contextlib
@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 TIMEOUT_S = 3.0
+LISTENING = "0A"
 
 
 async def redis_answers(socket: Path) -> bool:
@@ -29,6 +30,22 @@ async def socket_answers(socket: Path) -> bool:
             return True
     except (OSError, TimeoutError):
         return False
+
+
+async def listens(port: int) -> bool:
+    """Whether some process of this machine listens on this TCP port. Looks only: a connection would show up in the listener's log."""
+    return port in _listening_ports()
+
+
+def _listening_ports() -> set[int]:
+    ports: set[int] = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == LISTENING:
+                    ports.add(int(fields[1].rpartition(":")[2], 16))
+    return ports
 
 
 async def http_status(host: str, port: int, path: str) -> tuple[int, str]:

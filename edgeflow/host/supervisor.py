@@ -25,7 +25,7 @@ import structlog
 
 from edgeflow.host import probes
 from edgeflow.host.access import public_access
-from edgeflow.host.children import Child, ChildSpec, rotate_log
+from edgeflow.host.children import Child, ChildSpec, rotate_log, watch_children
 from edgeflow.host.errors import AlreadyRunning
 from edgeflow.host.files import ensure_dir, read_json, write_json
 from edgeflow.host.layout import Home
@@ -227,10 +227,11 @@ class Supervisor:
         settings = read_json(self.home.config_file(pop)) or {}
         settings.setdefault("api", {}).setdefault("host", "127.0.0.1")
         ensure_dir(self.home.instance_logs_dir(pop))
-        run_dir = Path(settings["run_dir"])
+        run_dir, link_port = Path(settings["run_dir"]), int(settings["link"]["port"])
         readiness = {
             "redis": lambda: probes.redis_answers(run_dir / "r.sock"),
             "broker": lambda: probes.socket_answers(run_dir / "m.sock"),
+            "data": lambda: probes.listens(link_port),
         }
         moved = asyncio.Event()
 
@@ -348,10 +349,7 @@ async def supervise(
     changed: Callable[[Supervisor], None] | None = None,
 ) -> Supervisor:
     """Run a cluster until SIGTERM or SIGINT (twice = kill at once). The caller holds the HomeLock."""
-    if sys.version_info < (3, 12):  # later versions choose it by themselves; no thread per child
-        watcher = asyncio.PidfdChildWatcher()
-        watcher.attach_loop(asyncio.get_running_loop())
-        asyncio.set_child_watcher(watcher)
+    watch_children()
     supervisor = Supervisor(home, pops, commands=commands, changed=changed)
 
     def on_signal() -> None:

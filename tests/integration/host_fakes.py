@@ -1,8 +1,13 @@
-"""Stand-ins for the agent's two processes: one that only runs, one that says it is ready."""
+"""Stand-ins for the agent's two processes: one that listens, one that says it is ready, and one that only runs."""
 
 import sys
 
 IDLE = "import signal; signal.pause()"
+DATA = """
+import json, signal, socket, sys
+listener = socket.create_server(("127.0.0.1", json.load(open(sys.argv[1]))["link"]["port"]))
+while True: signal.pause()
+"""
 API = """
 import http.server, json, sys
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -13,5 +18,5 @@ http.server.ThreadingHTTPServer(("127.0.0.1", json.load(open(sys.argv[1]))["api"
 """
 
 
-def commands(*, data=IDLE, control=API):
+def commands(*, data=DATA, control=API):
     return {"data": [sys.executable, "-c", data, "{config}"], "control": [sys.executable, "-c", control, "{config}"]}

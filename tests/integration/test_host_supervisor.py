@@ -1,14 +1,17 @@
 """Supervision with the real Redis and broker, and stand-ins for the agent's two processes."""
 
+import asyncio
 import contextlib
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
-from host_fakes import API, IDLE, commands
+from host_fakes import API, DATA, IDLE, commands
 
 from edgeflow.host import discover, lifecycle
+from edgeflow.host.children import Child, ChildSpec, watch_children
 from edgeflow.host.errors import AlreadyRunning, NoCluster, NoSuchPop, ProcessFailing, StartTimeout
 from edgeflow.host.files import read_json
 from edgeflow.host.local import LocalCluster
@@ -75,22 +78,36 @@ def test_order_of_the_end(wait_until):
     note = "import os, signal, sys, json, pathlib, time\n"
     note += "place = pathlib.Path(json.load(open(sys.argv[1]))['state_dir']) / 'order'\n"
     ending = "signal.signal(signal.SIGTERM, lambda *_: (place.open('a').write('NAME\\n'), os._exit(0)))\n"
-    data = note + ending.replace("NAME", "data") + "while True: time.sleep(1)"
+    data = note + ending.replace("NAME", "data") + DATA
     control = note + ending.replace("NAME", "control") + API
     with LocalCluster(("a",), commands=commands(data=data, control=control)) as cluster:
         cluster.stop()
         assert (cluster.home.pop_dir("a") / "state" / "order").read_text().split() == ["control", "data"]
 
 
-def test_what_does_not_end_is_killed(monkeypatch):
-    stubborn = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-    with LocalCluster(("a",), commands=commands(data=stubborn + "while True: time.sleep(1)")) as cluster:
-        pid = cluster.pid("a", "data")
-        os.kill(cluster.find().supervisor_pid, signal.SIGTERM)
-        os.kill(pid, signal.SIGCONT)
-        cluster.find()
-        cluster.stop()  # the first request is under way; this one waits for it
-        assert not alive(pid)
+def test_what_does_not_end_is_killed_with_what_it_started(tmp_path, wait_until):
+    stubborn = """
+import os, signal, subprocess, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+print(child.pid, flush=True)
+while True: signal.pause()
+"""
+
+    async def run():
+        watch_children()
+        spec = ChildSpec("a", "data", [sys.executable, "-c", stubborn], tmp_path / "log", stop_s=0.3)
+        child = Child(spec, lambda: None)
+        child.start()
+        async with asyncio.timeout(20):
+            while not (tmp_path / "log").exists() or not (tmp_path / "log").read_text().strip():  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+            pid = child.pid
+            await child.stop()
+        return pid, int((tmp_path / "log").read_text())
+
+    pids = asyncio.run(run())
+    wait_until(lambda: not any(alive(pid) for pid in pids), "both are gone")
 
 
 def test_up_twice_is_one_cluster(cluster):
