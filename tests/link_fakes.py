@@ -107,12 +107,17 @@ class MemoryStore:
     def __init__(self, pop: str) -> None:
         self.pop = pop
         self.spaces: dict[str, MemoryNamespace] = {}
+        self.lost_tails: list[tuple[str, int, int]] = []
 
     def namespaces(self) -> list[str]:
         return sorted(self.spaces)
 
     def namespace(self, name: str) -> MemoryNamespace:
         return self.spaces.setdefault(name, MemoryNamespace(self.pop))
+
+    def tail_lost(self, name: str, epoch: int, seq: int) -> int:
+        self.lost_tails.append((name, epoch, seq))
+        return epoch + 1
 
     def heads(self) -> dict[str, dict[LogId, int]]:
         return {name: space.logs() for name, space in self.spaces.items()}

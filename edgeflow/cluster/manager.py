@@ -108,7 +108,9 @@ class Links:
         """Per own log of a namespace: the seq that every peer has on disk. What lies beyond must be kept; a log that is not named, whole."""
         cursors = [link.acked.get(namespace, {}) for link in self._links.values()]
         known = set(cursors[0]).intersection(*cursors[1:]) if cursors else set()
-        return {log_id: min(cursor[log_id] for cursor in cursors) for log_id in known}
+        return {
+            log_id: min(cursor[log_id] for cursor in cursors) for log_id in known if log_id.origin == self._settings.pop
+        }
 
     def stop(self) -> None:
         """Closes everything. What was not acknowledged is sent at the next start."""

@@ -59,21 +59,23 @@ class Receiver:
         self._reported_bytes = 0
         self._cursors: dict[LogKey, int] = {}
         self._arrived: list[BlobKey] = []
+        self.returned: set[LogKey] = set()
+        """Old logs of our own whose tail the peer gives back."""
         self.released: set[str] = set()
         """Namespaces in which gates may have opened; the caller clears it."""
         self.corrupt_blobs = 0
         self.entries = 0
 
     def on_entries(self, message: Entries, now_s: float) -> None:
-        """Mirrors them. Raises ProtocolError when they are not the peer's own."""
-        if message.origin != self._peer:
+        """Mirrors them. Raises ProtocolError when they are neither the peer's own nor a lost tail of ours."""
+        key = (message.ns, LogId(message.origin, message.epoch))
+        if message.origin != self._peer and key not in self.returned:
             raise ProtocolError(
                 f"{self._peer} sent entries of {message.origin!r}; only a PoP's own logs travel on its link"
             )
         if not message.entries or message.first < 1:
             raise ProtocolError("an entries message is empty or does not begin at seq 1 or later")
         self._got_bytes += linkproto.payload_bytes(message)
-        key = (message.ns, LogId(message.origin, message.epoch))
         rewound = self._rewound.get(key)
         if rewound is not None:
             if not rewound.asked or message.first > rewound.seq + 1:

@@ -7,7 +7,7 @@ larger ones after it in chunks between other entries; never more than the window
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import structlog
@@ -70,7 +70,7 @@ class _Transfer:
 class Sender:
     """What one connection still has to send to its peer.
 
-    `cursors` are the peer's: per namespace the last seq it has of each of our own logs.
+    `cursors` are the peer's: per namespace the last seq it has of our own logs, and of other logs that are sent to it.
     """
 
     def __init__(self, store: LinkStore, tail: Tail, me: str, limits: Limits, cursors: Heads) -> None:
@@ -106,19 +106,12 @@ class Sender:
             if space is None:
                 space = self._spaces[name] = _Space(name, self._store.namespace(name))
             for log_id, head in sorted(logs.items()):
-                if log_id.origin != self._me:
+                if log_id.origin != self._me and log_id not in self._cursors.get(name, {}):
                     continue
                 own = space.logs.get(log_id)
                 if own is None:
                     cursor = self._cursors.get(name, {}).get(log_id, 0)
                     own = space.logs[log_id] = _OwnLog(log_id, acked=cursor, sent=cursor)
-                    if cursor > head:
-                        self._stop(
-                            space,
-                            own,
-                            f"the peer has seq {cursor} of it, this store only {head}: its tail was lost",
-                            now_s,
-                        )
                 own.head = max(own.head, head)
                 if own.head > own.sent and own.retry_at_s <= now_s and space.dirty_since_s is None:
                     self._tail.changed(name)
@@ -360,10 +353,3 @@ class Sender:
         if own.stopped != reason:
             log.error("link_log_stopped", namespace=space.name, epoch=own.id.epoch, reason=why)
         own.stopped, own.retry_at_s = reason, now_s + RETRY_S
-
-
-def cursors_of(logs: Mapping[str, list[tuple[str, int, int]]], origin: str) -> dict[str, dict[LogId, int]]:
-    """The cursors in a hello that concern the logs of `origin`."""
-    return {
-        ns: {LogId(pop, epoch): seq for pop, epoch, seq in cursors if pop == origin} for ns, cursors in logs.items()
-    }

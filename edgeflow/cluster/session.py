@@ -8,6 +8,8 @@ refused by name.
 
 from collections.abc import Iterable
 
+import structlog
+
 from edgeflow.cluster import linkproto
 from edgeflow.cluster.linkproto import (
     Ack,
@@ -27,12 +29,15 @@ from edgeflow.cluster.linkproto import (
 )
 from edgeflow.cluster.ports import Heads, LinkStore
 from edgeflow.cluster.receiver import Receiver
-from edgeflow.cluster.sender import Sender, cursors_of
+from edgeflow.cluster.sender import Sender
 from edgeflow.cluster.tail import Tail
 from edgeflow.cluster.wants import Wants
 from edgeflow.core.wire import FrameReader
 from edgeflow.errors import EdgeflowError, LinkRefused, ProtocolError
 from edgeflow.settings import Limits
+from edgeflow.store.records import LogId
+
+log = structlog.get_logger(__name__)
 
 SILENCE_S = 15.0
 """A peer that says nothing for this long is taken for gone."""
@@ -74,9 +79,7 @@ class Session:
         """None until the peer's hello came."""
         self.receiver = Receiver(store, peer, limits, wants, self._answer)
         self.rtt_ms: float | None = None
-        logs = {
-            ns: [(*log_id, seq) for log_id, seq in logs.items() if log_id.origin != me] for ns, logs in heads.items()
-        }
+        logs = {ns: [(*log_id, seq) for log_id, seq in logs.items()] for ns, logs in heads.items()}
         self._answer(Hello(linkproto.VERSION, cluster, me, logs))
 
     @property
@@ -160,11 +163,38 @@ class Session:
             raise LinkRefused(f"{self._peer} belongs to cluster {hello.cluster!r}, this PoP to {self._cluster!r}")
         if hello.pop != self._peer:
             raise LinkRefused(f"the certificate says {self._peer!r}, the hello says {hello.pop!r}")
-        self.sender = Sender(self._store, self._tail, self._me, self._limits, cursors_of(hello.logs, self._me))
+        self.sender = Sender(self._store, self._tail, self._me, self._limits, self._compare(hello))
         self.sender.poll(self._heads, now_s)
         self.sender.notify(self._early, now_s)
         self._heads, self._early = {}, set()
         self._answer(Ping(int(now_s * 1e6)))
+
+    def _compare(self, hello: Hello) -> Heads:
+        """The peer's cursors of the logs to send: our own, and those of the peer itself of which it has lost the tail.
+
+        Where the peer has more of our own log than this store, that log's epoch is over and the peer gives the tail back.
+        """
+        cursors: dict[str, dict[LogId, int]] = {}
+        for ns in {*hello.logs, *self._heads}:
+            here = self._heads.get(ns, {})
+            there = {LogId(origin, epoch): seq for origin, epoch, seq in hello.logs.get(ns, [])}
+            cursors[ns] = {log_id: seq for log_id, seq in there.items() if log_id.origin == self._me}
+            for log_id, seq in cursors[ns].items():
+                if seq > here.get(log_id, 0):
+                    log.warning(
+                        "link_tail_lost",
+                        namespace=ns,
+                        epoch=log_id.epoch,
+                        here=here.get(log_id, 0),
+                        peer=self._peer,
+                        there=seq,
+                    )
+                    self._store.tail_lost(ns, log_id.epoch, seq)
+                    self.receiver.returned.add((ns, log_id))
+            cursors[ns].update({
+                log_id: there.get(log_id, 0) for log_id, seq in here.items() if log_id.origin == self._peer and seq > there.get(log_id, 0)
+            })  # fmt: skip
+        return cursors
 
     def _ask(self, now_s: float) -> None:
         for ns, digests in self._wants.take(self._peer, now_s).items():

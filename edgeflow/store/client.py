@@ -65,6 +65,11 @@ class Store:
         self._connection.one(*self.namespace(name)._command("ef_open", {"epoch": decided}))
         return decided
 
+    def tail_lost(self, name: str, epoch: int, seq: int) -> int:
+        """A peer has this PoP's log of `epoch` up to `seq`, this store less: write in a later epoch from now on. Returns the epoch in use."""
+        self._epochs.record({name: (epoch, seq)})
+        return self.open_log(name)
+
     def check_epochs(self) -> None:
         """After an outage: open a new epoch wherever Redis came back with less than was recorded."""
         for name in self.namespaces():

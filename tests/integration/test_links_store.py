@@ -3,8 +3,10 @@
 import hashlib
 import json
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -100,9 +102,6 @@ class Cluster:
 
 @pytest.fixture
 def cluster() -> Iterator[Callable[..., Cluster]]:
-    import shutil
-    import tempfile
-
     made: list[Cluster] = []
     folder = Path(tempfile.mkdtemp(prefix="efl-"))  # a socket's path has at most 107 bytes
 
@@ -214,3 +213,25 @@ def test_link_state_is_written_for_others_to_read(cluster: Callable[..., Cluster
         "staleness_ms",
     }
     assert json.dumps(document)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["epoch file kept", "state lost too"])
+def test_a_pop_that_lost_its_store_gets_everything_back(cluster: Callable[..., Cluster], wait_until: Wait, kept: bool) -> None:
+    pops = cluster("a", "b")
+    for name in "ab":
+        for n in range(10):
+            pops.publish(name, "ns", f"{name}{n}".encode() * 4000, put_key=f"k/{name}{n}")
+    wait_until(lambda: all(len(pops.released(name, "ns")) == 20 for name in "ab"), "all", 30)
+    pops.pops["a"].stop()
+    pops.redis["a"].kill()
+    shutil.rmtree(pops.folder / "a" / "redis")
+    if not kept:
+        shutil.rmtree(pops.folder / "a" / "state")
+    pops.redis["a"] = RedisServer(pops.folder / "a" / "redis", pops.folder / "a" / "r.sock").start()
+    pops.start("a")
+    wait_until(lambda: len(pops.released("a", "ns")) == 20, "given back", 30)
+    pops.publish("a", "ns", b"after the loss")
+    wait_until(lambda: len(pops.released("b", "ns")) == 21, "a goes on in a later epoch", 30)
+    assert pops.logs_are_equal("ns")
+    assert [info.key for info in pops.stores["a"].namespace("ns").list("k/")] == [info.key for info in pops.stores["b"].namespace("ns").list("k/")]
+    assert {log.epoch for log in pops.stores["b"].namespace("ns").logs() if log.origin == "a"} == {1, 2}

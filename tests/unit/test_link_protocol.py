@@ -369,14 +369,30 @@ def test_a_trimmed_log_is_named_not_skipped(pair: tuple[Side, Side]) -> None:
     )
 
 
-def test_a_peer_that_is_ahead_means_a_lost_tail(pair: tuple[Side, Side]) -> None:
+def test_a_lost_tail_is_given_back_and_its_epoch_is_over(pair: tuple[Side, Side]) -> None:
     a, b = pair
-    raw = a.store.namespace("ns").append(b"1")
-    b.store.namespace("ns").mirror(LogId("a", 1), 1, [raw])
-    a.store.namespace("ns").entries[LogId("a", 1)].clear()
+    space = a.store.namespace("ns")
+    raws = [space.append(b"%d" % n, [b"s" * 10_000, b"l" * 300_000]) for n in range(100)]
+    b.store.namespace("ns").mirror(LogId("a", 1), 1, raws)
+    for digest, data in space.blobs.items():
+        b.store.namespace("ns").add_blob(digest, data)
+    del space.entries[LogId("a", 1)][60:]
+    space.blobs.clear()
+    a.store.namespace("ns").append(b"after the loss", epoch=2)
     connect(a, b)
-    run(a, b)
-    assert a.session is not None and a.session.sender is not None and "tail was lost" in a.session.sender.trouble
+    settle(a, b, 0.0)
+    assert a.store.lost_tails == [("ns", 1, 100)]
+    assert space.entries[LogId("a", 1)] == raws
+    assert len(space.blobs) == 2
+
+
+def test_an_empty_pop_gets_its_own_logs_back(pair: tuple[Side, Side]) -> None:
+    a, b = pair
+    raws = [Side("a").store.namespace("ns").append(b"%d" % n) for n in range(100)]
+    b.store.namespace("ns").mirror(LogId("a", 1), 1, raws)
+    connect(a, b)
+    settle(a, b, 0.0)
+    assert a.store.namespace("ns").entries[LogId("a", 1)] == raws
 
 
 @pytest.mark.parametrize(
