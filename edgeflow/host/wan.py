@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import selectors
 import signal
 import socket
 import sys
@@ -28,7 +29,6 @@ from edgeflow.host.errors import BadClusterSpec
 from edgeflow.host.files import write_json
 
 POLL_S = 0.1
-CHUNK_BYTES = 256 * 1024
 QUEUE_BYTES = 32 * 1024 * 1024
 """Most bytes on their way in one direction of one connection: 100 ms at 320 MB/s."""
 DIAL_RETRY_S = 0.2
@@ -82,94 +82,130 @@ def change_link(path: Path, a: str, b: str, *, delay_ms: float | None = None, cu
 
 
 class LinkState:
-    """A link's current settings, shared by its connections, with a way to wait for the end of a cut."""
+    """A link's current settings and its open connections, which are told when the settings change."""
 
     def __init__(self, link: Link) -> None:
         self.link = link
-        self._open = asyncio.Event()
-        self._changed = asyncio.Event()
-        self.update(link)
+        self.sides: set[Side] = set()
 
     def update(self, link: Link) -> None:
         self.link = link
-        self._changed.set()  # those who wait hold this event; later ones get the next
-        self._changed = asyncio.Event()
-        if link.cut:
-            self._open.clear()
-        else:
-            self._open.set()
-
-    async def wait_open(self) -> None:
-        """Until the link is not cut."""
-        await self._open.wait()
-
-    async def wait_changed(self, timeout_s: float) -> None:
-        """Until the settings change, at most `timeout_s` seconds."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), timeout_s)
+        for side in list(self.sides):
+            side.forward()
 
     @property
     def delay_s(self) -> float:
         return self.link.delay_ms / 1000.0
 
 
-class Pipe:
-    """One direction of one connection: read, hold back, write in order."""
+class Side(asyncio.Protocol):
+    """One end of a carried connection: what arrives here is held as long as the link says, then written to the other end."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, state: LinkState) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._state = state
+    def __init__(self, state: LinkState) -> None:
+        self.state = state
+        self.other: Side | None = None
+        self.transport: asyncio.Transport | None = None
+        self._loop = asyncio.get_running_loop()
         self._held: deque[tuple[float, bytes]] = deque()
+        """(time of arrival, bytes); no bytes = the end of the stream."""
         self._held_bytes = 0
-        self._arrived = asyncio.Event()
-        self._left = asyncio.Event()
+        self._is_writable = True
+        self._is_reading = True
+        self._is_lost = False
+        self._has_ended = False
+        """Its end of stream was passed on."""
+        self._timer: asyncio.TimerHandle | None = None
 
-    async def run(self) -> None:
-        """Until the end of the stream was passed on. Raises OSError when either side breaks."""
-        feeder = asyncio.create_task(self._feed())
-        try:
-            await self._drain()
-        finally:
-            feeder.cancel()
-            with contextlib.suppress(asyncio.CancelledError, OSError):
-                await feeder
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.state.sides.add(self)
 
-    async def _feed(self) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            while data := await self._reader.read(CHUNK_BYTES):
-                self._held.append((loop.time(), data))
-                self._held_bytes += len(data)
-                self._arrived.set()
-                while self._held_bytes > QUEUE_BYTES:
-                    self._left.clear()
-                    await self._left.wait()
-        except OSError:
-            pass  # a reset travels as the end of the stream, after what was sent before it
-        self._held.append((loop.time(), b""))
-        self._arrived.set()
+    def data_received(self, data: bytes) -> None:
+        self._held.append((self._loop.time(), bytes(data)))
+        self._held_bytes += len(data)
+        self.forward()
 
-    async def _drain(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            while not self._held:
-                self._arrived.clear()
-                await self._arrived.wait()
-            arrived_s, data = self._held[0]
-            # The delay is looked up when the head is sent, so a change also applies to what is under way; order is the queue's.
-            while (wait_s := arrived_s + self._state.delay_s - loop.time()) > 0:
-                await self._state.wait_changed(wait_s)
-            await self._state.wait_open()
-            self._held.popleft()
+    def eof_received(self) -> bool:
+        self._held.append((self._loop.time(), b""))
+        self.forward()
+        return True  # the other direction may still have something to say
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_lost = True
+        if self.other is not None:
+            self.other.forward()  # what it holds has nowhere to go now
+        self._held.append((self._loop.time(), b""))
+        self.forward()
+
+    def pause_writing(self) -> None:
+        self._is_writable = False
+
+    def resume_writing(self) -> None:
+        self._is_writable = True
+        if self.other is not None:
+            self.other.forward()
+
+    def close(self) -> None:
+        """Give the connection up at once."""
+        self._is_lost = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self.state.sides.discard(self)
+        if self.transport is not None:
+            self.transport.abort()
+
+    def forward(self) -> None:
+        """Write on what is due, in order; ask to be called again when more will be. The delay is looked up now, so a change also applies to
+        what is under way."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now_s = self._loop.time()
+        while self._held and self._may_write():
+            due_s = self._held[0][0] + self.state.delay_s
+            if due_s > now_s:
+                self._timer = self._loop.call_at(due_s, self.forward)
+                break
+            _, data = self._held.popleft()
             self._held_bytes -= len(data)
-            self._left.set()
-            if not data:
-                if self._writer.can_write_eof():
-                    self._writer.write_eof()
-                return
-            self._writer.write(data)
-            await self._writer.drain()
+            self._write(data)
+        self._throttle()
+
+    def _may_write(self) -> bool:
+        other = self.other
+        return other is not None and not self.state.link.cut and (other._is_writable or other._is_lost)
+
+    def _write(self, data: bytes) -> None:
+        other = self.other
+        if other is None or other.transport is None or other._is_lost:
+            if self._is_lost or not data:
+                self.state.sides.discard(self)
+            elif self.transport is not None:
+                self.transport.close()
+        elif data:
+            other.transport.write(data)
+        elif self._is_lost or other._has_ended:
+            # Nothing more will come from here, nor from there: what is still to be written is, then both are closed.
+            other.transport.close()
+            if self.transport is not None:
+                self.transport.close()
+            self.state.sides.discard(self)
+        else:
+            self._has_ended = True
+            other.transport.write_eof()
+
+    def _throttle(self) -> None:
+        """Stop reading when too much is held, go on when it is not."""
+        should_read = self._held_bytes <= QUEUE_BYTES and (self.other is None or self.other._is_writable or self.state.delay_s > 0)
+        if self.transport is None or self._is_lost or self.transport.is_closing() or should_read == self._is_reading:
+            return
+        self._is_reading = should_read
+        if should_read:
+            self.transport.resume_reading()
+        else:
+            self.transport.pause_reading()
 
 
 class Proxy:
@@ -179,7 +215,7 @@ class Proxy:
         self._config = config
         self._states: dict[tuple[str, str], LinkState] = {}
         self._servers: dict[tuple[str, str], asyncio.Server] = {}
-        self._connections: set[asyncio.Task[None]] = set()
+        self._dials: set[asyncio.Task[None]] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set. Raises OSError when a port cannot be bound at the start."""
@@ -200,6 +236,10 @@ class Proxy:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), POLL_S)
         await self._close()
+
+    def open_sides(self) -> int:
+        """Ends of connections that are carried now; two for each connection."""
+        return sum(len(state.sides) for state in self._states.values())
 
     async def _apply(self, links: list[Link]) -> None:
         for link in links:
@@ -222,54 +262,44 @@ class Proxy:
             del self._states[name]
 
     async def _listen(self, state: LinkState) -> asyncio.Server:
-        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.current_task()
-            if task is not None:
-                self._connections.add(task)
-                task.add_done_callback(self._connections.discard)
-            await self._carry(state, reader, writer)
+        def accept() -> Side:
+            side = Side(state)
+            task = asyncio.ensure_future(self._dial(side))
+            self._dials.add(task)
+            task.add_done_callback(self._dials.discard)
+            return side
 
-        return await asyncio.start_server(
-            accept, state.link.listen_host, state.link.listen_port, limit=2 * CHUNK_BYTES
-        )
+        loop = asyncio.get_running_loop()
+        return await loop.create_server(accept, state.link.listen_host, state.link.listen_port)
 
-    async def _carry(self, state: LinkState, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        sides = [writer]
-        try:
-            await state.wait_open()
-            far_reader, far = await self._dial(state)
-            sides.append(far)
-            for side in sides:
-                side.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            async with asyncio.TaskGroup() as group:
-                group.create_task(Pipe(reader, far, state).run())
-                group.create_task(Pipe(far_reader, writer, state).run())
-        except* OSError as errors:
-            log.debug("link_connection_ended", a=state.link.a, b=state.link.b, error=str(errors.exceptions[0]))
-        except* asyncio.CancelledError:
-            pass  # the proxy is closing
-        finally:
-            for side in sides:
-                side.close()
-
-    async def _dial(self, state: LinkState) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _dial(self, near: Side) -> None:
+        """Find the other end for a connection that was accepted. Until then what it says is held."""
+        state = near.state
+        loop = asyncio.get_running_loop()
         for attempt in range(DIAL_TRIES):
+            while state.link.cut:  # noqa: ASYNC110 - polled like the control document that ends it
+                await asyncio.sleep(POLL_S)
             try:
-                return await asyncio.open_connection(
-                    state.link.target_host, state.link.target_port, limit=2 * CHUNK_BYTES
-                )
-            except OSError:
-                if attempt == DIAL_TRIES - 1:
-                    raise
+                _, far = await loop.create_connection(lambda: Side(state), state.link.target_host, state.link.target_port)
+            except OSError as error:
+                log.debug("dial_failed", a=state.link.a, b=state.link.b, attempt=attempt, error=str(error))
                 await asyncio.sleep(DIAL_RETRY_S)  # the other PoP is restarting; the dialer's own retry is coarser
-        raise ConnectionError("not reached")
+                continue
+            near.other, far.other = far, near
+            near.forward()
+            far.forward()
+            return
+        near.close()
 
     async def _close(self) -> None:
         for server in self._servers.values():
             server.close()
-        for task in list(self._connections):
+        for task in list(self._dials):
             task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        for state in self._states.values():
+            for side in list(state.sides):
+                side.close()
+        await asyncio.gather(*self._dials, return_exceptions=True)
 
 
 async def serve(config: Path) -> None:
@@ -298,7 +328,9 @@ def main(argv: list[str] | None = None) -> int:
             return 1
         return 0
     try:
-        asyncio.run(serve(args.config))
+        # epoll counts in whole milliseconds, which would be seen in every delay; select does not.
+        with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
+            runner.run(serve(args.config))
     except (OSError, ValueError, TypeError, KeyError) as error:
         log.error("wan_failed", config=str(args.config), error=repr(error))
         return 1

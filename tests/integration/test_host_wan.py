@@ -50,7 +50,8 @@ def through_proxy(tmp_path, work, *, far=None, delay_ms=0.0, cut=False):
         config = tmp_path / "wan.json"
         wan.save_links(config, [link])
         stop = asyncio.Event()
-        proxy = asyncio.create_task(wan.Proxy(config).run(stop))
+        proxy_server = wan.Proxy(config)
+        proxy = asyncio.create_task(proxy_server.run(stop))
 
         async def connect():
             for _ in range(100):
@@ -62,6 +63,10 @@ def through_proxy(tmp_path, work, *, far=None, delay_ms=0.0, cut=False):
 
         try:
             await asyncio.wait_for(work(config, connect, end), 60)
+            deadline = time.monotonic() + 5
+            while proxy_server.open_sides():
+                assert time.monotonic() < deadline, "connections that both ends have closed are still held"
+                await asyncio.sleep(0.02)
         finally:
             stop.set()
             await asyncio.wait_for(proxy, 5)
