@@ -53,6 +53,9 @@ class Connection:
         """Why the connection is unusable; empty while it is not."""
         self._reads = select.poll()
         self._reads.register(sock, select.POLLIN)
+        # The watchdog's own: a poll object serves one thread at a time.
+        self._watched = select.poll()
+        self._watched.register(sock, select.POLLIN)
         self._both = select.poll()
         self._both.register(sock, select.POLLIN | select.POLLOUT)
         self._main = select.poll()
@@ -134,7 +137,7 @@ class Connection:
             if self._waiting or self.lost:
                 time.sleep(left_s)
                 return
-            if not self._reads.poll(left_s * 1000):
+            if not self._watched.poll(left_s * 1000):
                 return
             with self._lock:
                 if not self._waiting:
