@@ -27,6 +27,8 @@ FUNCTIONS = {"extract": ENTRY_POP, "detect": MIDDLE_POP, "classify": MIDDLE_POP,
 MODEL_KEY, REPLACEMENT_KEY = f"{NAMESPACE}/models/person-of-interest", f"{NAMESPACE}/models/replacement-face"
 KEPT_FRAMES = 1500
 """How many frames are kept in memory to be measured; a longer video is measured on its first ones."""
+QUIET_S = 5.0
+"""How long nothing may come out before dead letters are looked for."""
 STALL_S = 90.0
 """How long nothing may come out before the demo gives up."""
 REPLICATION_S = 30.0
@@ -36,7 +38,7 @@ class DemoStalled(EdgeflowError):
     """Nothing came out any more before the video was complete."""
 
     code = "demo-stalled"
-    hint = "`edgeflow get functions`, `edgeflow get joins` and `edgeflow dlq list --namespace vision` show where it is."
+    hint = "`edgeflow get functions`, `edgeflow get joins` and `edgeflow dlq list vision` show where it is."
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,7 @@ def run(request: Request, material: Material, cluster: Cluster, show: Show) -> O
         films_key = f"demo-{uuid.uuid4().hex[:8]}"
         watch = Watch(out, NAMESPACE, lambda chunk: chunk.startswith(films_key), KEPT_FRAMES)
         watch.start(REPLICATION_S)
-        sent, length_s, began_s, first_frame_s = _stream(entry, material.source, films_key, watch, show)
+        sent, length_s, began_s, first_frame_s = _stream((entry, middle, out), material.source, films_key, watch, show, letters_before)
         total_s = time.monotonic() - began_s
         watch.close()
         stages = {name: {"pop": pop, **_difference(_state(cluster, name), before[name])} for name, pop in FUNCTIONS.items()}
@@ -161,7 +163,9 @@ def _wait_for_value(key: str, version: str | None, clients: tuple[Client, ...]) 
             time.sleep(0.05)
 
 
-def _stream(entry: Client, source: Path, name: str, watch: Watch, show: Show) -> tuple[list[str], float, float, float | None]:
+def _stream(
+    clients: tuple[Client, ...], source: Path, name: str, watch: Watch, show: Show, letters_before: int
+) -> tuple[list[str], float, float, float | None]:
     """Publish the chunks, at most two ahead of what is out, and wait for the films: (chunk names, length, start, first frame)."""
     sent: list[str] = []
     length_s = 0.0
@@ -174,7 +178,7 @@ def _stream(entry: Client, source: Path, name: str, watch: Watch, show: Show) ->
         if len(sent) < len(pieces) and len(waiting) < 2:
             piece = pieces[len(sent)]
             chunk = f"{name}-{len(sent):04d}"
-            entry.publish(f"{NAMESPACE}/chunks", piece.data, subject=chunk, datacontenttype="video/mp4")
+            clients[0].publish(f"{NAMESPACE}/chunks", piece.data, subject=chunk, datacontenttype="video/mp4")
             sent.append(chunk)
             length_s += piece.length_s
         done = watch.numbers()
@@ -189,6 +193,11 @@ def _stream(entry: Client, source: Path, name: str, watch: Watch, show: Show) ->
             return sent, length_s, began_s, first_frame_s
         if watch.error is not None:
             raise watch.error
+        if now_s - watch.progress_s > QUIET_S:
+            # What was given up will not come any more, so there is nothing to wait for.
+            given_up = _dead_letters(clients) - letters_before
+            if given_up:
+                raise DemoStalled(f"{given_up} invocations became dead letters.", hint=f"`edgeflow dlq list {NAMESPACE}` shows each with its reason.")
         if now_s - watch.progress_s > STALL_S:
             out = ", ".join(f"{count} {stage}" for stage, count in done.items())
             raise DemoStalled(f"Nothing came out for {STALL_S:.0f} s; so far {out} of {wanted} frames and {len(watch.films)} of {len(pieces)} films.")
@@ -231,7 +240,7 @@ def _judge(
     wanted = {(chunk, number) for chunk in sent for number in range(watch.counts[chunk])}
     failures = once(watch, wanted, sent)
     if letters:
-        failures.append(f"{letters} invocations became dead letters; `edgeflow dlq list --namespace {NAMESPACE}` names them")
+        failures.append(f"{letters} invocations became dead letters; `edgeflow dlq list {NAMESPACE}` names them")
     quality, sheet_path, measured = None, None, 0
     order = [key for key in sorted(wanted) if all(watch.channels[name].bodies.get(key) is not None for name in STAGES)]
     if order:
