@@ -141,7 +141,7 @@ class Side:
         self.session: Session | None = None
 
     def connect(self, peer: str, now_s: float) -> Session:
-        self.wants.peer_lost(peer)
+        self.wants.peer_lost(peer, now_s)
         self.session = Session(
             self.store, tail=self.tail, me=self.pop, cluster=self.cluster, peer=peer, limits=self.limits, wants=self.wants,
             heads=self.store.heads(), now_s=now_s,

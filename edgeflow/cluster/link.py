@@ -126,12 +126,15 @@ class Connection:
             log.warning("link_not_accepted", reason=reason)
 
     def _fail(self, error: Exception) -> None:
-        peer = self._link.peer if self._link else None
-        log.warning(
-            "link_ended", peer=peer, reason=str(error), exc_info=None if isinstance(error, EdgeflowError) else error
-        )
-        if self._link is not None:
-            self._link.last_error = str(error)
+        link = self._link
+        if link is None or link.last_error != str(
+            error
+        ):  # a peer that keeps coming with the same trouble is logged once
+            log.warning(
+                "link_ended", peer=link.peer if link else None, reason=str(error), exc_info=None if isinstance(error, EdgeflowError) else error
+            )  # fmt: skip
+        if link is not None:
+            link.last_error = str(error)
         self._retire()
         if self.stream is not None:
             self.stream.end(last_words(error))
@@ -254,7 +257,7 @@ class Link:
             self._handshake = None
         elif connection is self._connection:
             self._connection = None
-            self._site.wants.peer_lost(self.peer)
+            self._site.wants.peer_lost(self.peer, self._site.clock())
             if connection.age_s > STEADY_S:
                 self._failures = 0
         else:

@@ -44,9 +44,10 @@ class Receiver:
     """What one connection brings. `send` queues an answer."""
 
     def __init__(
-        self, store: LinkStore, peer: str, limits: Limits, wants: Wants, send: Callable[[Message], None]
+        self, store: LinkStore, me: str, peer: str, limits: Limits, wants: Wants, send: Callable[[Message], None]
     ) -> None:
         self._store = store
+        self._me = me
         self._peer = peer
         self._max_blob_bytes = max(limits.value_bytes, limits.event_bytes)
         self._wants = wants
@@ -69,19 +70,22 @@ class Receiver:
     def on_entries(self, message: Entries, now_s: float) -> None:
         """Mirrors them. Raises ProtocolError when they are neither the peer's own nor a lost tail of ours."""
         key = (message.ns, LogId(message.origin, message.epoch))
-        if message.origin != self._peer and key not in self.returned:
+        if message.origin not in (self._peer, self._me):
             raise ProtocolError(
                 f"{self._peer} sent entries of {message.origin!r}; only a PoP's own logs travel on its link"
             )
         if not message.entries or message.first < 1:
             raise ProtocolError("an entries message is empty or does not begin at seq 1 or later")
         self._got_bytes += linkproto.payload_bytes(message)
+        handle = self._store.namespace(message.ns)
+        if message.origin == self._me and key not in self.returned:
+            self._cursors[key] = handle.logs().get(key[1], 0)  # the peer took it for lost, it is not
+            return
         rewound = self._rewound.get(key)
         if rewound is not None:
             if not rewound.asked or message.first > rewound.seq + 1:
                 return  # sent before the peer read our rewind
             del self._rewound[key]
-        handle = self._store.namespace(message.ns)
         try:
             result = handle.mirror(key[1], message.first, message.entries)
         except Exception as error:  # one log that cannot be mirrored must not end the link

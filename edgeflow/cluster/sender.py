@@ -22,7 +22,7 @@ from edgeflow.store.records import LogId
 
 log = structlog.get_logger(__name__)
 
-REMEMBERED_DIGESTS = 50_000
+REMEMBERED_DIGESTS = 10_000
 ACTIVE_TRANSFERS = 8
 RETRY_S = 10.0
 """A log that cannot be sent is tried again after this long."""

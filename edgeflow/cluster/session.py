@@ -77,7 +77,7 @@ class Session:
         self._early: set[str] = set()
         self.sender: Sender | None = None
         """None until the peer's hello came."""
-        self.receiver = Receiver(store, peer, limits, wants, self._answer)
+        self.receiver = Receiver(store, me, peer, limits, wants, self._answer)
         self.rtt_ms: float | None = None
         logs = {ns: [(*log_id, seq) for log_id, seq in logs.items()] for ns, logs in heads.items()}
         self._answer(Hello(linkproto.VERSION, cluster, me, logs))
@@ -180,14 +180,10 @@ class Session:
             there = {LogId(origin, epoch): seq for origin, epoch, seq in hello.logs.get(ns, [])}
             cursors[ns] = {log_id: seq for log_id, seq in there.items() if log_id.origin == self._me}
             for log_id, seq in cursors[ns].items():
-                if seq > here.get(log_id, 0):
+                # A namespace that is not listed here yet has no heads in `here`, so the store itself is asked before an epoch ends.
+                if seq > here.get(log_id, 0) and seq > (have := self._store.namespace(ns).logs().get(log_id, 0)):
                     log.warning(
-                        "link_tail_lost",
-                        namespace=ns,
-                        epoch=log_id.epoch,
-                        here=here.get(log_id, 0),
-                        peer=self._peer,
-                        there=seq,
+                        "link_tail_lost", namespace=ns, epoch=log_id.epoch, here=have, peer=self._peer, there=seq
                     )
                     self._store.tail_lost(ns, log_id.epoch, seq)
                     self.receiver.returned.add((ns, log_id))

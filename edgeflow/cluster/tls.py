@@ -107,7 +107,7 @@ class TlsStream:
         self._last_words = last_words
         self._deadline.cancel()
         self._deadline = self._reactor.call_later(_LAST_WORDS_S, lambda: self.close(""))
-        self.flush()
+        self._reactor.call_soon(self.flush)  # `end` may be called from within `flush`
 
     def close(self, reason: str) -> None:
         """Closes now. The owner's `on_closed` is called with `reason`."""

@@ -30,6 +30,7 @@ class Wants:
 
     def __init__(self) -> None:
         self._wants: dict[Key, _Want] = {}
+        self._unasked: dict[Key, _Want] = {}
 
     def __len__(self) -> int:
         return sum(not want.given_up for want in self._wants.values())
@@ -37,22 +38,22 @@ class Wants:
     def missing(self, ns: str, digests: Iterable[str], now_s: float) -> None:
         """These are not here, and nobody has been asked unless the table says so."""
         for digest in digests:
-            self._wants.setdefault((ns, digest), _Want(now_s))
+            self._add((ns, digest), now_s)
 
     def coming(self, ns: str, digests: Iterable[str], peer: str, now_s: float) -> None:
         """`peer` said that it sends these."""
         for digest in digests:
-            want = self._wants.setdefault((ns, digest), _Want(now_s))
-            if want.asked is None:
-                want.asked, want.at_s = peer, now_s
+            key = (ns, digest)
+            self._add(key, now_s)
+            if key in self._unasked:
+                self._ask(key, peer, now_s)
 
     def take(self, peer: str, now_s: float) -> dict[str, list[str]]:
         """What to ask of `peer` now, by namespace; it counts as asked from here on."""
         asked: dict[str, list[str]] = {}
-        for (ns, digest), want in self._wants.items():
-            if want.asked is None and not want.given_up and peer not in want.without:
-                want.asked, want.at_s = peer, now_s
-                asked.setdefault(ns, []).append(digest)
+        for key in [key for key, want in self._unasked.items() if peer not in want.without]:
+            self._ask(key, peer, now_s)
+            asked.setdefault(key[0], []).append(key[1])
         return asked
 
     def progress(self, key: Key, now_s: float) -> None:
@@ -63,38 +64,53 @@ class Wants:
     def arrived(self, key: Key) -> None:
         """It is readable here."""
         self._wants.pop(key, None)
+        self._unasked.pop(key, None)
 
     def failed(self, key: Key, peer: str, now_s: float) -> None:
         """`peer` has not got it, or sent something else in its place."""
         if (want := self._wants.get(key)) is not None:
             want.without.add(peer)
             if want.asked == peer:
-                want.asked, want.at_s = None, now_s
+                self._free(key, want, now_s)
 
     def give_up(self, key: Key, now_s: float) -> None:
         """It can never be taken (too large): not asked for again while this process lives."""
-        self._wants.setdefault(key, _Want(now_s)).given_up = True
+        self._add(key, now_s)
+        self._wants[key].given_up = True
+        self._unasked.pop(key, None)
 
-    def peer_lost(self, peer: str) -> None:
+    def peer_lost(self, peer: str, now_s: float) -> None:
         """The link to `peer` is down: what it was asked for is asked of others."""
-        for want in self._wants.values():
+        for key, want in self._wants.items():
             want.without.discard(peer)
             if want.asked == peer:
-                want.asked = None
+                self._free(key, want, now_s)
 
     def settle(self, ns: str, missing: Iterable[str], now_s: float) -> None:
         """The store's own list for a namespace; what is no longer on it is forgotten."""
         wanted = set(missing)
         gone = [key for key, want in self._wants.items() if key[0] == ns and key[1] not in wanted and not want.given_up]
         for key in gone:
-            del self._wants[key]
+            self.arrived(key)
         self.missing(ns, wanted, now_s)
 
     def tick(self, now_s: float) -> None:
         """Lets stalled transfers and refused questions be asked again."""
-        for want in self._wants.values():
+        for key, want in self._wants.items():
             if want.asked is not None and now_s - want.at_s > STALL_S:
-                want.without.add(want.asked)
-                want.asked, want.at_s = None, now_s
+                self.failed(key, want.asked, now_s)
             elif want.asked is None and want.without and now_s - want.at_s > RETRY_S:
                 want.without.clear()
+
+    def _add(self, key: Key, now_s: float) -> None:
+        if key not in self._wants:
+            self._wants[key] = self._unasked[key] = _Want(now_s)
+
+    def _ask(self, key: Key, peer: str, now_s: float) -> None:
+        want = self._unasked.pop(key)
+        want.asked, want.at_s = peer, now_s
+
+    def _free(self, key: Key, want: _Want, now_s: float) -> None:
+        want.asked, want.at_s = None, now_s
+        if not want.given_up:
+            self._unasked[key] = want

@@ -216,7 +216,9 @@ def test_link_state_is_written_for_others_to_read(cluster: Callable[..., Cluster
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["epoch file kept", "state lost too"])
-def test_a_pop_that_lost_its_store_gets_everything_back(cluster: Callable[..., Cluster], wait_until: Wait, kept: bool) -> None:
+def test_a_pop_that_lost_its_store_gets_everything_back(
+    cluster: Callable[..., Cluster], wait_until: Wait, kept: bool
+) -> None:
     pops = cluster("a", "b")
     for name in "ab":
         for n in range(10):
@@ -233,5 +235,7 @@ def test_a_pop_that_lost_its_store_gets_everything_back(cluster: Callable[..., C
     pops.publish("a", "ns", b"after the loss")
     wait_until(lambda: len(pops.released("b", "ns")) == 21, "a goes on in a later epoch", 30)
     assert pops.logs_are_equal("ns")
-    assert [info.key for info in pops.stores["a"].namespace("ns").list("k/")] == [info.key for info in pops.stores["b"].namespace("ns").list("k/")]
+    assert [info.key for info in pops.stores["a"].namespace("ns").list("k/")] == [
+        info.key for info in pops.stores["b"].namespace("ns").list("k/")
+    ]
     assert {log.epoch for log in pops.stores["b"].namespace("ns").logs() if log.origin == "a"} == {1, 2}

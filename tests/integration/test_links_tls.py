@@ -136,7 +136,9 @@ def test_while_the_line_is_cut_the_state_says_how_much_is_behind(
     pops.start("b")
     pops.append("a", "ns", b"0")
     links = pops.pops["a"].links
-    wait_until(lambda: list(pops.pops["a"].call(lambda: links.acknowledged("ns")).values()) == [1], "the first is acknowledged")
+    wait_until(
+        lambda: list(pops.pops["a"].call(lambda: links.acknowledged("ns")).values()) == [1], "the first is acknowledged"
+    )
     pops.lines["b"].cut()
     wait_until(lambda: pops.pops["a"].state("b")["state"] == "down", "down")
     for n in range(5):
