@@ -31,7 +31,7 @@ HEALTHY_S = 30.0
 """After so long without an end, the next one counts as the first again."""
 QUICK_S = 5.0
 FAILING_ENDS = 3
-"""So many ends in a row, each after less than QUICK_S, are called failing."""
+"""So many ends in a row, each after less than QUICK_S or before it was ready, are called failing."""
 READY_POLL_S = 0.05
 LOG_BYTES = 32 * 1024 * 1024
 LOG_CHECK_S = 10.0
@@ -47,10 +47,10 @@ class Backoff:
     ends_in_row: int = 0
     quick_in_row: int = 0
 
-    def ended(self, ran_s: float) -> float:
-        """Note an end after `ran_s` seconds; the delay (s) before the next start."""
+    def ended(self, ran_s: float, *, was_ready: bool = True) -> float:
+        """Note an end after `ran_s` seconds; the delay (s) before the next start. One that never was ready counts as quick (slow machine)."""
         self.ends_in_row = 1 if ran_s >= HEALTHY_S else self.ends_in_row + 1
-        self.quick_in_row = self.quick_in_row + 1 if ran_s < QUICK_S else 0
+        self.quick_in_row = self.quick_in_row + 1 if ran_s < QUICK_S or not was_ready else 0
         return float(min(FIRST_DELAY_S * 2 ** min(self.ends_in_row - 1, 10), LONGEST_DELAY_S))
 
     @property
@@ -143,12 +143,13 @@ class Child:
                 await self._watch(process)
                 self.last_exit = describe_exit(process.returncode)
                 self._kill_group(process.pid)  # whatever it left behind in its group
+            was_ready = self.ready.is_set()
             self.ready.clear()
             self.pid = None
             if self._stopping.is_set():
                 break
             ran_s = time.monotonic() - began_s
-            delay_s = self._backoff.ended(ran_s)
+            delay_s = self._backoff.ended(ran_s, was_ready=was_ready)
             failing = self._backoff.failing
             log.warning(
                 "process_ended",

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from edgeflow.host import compose, packages
 from edgeflow.host.discover import Cluster, find_docker, read_embedded
@@ -142,25 +142,39 @@ def wait_ready(
         if not HomeLock.is_held(home):
             raise ProcessFailing(f"The supervisor of {home.root} ended.\n" + _indented(home.logs_dir / "supervisor.log"))
         time.sleep(POLL_S)
+    ended = _last_words(home)
     if started_pid is not None:
         _end_supervisor(home, started_pid)
     missing = [f"{pop.id}: {pop.reason}" for pop in cluster.pops.values() if pop.state != "ready"] if cluster else ["no PoP started"]
-    raise StartTimeout(f"Not ready after {timeout_s:.0f} s: {'; '.join(missing)}.")
+    raise StartTimeout(f"Not ready after {timeout_s:.0f} s: {'; '.join(missing)}.{ended}")
 
 
 def failing_process(home: Home) -> ProcessFailing | None:
     """A process of the cluster that is in a crash loop, as an error with its last log lines; None when all hold."""
-    document = read_json(home.cluster_file) or {}
-    entries = [(f"{pop}/{name}", entry) for pop, info in document.get("pops", {}).items() for name, entry in info["processes"].items()]
-    if document.get("wan"):
-        entries.append(("cluster/wan", document["wan"]))
-    for label, entry in entries:
+    for label, entry in _processes(home):
         if entry["state"] == "failing":
             return ProcessFailing(
                 f"{label} does not stay up ({entry['last_exit']}, started {entry['restarts'] + 1} times). Last lines of {entry['log']}:\n"
                 + _indented(Path(entry["log"]))
             )
     return None
+
+
+def _last_words(home: Home) -> str:
+    """Why some process ended last and what it wrote, as the rest of a message; empty when none has."""
+    for label, entry in _processes(home):
+        if entry["last_exit"] is not None:
+            return f" {label} had ended ({entry['last_exit']}). Last lines of {entry['log']}:\n{_indented(Path(entry['log']))}"
+    return ""
+
+
+def _processes(home: Home) -> list[tuple[str, dict[str, Any]]]:
+    """Every process in cluster.json with its label."""
+    document = read_json(home.cluster_file) or {}
+    entries = [(f"{pop}/{name}", entry) for pop, info in document.get("pops", {}).items() for name, entry in info["processes"].items()]
+    if document.get("wan"):
+        entries.append(("cluster/wan", document["wan"]))
+    return entries
 
 
 def _indented(log_file: Path) -> str:

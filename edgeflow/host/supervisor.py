@@ -227,11 +227,12 @@ class Supervisor:
         settings = read_json(self.home.config_file(pop)) or {}
         settings.setdefault("api", {}).setdefault("host", "127.0.0.1")
         ensure_dir(self.home.instance_logs_dir(pop))
-        run_dir, link_port = Path(settings["run_dir"]), int(settings["link"]["port"])
+        run_dir, link_port, api_port = Path(settings["run_dir"]), int(settings["link"]["port"]), int(settings["api"]["port"])
         readiness = {
             "redis": lambda: probes.redis_answers(run_dir / "r.sock"),
             "broker": lambda: probes.socket_answers(run_dir / "m.sock"),
             "data": lambda: probes.listens(link_port),
+            "control": lambda: probes.listens(api_port),
         }
         moved = asyncio.Event()
 

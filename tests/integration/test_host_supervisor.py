@@ -144,7 +144,7 @@ def test_program_that_cannot_start_is_reported():
 def test_never_ready_says_what_is_missing():
     cluster = LocalCluster(("a",), commands=commands(control=IDLE))
     try:
-        with pytest.raises(StartTimeout, match="a: the API does not answer"):
+        with pytest.raises(StartTimeout, match="a: waiting for control"):
             cluster.start(timeout_s=2)
         assert not HomeLock.is_held(cluster.home)
     finally:

@@ -26,6 +26,13 @@ def test_three_quick_ends_are_failing_slow_ones_are_not():
     assert not slow.failing
 
 
+def test_ends_before_it_was_ready_are_failing_however_slow_the_machine():
+    backoff = Backoff()
+    for _ in range(3):
+        backoff.ended(20.0, was_ready=False)
+    assert backoff.failing
+
+
 def test_a_long_crash_loop_does_not_overflow():
     backoff = Backoff(ends_in_row=100_000)
     assert backoff.ended(0.0) == 5.0
