@@ -3,7 +3,6 @@
 What must stay true: an error that a user can meet ends as message, hint and exit status 1, never as a traceback; every verb has --help.
 """
 
-import importlib.util
 import os
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from edgeflow import __version__
-from edgeflow.cli import apply, dlq, doctor, down, env, get, kv, link, logs, publish, status, tail, up
+from edgeflow.cli import apply, demo, dlq, doctor, down, env, get, kv, link, logs, publish, status, tail, up
 from edgeflow.cli.console import err
 from edgeflow.cli.reach import complain
 from edgeflow.errors import EdgeflowError, Unavailable
@@ -77,6 +76,4 @@ app.command(rich_help_panel=DATA)(publish.publish)
 app.command(rich_help_panel=DATA)(tail.tail)
 app.add_typer(kv.app, name="kv", rich_help_panel=DATA)
 app.add_typer(dlq.app, name="dlq", rich_help_panel=DATA)
-if importlib.util.find_spec("edgeflow.cli.demo"):
-    demo = importlib.import_module("edgeflow.cli.demo")
-    app.command(rich_help_panel=DATA)(demo.demo)
+app.command(rich_help_panel=DATA)(demo.demo)
