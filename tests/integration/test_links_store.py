@@ -46,10 +46,13 @@ class Cluster:
             [WanLink(a, b, "127.0.0.1", port, "127.0.0.1", self.ports[b]) for (a, b), port in self.proxies.items()],
         )
         self.wan = subprocess.Popen([sys.executable, "-m", "edgeflow.host.wan", "--config", str(self.control)])
-        for name in names:
+
+    def up(self) -> "Cluster":
+        for name in self.names:
             settings = self._settings(name)
             self.redis[name] = RedisServer(folder / name / "redis", settings.store.redis_socket).start()
             self.start(name)
+        return self
 
     def start(self, name: str) -> None:
         settings = self._settings(name)
@@ -107,7 +110,7 @@ def cluster() -> Iterator[Callable[..., Cluster]]:
 
     def make(*names: str, **limits: int) -> Cluster:
         made.append(Cluster(folder, *names, **limits))
-        return made[-1]
+        return made[-1].up()
 
     yield make
     for one in made:
