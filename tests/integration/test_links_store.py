@@ -50,7 +50,7 @@ class Cluster:
     def up(self) -> "Cluster":
         for name in self.names:
             settings = self._settings(name)
-            self.redis[name] = RedisServer(folder / name / "redis", settings.store.redis_socket).start()
+            self.redis[name] = RedisServer(self.folder / name / "redis", settings.store.redis_socket).start()
             self.start(name)
         return self
 
