@@ -6,6 +6,7 @@ What must stay true: SIGTERM finishes the round, gives claims back, stores curso
 """
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ from edgeflow.flow.gateway import Gateway
 from edgeflow.flow.instances import Instances
 from edgeflow.flow.publisher import Publisher
 from edgeflow.flow.reactor import READ, Reactor
+from edgeflow.flow.rounds import Rounds
 from edgeflow.settings import PopSettings
 from edgeflow.store import Store
 from edgeflow.store.client import LOCAL, Wakeups
@@ -63,6 +65,8 @@ class DataProcess:
         self._publishers: dict[str, Publisher] = {}
         self._sessions: dict[str, BrokerSession] = {}
         self._instances = Instances(self._reactor, self._store, settings.limits, self._released)
+        self._rounds = Rounds(self._store, self._gateways, self._instances, self._released)
+        self._pushable: set[str] = set()
         self._links = Links(settings, self._store, self._reactor, self._mirrored)
         self._wakeups = self._store.wakeups()
         self._wake_fd = -1
@@ -80,7 +84,7 @@ class DataProcess:
         self._instances.sync()
         self._links.start()
         self._watch_wakeups()
-        self._reactor.after_round += [self._flush_gateways, self._instances.flush, self._pump_publishers, self._flush_sessions]
+        self._reactor.after_round += [self._rounds.run, self._pump_publishers, self._flush_sessions, self._push]
         self._reactor.call_every(TICK_S, self._tick)
         self._reactor.call_every(SECOND_S, self._second)
         self._reactor.call_every(TIDY_S, self._tidy)
@@ -99,7 +103,7 @@ class DataProcess:
         settings = self._settings
         namespace = self._store.namespace(name)
         self._store.open_log(name)
-        gateway = Gateway(namespace, settings.limits, f"/pops/{settings.pop}/mqtt", self._released)
+        gateway = Gateway(namespace, settings.limits, f"/pops/{settings.pop}/mqtt")
         publisher = Publisher(namespace, self._store.local, settings, self._blob_url)
 
         def ready(boot: str) -> None:
@@ -144,15 +148,14 @@ class DataProcess:
     # -- what happens --------------------------------------------------------------------------------------------------
 
     def _released(self, name: str) -> None:
-        """Something was appended and released here by this process."""
-        self._links.notify({name})
+        """Something was appended, and released here."""
+        self._pushable.add(name)
         self._mirrored(name)
 
     def _mirrored(self, name: str) -> None:
-        """Something was released here."""
+        """Something was released here; which inboxes got work is said by the wake-up or by the round."""
         if name in self._publishers:
             self._publishers[name].notify()
-        self._instances.notify(name)
         if name == SYSTEM_NAMESPACE:
             self._reactor.call_soon(self._sync_namespaces)
 
@@ -171,15 +174,12 @@ class DataProcess:
         self._watch_wakeups()
         if LOCAL in changed:
             self._instances.sync()
-        for name in changed - {LOCAL}:
-            self._released(name)
+        for name, inboxes in changed.items():
+            if name != LOCAL:
+                self._released(name)
+                self._instances.notify(name, inboxes)
 
     # -- rounds and seconds --------------------------------------------------------------------------------------------
-
-    def _flush_gateways(self) -> bool:
-        for gateway in self._gateways.values():
-            gateway.flush()
-        return False
 
     def _pump_publishers(self) -> bool:
         return any([publisher.pump() for publisher in self._publishers.values()])
@@ -187,6 +187,13 @@ class DataProcess:
     def _flush_sessions(self) -> bool:
         for session in self._sessions.values():
             session.flush()
+        return False
+
+    def _push(self) -> bool:
+        # After everything local: a peer is further away than any instance here.
+        if self._pushable:
+            names, self._pushable = self._pushable, set()
+            self._links.notify(names)
         return False
 
     def _tick(self) -> None:
@@ -205,6 +212,7 @@ class DataProcess:
         self._instances.sync()
         for name in self._gateways:
             self._released(name)
+            self._instances.notify(name)
         for publisher in self._publishers.values():
             publisher.store_cursor()
         self._instances.write_documents()
@@ -223,8 +231,7 @@ class DataProcess:
 
     def _close(self) -> None:
         log.info("data_stopping")
-        self._flush_gateways()
-        self._instances.flush()
+        self._rounds.run()
         self._instances.close()
         self._links.stop()
         for publisher in self._publishers.values():
@@ -245,6 +252,10 @@ def main() -> None:
     configure_logging(settings, "data")
     # Handlers' threads are elsewhere; what little runs beside this thread must not hold it up for 5 ms.
     sys.setswitchinterval(1e-4)
+    # What is alive now stays; the collector need not look at it again, and what flows is freed by reference counts.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)
     try:
         DataProcess(settings).run()
     except EdgeflowError as error:

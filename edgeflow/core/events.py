@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from edgeflow.core.channels import check_channel
@@ -244,6 +245,8 @@ def parse_ekv_ref(dataref: str, namespace: str) -> tuple[str, str | None]:
 
 def check_text(name: str, value: str) -> str:
     """`value` itself. Raises BadEvent when it holds control characters or lone surrogates (CloudEvents type system, String)."""
+    if value.isprintable():
+        return value
     if any(ord(char) < 32 or 127 <= ord(char) < 160 or 0xD800 <= ord(char) < 0xE000 for char in value):
         raise BadEvent(f"attribute {name} holds a control character")
     return value
@@ -252,7 +255,12 @@ def check_text(name: str, value: str) -> str:
 def time_text(time_ms: int) -> str:
     """RFC 3339 text of a time in ms since the epoch, UTC, with milliseconds."""
     seconds, ms = divmod(max(0, min(time_ms, _LATEST_TIME_MS)), 1000)
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{ms:03d}Z"
+    return f"{_second_text(seconds)}.{ms:03d}Z"
+
+
+@lru_cache(maxsize=64)
+def _second_text(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def parse_time(text: str) -> int:

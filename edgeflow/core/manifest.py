@@ -52,7 +52,10 @@ NOT_AVAILABLE: dict[str, str] = {
     "functions.*.deliver": "remove the field",
     "functions.*.subscribe.where": "filter inside the handler and return None for events that do not matter",
     "functions.*.subscribe.window": "use `join: {collect: <count attribute>}` or collect inside the handler",
-    "functions.*.subscribe.qos": "every subscription is durable (qos 1); remove the field",
+    "functions.*.subscribe.qos": "what waits for other events is kept, so a join is durable; remove the field, or subscribe to one channel",
+    "functions.*.subscribe.*.qos": "`qos: 0` is for functions with one channel: `subscribe: {channel: <channel>, qos: 0}`; remove the field",
+    "functions.*.subscribe.join.qos": "what waits for other events is kept, so a join is durable; remove the field, or subscribe to one channel",
+    "functions.*.subscribe.join.*.qos": "what waits for other events is kept, so a join is durable; remove the field, or subscribe to one channel",
     "functions.*.scale.min": "the number of instances is fixed; write `scale: {instances: n}`",
     "functions.*.scale.max": "the number of instances is fixed; write `scale: {instances: n}`",
     "functions.*.scale.concurrency": "an instance handles one event at a time; write `scale: {instances: n}`",
@@ -249,6 +252,12 @@ def _check_pops(value: object) -> object:
     return value
 
 
+def _check_qos(value: object) -> object:
+    if type(value) is not int or value not in (0, 1):
+        _refuse(f"{value!r} is not available; write 0 (the instance subscribes itself, nothing is kept) or 1 (durable)")
+    return value
+
+
 def _only(allowed: object, why: str) -> BeforeValidator:
     def check(value: object) -> object:
         if value != allowed or type(value) is not type(allowed):
@@ -297,6 +306,17 @@ class Named(_Part):
     """The channel, relative to the namespace."""
     as_: InputName = Field(alias="as")
     """Name of the handler's parameter."""
+
+
+class Single(_Part):
+    """One channel with the quality of its subscription."""
+
+    channel: Channel
+    """The channel, relative to the namespace."""
+    qos: Annotated[Literal[0, 1], BeforeValidator(_check_qos)]
+    """0: the instance itself subscribes at the broker; one hop, nothing kept, nothing tried again. 1: durable, as without the field."""
+    as_: InputName | None = Field(default=None, alias="as")
+    """Name of the handler's parameter; the channel's last level."""
 
 
 def _item_kind(value: object) -> str:
@@ -349,13 +369,14 @@ def _subscribe_kind(value: object) -> str:
     if not isinstance(value, dict):
         return "<one>"
     if "join" not in value:
-        return "<named>"
+        return "<single>" if "qos" in value else "<named>"
     return "<collect>" if isinstance(value["join"], dict) else "<all>"
 
 
 Subscribe = Annotated[
     Annotated[Channel, Tag("<one>")]
     | Annotated[Named, Tag("<named>")]
+    | Annotated[Single, Tag("<single>")]
     | Annotated[list[Item], Tag("<several>")]
     | Annotated[JoinAll, Tag("<all>")]
     | Annotated[JoinCollect, Tag("<collect>")],
@@ -418,8 +439,8 @@ class Function(_Part):
     """Container image instead of a folder (Docker mode)."""
     contract: Annotated[Literal["sdk"], _only("sdk", "write sdk: the image speaks the instance protocol")] = "sdk"
     """How the agent and the container talk."""
-    qos: Annotated[Literal[1], _only(1, "write 1 or leave it out: the subscription is durable")] = 1
-    """Durable subscription."""
+    qos: Annotated[Literal[1], _only(1, "it belongs to the channel: `subscribe: {channel: <channel>, qos: 0}`")] = 1
+    """Durable subscription; `qos: 0` is written at the channel."""
     subscribe: Subscribe
     """One channel, several, or a join."""
     publish: Publish = []
@@ -453,6 +474,7 @@ class Manifest(_Part):
 class ResolvedInput(_Part):
     name: InputName
     channel: Annotated[str, AfterValidator(_check_full_channel)]
+    qos: Literal[0, 1] = 1
 
 
 class ResolvedJoin(_Part):
@@ -486,6 +508,11 @@ class ResolvedFunction(_Part):
     env: dict[Annotated[str, AfterValidator(_check_variable)], str]
     scale: Scale
     place: Place
+
+    @property
+    def direct(self) -> bool:
+        """Whether the instance itself subscribes at the broker (`qos: 0`)."""
+        return any(item.qos == 0 for item in self.inputs)
 
 
 class ResolvedManifest(_Part):
@@ -613,6 +640,9 @@ def check_resolved(document: Mapping[str, Any], *, known_pops: Iterable[str] | N
         names = [item.name for item in function.inputs]
         for twice in sorted({item for item in names if names.count(item) > 1}):
             problems.append(_Problem(None, (*path, "inputs"), f"two inputs are named {twice!r}; rename one with `as:`"))
+        if function.direct and (len(function.inputs) > 1 or function.join or function.scale.instances != 1):
+            text = "`qos: 0` goes with one channel, no join and one instance; subscribe with qos 1"
+            problems.append(_Problem(None, (*path, "inputs"), text))
         if function.join and (function.join.kind == "collect") != (function.join.count is not None):
             problems.append(_Problem(None, (*path, "join"), "`count` belongs to the kind collect, and only to it"))
         expected = revision_of(document["functions"][name])
@@ -648,7 +678,7 @@ def input_name(channel: str) -> str:
     return re.sub(r"\W", "_", channel.rpartition("/")[2])
 
 
-def _inputs(subscribe: object) -> tuple[list[dict[str, str]], dict[str, Any] | None]:
+def _inputs(subscribe: object) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     """Inputs and join of the resolved form, from a validated `subscribe:`."""
     join: dict[str, Any] | None = None
     if isinstance(subscribe, JoinAll):
@@ -658,14 +688,18 @@ def _inputs(subscribe: object) -> tuple[list[dict[str, str]], dict[str, Any] | N
         name = subscribe.as_ or input_name(subscribe.channel)
         join = _join("collect", subscribe.by, subscribe.join.collect, subscribe.within, subscribe.on_timeout)
         return [{"name": name, "channel": subscribe.channel}], join
+    elif isinstance(subscribe, Single):
+        item: dict[str, Any] = {"name": subscribe.as_ or input_name(subscribe.channel), "channel": subscribe.channel}
+        # Only what differs from the default is part of the content: durable functions keep their revisions.
+        return [item | ({"qos": 0} if subscribe.qos == 0 else {})], None
     else:
         items = list(subscribe) if isinstance(subscribe, list) else [subscribe]
     inputs = []
-    for item in items:
-        if isinstance(item, Named):
-            inputs.append({"name": item.as_, "channel": item.channel})
+    for one in items:
+        if isinstance(one, Named):
+            inputs.append({"name": one.as_, "channel": one.channel})
         else:
-            inputs.append({"name": input_name(str(item)), "channel": str(item)})
+            inputs.append({"name": input_name(str(one)), "channel": str(one)})
     return inputs, join
 
 
@@ -701,7 +735,7 @@ def _cross_checks(
         add(("image",), "stands beside build; keep one of them")
     if function.get("place") is None and default_pop is None:
         add(("place",), "is missing; name one PoP: place: {pops: [<pop>]}")
-    inputs: list[dict[str, str]] = []
+    inputs: list[dict[str, Any]] = []
     try:
         subscribe = _SUBSCRIBE.validate_python(function.get("subscribe"), context=context)
     except ValidationError:
@@ -724,6 +758,8 @@ def _cross_checks(
                     add(("subscribe",), f"channel {twice!r} stands here twice; keep one of them")
                 elif len({item["channel"] for item in inputs if item["name"] == twice}) > 1:
                     add(("subscribe",), f"two inputs are named {twice!r}; rename one with `{{channel: ..., {where} <name>}}`")
+    if any(item.get("qos") == 0 for item in inputs):
+        _check_direct(function, add)
     try:
         outputs = _publish(_PUBLISH.validate_python(function.get("publish", []), context=context))
     except ValidationError:
@@ -731,6 +767,16 @@ def _cross_checks(
     for twice in sorted({channel for channel in outputs if outputs.count(channel) > 1}):
         add(("publish",), f"channel {twice!r} stands here twice; keep one of them")
     return problems
+
+
+def _check_direct(function: Mapping[str, Any], add: Callable[[yamldoc.Path, str], None]) -> None:
+    """What a function with a `qos: 0` input cannot have."""
+    scale, retry = function.get("scale"), function.get("retry")
+    if isinstance(scale, dict) and isinstance(scale.get("instances"), int) and scale["instances"] != 1:
+        add(("scale", "instances"), f"{scale['instances']} instances would each hear every event with `qos: 0`; write 1, or subscribe with qos 1")
+    for name in ("attempts", "backoff"):
+        if isinstance(retry, dict) and name in retry:
+            add(("retry", name), "nothing is tried again with `qos: 0`; remove the field, or subscribe with qos 1")
 
 
 # ------------------------------------------------------------------ problems
@@ -755,7 +801,7 @@ _FIELDS: dict[str, tuple[type[BaseModel], ...]] = {
     "functions.*.limits": (Limits,),
     "functions.*.scale": (Scale,),
     "functions.*.place": (Place,),
-    "functions.*.subscribe": (JoinAll, JoinCollect, Named),
+    "functions.*.subscribe": (JoinAll, JoinCollect, Named, Single),
     "functions.*.subscribe.*": (Named,),
     "functions.*.subscribe.join": (Collect,),
     "functions.*.subscribe.join.*": (Named,),
@@ -786,7 +832,7 @@ def _problem_of(detail: ErrorDetails, document: yamldoc.Document) -> _Problem:
     return _Problem(document.line_of(path), path, _explain(detail, path))
 
 
-_TAGS = frozenset({"<one>", "<named>", "<several>", "<all>", "<collect>", "<channel>", "[key]"})
+_TAGS = frozenset({"<one>", "<named>", "<single>", "<several>", "<all>", "<collect>", "<channel>", "[key]"})
 
 
 def _explain(detail: ErrorDetails, path: yamldoc.Path) -> str:

@@ -37,6 +37,8 @@ class FunctionRoute:
     context: Mapping[str, str]
     retry: RetryPolicy
     prefetch: int = 64
+    direct: bool = False
+    """Its instance subscribes at the broker by itself (`qos: 0`): no event goes into its inbox."""
 
     @property
     def join_signature(self) -> str:
@@ -54,14 +56,20 @@ class RouteTable:
 
     def route(self, event: Event) -> list[Directive]:
         """Directives for `event` at this PoP; empty when nothing here subscribes to its channel."""
-        targets = self._by_channel.get(event.channel)
+        return [_direct(route, name, event) for route, name in self._targets(event.channel)]
+
+    def inboxes(self, channel: str) -> list[str]:
+        """Inboxes ("function:revision") that any event on `channel` goes to by itself, without a join."""
+        return [f"{route.function}:{route.revision}" for route, _ in self._targets(channel) if route.join is None]
+
+    def _targets(self, channel: str) -> tuple[tuple[FunctionRoute, str], ...]:
+        targets = self._by_channel.get(channel)
         if targets is None:
-            targets = tuple(
-                (route, name) for route in self.functions for name, channel in route.inputs if matches(channel, event.channel)
-            )  # fmt: skip
+            durable = (route for route in self.functions if not route.direct)
+            targets = tuple((route, name) for route in durable for name, wanted in route.inputs if matches(wanted, channel))
             if len(self._by_channel) < 10_000:
-                self._by_channel[event.channel] = targets
-        return [_direct(route, name, event) for route, name in targets]
+                self._by_channel[channel] = targets
+        return targets
 
     def find(self, function: str, revision: str) -> FunctionRoute | None:
         """The route of one revision of a function, if it is the current one."""
@@ -89,7 +97,7 @@ def compile_routes(manifest: Mapping[str, Any], pop: str) -> RouteTable:
                 function=name, revision=function["revision"],
                 inputs=tuple((item["name"], item["channel"]) for item in function["inputs"]),
                 join=function.get("join"), publish=tuple(function.get("publish") or ()), context=dict(function.get("context") or {}),
-                retry=RetryPolicy(**retry),
+                retry=RetryPolicy(**retry), direct=any(item.get("qos") == 0 for item in function["inputs"]),
             )
         )  # fmt: skip
     text = RouteTable("", tuple(routes)).to_json()
@@ -116,15 +124,18 @@ def _direct(route: FunctionRoute, name: str, event: Event) -> Directive:
 
 def _dump(route: FunctionRoute) -> dict[str, Any]:
     retry = route.retry
-    return {
+    document = {
         "function": route.function, "revision": route.revision, "inputs": [list(pair) for pair in route.inputs],
         "join": dict(route.join) if route.join is not None else None, "publish": list(route.publish), "context": dict(route.context),
         "retry": {"attempts": retry.attempts, "backoff_ms": retry.backoff_ms, "timeout_ms": retry.timeout_ms},
     }  # fmt: skip
+    # Only where it is set: the version of a table of durable functions stays what it was.
+    return {**document, "direct": True} if route.direct else document
 
 
 def _load(document: Mapping[str, Any]) -> FunctionRoute:
     return FunctionRoute(
         function=document["function"], revision=document["revision"], inputs=tuple((name, channel) for name, channel in document["inputs"]),
         join=document["join"], publish=tuple(document["publish"]), context=document["context"], retry=RetryPolicy(**document["retry"]),
+        direct=document.get("direct", False),
     )  # fmt: skip

@@ -5,22 +5,21 @@ What it is not: what the messages mean (`gateway.py`, `publisher.py`).
 What must stay true: client ids are secrets, since whoever knows one can take the session over; messages are acknowledged by hand, after the ingest.
 """
 
-import fcntl
 import secrets
 import socket
-import struct
-import termios
 from collections.abc import Callable
 from typing import Any
 
 import structlog
-from paho.mqtt.client import Client, MQTTMessage
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.client import Client
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from edgeflow.core.mqttprops import PackedProperties, encode_properties
+from edgeflow.flow.pahofast import FastClient, Message
 from edgeflow.flow.reactor import READ, WRITE, Reactor, Timer
 from edgeflow.settings import MqttSettings
 
@@ -28,7 +27,6 @@ log = structlog.get_logger(__name__)
 
 SESSION_EXPIRY_S = 7 * 24 * 3600
 BOOT_TOPIC = "_edgeflow/boot"
-_DRAIN_READS = 256
 _BOOT_WAIT_S = 0.1
 _KEEPALIVE_S = 30
 
@@ -37,7 +35,7 @@ class BrokerSession:
     """One session. `on_ready(boot_id)` is called after each connect once the boot id is known; messages that came before are kept until then."""
 
     def __init__(
-        self, reactor: Reactor, settings: MqttSettings, client_id: str, topic_filter: str, *, on_message: Callable[[MQTTMessage], None],
+        self, reactor: Reactor, settings: MqttSettings, client_id: str, topic_filter: str, *, on_message: Callable[[Message], None],
         on_ready: Callable[[str], None], on_lost: Callable[[], None], on_published: Callable[[int], None],
     ) -> None:  # fmt: skip
         self._reactor = reactor
@@ -49,12 +47,12 @@ class BrokerSession:
         self._socket: Any = None
         self._events = 0
         self._boot: str | None = None
-        self._held: list[MQTTMessage] = []
+        self._held: list[Message] = []
         self._boot_timer: Timer | None = None
         self._backoff_s = 0.05
         self._closed = False
         self.connected = False
-        client = Client(
+        client = FastClient(
             CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTProtocolVersion.MQTTv5, manual_ack=True,
             transport="unix" if settings.socket is not None else "tcp",
         )  # fmt: skip
@@ -76,11 +74,12 @@ class BrokerSession:
 
     # -- for the owner -------------------------------------------------------------------------------------------------
 
-    def publish(self, topic: str, payload: bytes, properties: Properties | None, *, retain: bool = False) -> int:
-        """Queue a QoS 1 publish; its message id, which `on_published` gets when the broker confirmed it."""
-        return self._client.publish(topic, payload, qos=1, retain=retain, properties=properties).mid
+    def publish(self, topic: str, payload: bytes, properties: bytes, *, retain: bool = False) -> int:
+        """Queue a QoS 1 publish with packed properties; its message id, which `on_published` gets when the broker confirmed it."""
+        packed: Any = PackedProperties(properties)
+        return self._client.publish(topic, payload, qos=1, retain=retain, properties=packed).mid
 
-    def ack(self, message: MQTTMessage) -> None:
+    def ack(self, message: Message) -> None:
         """Acknowledge a received message."""
         self._client.ack(message.mid, message.qos)
 
@@ -139,7 +138,7 @@ class BrokerSession:
         # seen at the next connect, and costs one rewind too many.
         if self._boot is None and self._socket is not None:
             boot = secrets.token_hex(8)
-            self.publish(BOOT_TOPIC, boot.encode(), None, retain=True)
+            self.publish(BOOT_TOPIC, boot.encode(), encode_properties(), retain=True)
             self._ready(boot)
 
     def _ready(self, boot: str) -> None:
@@ -152,7 +151,7 @@ class BrokerSession:
         for message in held:
             self._on_message(message)
 
-    def _message(self, _client: Client, _data: Any, message: MQTTMessage) -> None:
+    def _message(self, _client: Client, _data: Any, message: Any) -> None:
         if message.topic == BOOT_TOPIC:
             self.ack(message)
             if self._boot is None and message.payload:
@@ -184,6 +183,7 @@ class BrokerSession:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         self._socket = sock
+        self._client.start_reading()
         self._events = READ
         self._reactor.register(sock, READ, self._on_socket)
 
@@ -200,14 +200,7 @@ class BrokerSession:
 
     def _on_socket(self, events: int) -> None:
         if events & READ:
-            for _ in range(_DRAIN_READS):
-                if self._client.loop_read() != MQTTErrorCode.MQTT_ERR_SUCCESS or self._socket is None or not _readable(self._socket):
-                    break
+            self._client.read_packets()
         if events & WRITE and self._socket is not None:
             self._client.loop_write()
 
-
-def _readable(sock: Any) -> int:
-    """Bytes that wait in the socket."""
-    answer = fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0\0\0\0")
-    return int(struct.unpack("i", answer)[0])

@@ -11,36 +11,37 @@ MQTT 5.0: 3.3.2.3.5 response topic, 4.4 delivery retry; CloudEvents MQTT protoco
 import json
 import uuid
 import zlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
-from paho.mqtt.client import MQTTMessage
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 
 from edgeflow.core.channels import RECEIPTS_LEVEL, is_reserved
 from edgeflow.core.events import dataref_of, from_cloudevent, make_event
+from edgeflow.core.mqttprops import encode_properties
 from edgeflow.errors import BadEvent, BadName, EdgeflowError, TooLarge
 from edgeflow.flow.broker import BrokerSession
+from edgeflow.flow.pahofast import Message
 from edgeflow.settings import Limits
 from edgeflow.store import Arrival, Namespace, Receipt, Refusal
 from edgeflow.store.namespace import now_ms
 
 log = structlog.get_logger(__name__)
 
+_Taken = tuple[Message, Arrival | EdgeflowError]
+
 STRUCTURED = "application/cloudevents+json"
 
 
 class Gateway:
-    """One namespace's way in. Messages are collected by `take` and ingested together by `flush`."""
+    """One namespace's way in. Messages are collected by `take`; a round ingests them together."""
 
-    def __init__(self, namespace: Namespace, limits: Limits, source: str, on_ingested: Callable[[str], None]) -> None:
+    def __init__(self, namespace: Namespace, limits: Limits, source: str) -> None:
         self._namespace = namespace
         self._limits = limits
         self._source = source
-        self._on_ingested = on_ingested
-        self._pending: list[tuple[MQTTMessage, Arrival | EdgeflowError]] = []
+        self._pending: list[_Taken] = []
+        self._batch: list[_Taken] = []
         self._boot = ""
         self.session: BrokerSession | None = None
 
@@ -52,7 +53,7 @@ class Gateway:
         """The session is gone: what was not ingested yet comes again as a redelivery."""
         self._pending.clear()
 
-    def take(self, message: MQTTMessage) -> None:
+    def take(self, message: Message) -> None:
         """Collect one message."""
         try:
             arrival: Arrival | EdgeflowError = self._arrival(message)
@@ -60,34 +61,49 @@ class Gateway:
             arrival = error
         self._pending.append((message, arrival))
 
-    def flush(self) -> bool:
-        """Ingest what was collected, send receipts, acknowledge. False when there was nothing."""
-        if not self._pending or self.session is None:
-            return False
-        batch, self._pending = self._pending, []
-        arrivals = [arrival for _, arrival in batch if isinstance(arrival, Arrival)]
-        results = iter(self._namespace.ingest(arrivals)) if arrivals else iter(())
+    @property
+    def waiting(self) -> bool:
+        """Whether something was collected."""
+        return bool(self._pending)
+
+    @property
+    def channels(self) -> set[str]:
+        """Channels of what was collected."""
+        return {arrival.event.channel for _, arrival in self._pending if isinstance(arrival, Arrival)}
+
+    def collected(self) -> list[Arrival]:
+        """What waits to be ingested, in order; `finish` gets the results."""
+        self._batch, self._pending = self._pending, []
+        return [arrival for _, arrival in self._batch if isinstance(arrival, Arrival)]
+
+    def finish(self, results: Sequence[Receipt | Refusal]) -> None:
+        """Send receipts and acknowledge what `collected` returned."""
+        batch, self._batch = self._batch, []
+        answers = iter(results)
         for message, arrival in batch:
-            result = next(results) if isinstance(arrival, Arrival) else Refusal("", arrival)
+            result = next(answers) if isinstance(arrival, Arrival) else Refusal("", arrival)
             if isinstance(result, Refusal):
                 log.warning(
                     "publish_refused", namespace=self._namespace.name, channel=message.topic, code=result.error.code, error=result.error.message,
                     hint=result.error.hint,
                 )  # fmt: skip
             self._answer(message, result)
-            self.session.ack(message)
-        self._on_ingested(self._namespace.name)
-        return True
+            if self.session is not None:
+                self.session.ack(message)
 
-    def _arrival(self, message: MQTTMessage) -> Arrival:
-        channel, payload = message.topic, bytes(message.payload)
+    def _arrival(self, message: Message) -> Arrival:
+        try:
+            channel = message.topic
+        except UnicodeDecodeError:
+            raise BadName("a topic is not UTF-8") from None
+        payload = bytes(message.payload)
         if is_reserved(channel):
             raise BadName(f"channel {channel!r} is reserved", hint="Levels that begin with _ belong to edgeflow.")
         if len(payload) > self._limits.event_bytes:
             raise TooLarge(f"the payload on {channel} has {len(payload)} bytes, an event may have {self._limits.event_bytes}")
-        properties = message.properties
-        attributes = {name: value for name, value in getattr(properties, "UserProperty", ())} if properties is not None else {}
-        content_type = getattr(properties, "ContentType", None)
+        properties = message.decoded
+        attributes = dict(properties.user)
+        content_type = properties.content_type
         now = now_ms()
         dataref = attributes.get("dataref")
         fallback_id = uuid.uuid4().hex
@@ -111,8 +127,8 @@ class Gateway:
             ring = f"{self._boot}:{message.mid}:{zlib.crc32(payload, zlib.crc32(channel.encode())):08x}"
         return Arrival(event, via="mqtt", dataref=dataref, deduplicate=own_id, ring=ring, again=bool(message.dup))
 
-    def _answer(self, message: MQTTMessage, result: Receipt | Refusal) -> None:
-        topic = getattr(message.properties, "ResponseTopic", None) if message.properties is not None else None
+    def _answer(self, message: Message, result: Receipt | Refusal) -> None:
+        topic = message.decoded.response_topic
         if topic is None or self.session is None:
             return
         if not topic.startswith(f"{self._namespace.name}/{RECEIPTS_LEVEL}/") or "+" in topic or "#" in topic:
@@ -123,9 +139,5 @@ class Gateway:
             document = result.to_json()
         else:
             document = {"class": "refused", "code": result.error.code, "detail": result.error.message, "hint": result.error.hint}
-        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-        properties.ContentType = "application/json"
-        correlation = getattr(message.properties, "CorrelationData", None)
-        if correlation is not None:
-            properties.CorrelationData = correlation
+        properties = encode_properties(content_type="application/json", correlation=message.decoded.correlation)
         self.session.publish(topic, json.dumps(document).encode(), properties)

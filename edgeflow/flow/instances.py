@@ -1,6 +1,6 @@
-"""All instances of this PoP: their sockets, their claims and commits, in one store call per namespace and round.
+"""All instances of this PoP: their sockets, what they claim and commit.
 
-What it is: the server of the instance protocol.
+What it is: the server of the instance protocol. The store calls themselves are made by `rounds.py`.
 What it is not: starting and stopping instances. The runner writes local documents "instance"; this listens on their sockets and writes "instance_state".
 What must stay true: an attempt ends once, by commit, failure or release, whatever the instance does; a socket that closes gives back what was
 claimed; an attempt that outlives its timeout is ended and its instance told to exit.
@@ -12,7 +12,8 @@ import random
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from edgeflow.flow.reactor import READ, Reactor
 from edgeflow.flow.sessions import Held, InstanceSpec, Session
 from edgeflow.flow.timings import Timings
 from edgeflow.settings import Limits
-from edgeflow.store import Claimed, Commit, Store
+from edgeflow.store import Claim, Claimed, Commit, RoundResult, Store
 from edgeflow.store.blobs import check_digest
 from edgeflow.store.namespace import now_ms
 
@@ -37,7 +38,15 @@ log = structlog.get_logger(__name__)
 MAX_PREFETCH = 64
 DETAIL_CHARS = 10_000
 _LEASE_SLACK_MS = 5_000
-_FunctionKey = tuple[str, str, str]  # namespace, function, revision
+_FunctionKey = tuple[str, str]  # namespace, "function:revision"
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What instances of one namespace sent since the last round."""
+
+    commits: list[tuple[Session, Commit, Message]]
+    blobs: list[tuple[str, bytes]]
 
 
 class Instances:
@@ -145,7 +154,7 @@ class Instances:
         elif held:
             # Which of them the instance died of is not known: none is blamed, each is claimed alone next time.
             namespace.release_claims(instance=spec.instance, suspect=True)
-        self._wake(spec.namespace)
+        self.notify(spec.namespace)
         if spec.instance in self._listeners:
             self._write_state(spec, "hung" if session.state == "hung" else "lost")
 
@@ -202,7 +211,7 @@ class Instances:
             self._end_held(session, id)
         if ids:
             self._store.namespace(session.spec.namespace).release_claims(instance=session.spec.instance, ids=ids)
-            self._wake(session.spec.namespace)
+            self.notify(session.spec.namespace)
 
     def _on_blob(self, session: Session, message: Message) -> None:
         digest, data = message.get("digest"), message.get("data")
@@ -253,50 +262,59 @@ class Instances:
 
     # -- the round -----------------------------------------------------------------------------------------------------
 
-    def notify(self, namespace: str) -> None:
-        """Something may have become ready in a namespace."""
-        self._wake(namespace)
+    def notify(self, namespace: str, inboxes: Iterable[str] | None = None) -> None:
+        """Inboxes ("function:revision") of a namespace got work; None = any of them may have."""
+        if inboxes is None:
+            self._maybe_work.update(_function_key(s.spec) for s in self._sessions.values() if s.spec.namespace == namespace)
+        else:
+            self._maybe_work.update((namespace, inbox) for inbox in inboxes)
 
-    def flush(self) -> bool:
-        """Commit and claim what this round collected, then write the answers. True when another round may find work."""
+    def collected(self) -> dict[str, Collected]:
+        """Per namespace the commits and bodies that wait; `finish` gets the results."""
+        work: dict[str, Collected] = {}
+        for name in {*self._commits, *self._blobs}:
+            work[name] = Collected(self._commits.pop(name, []), self._blobs.pop(name, []))
+        return work
+
+    def claiming(self) -> dict[str, list[Session]]:
+        """Per namespace the instances that wait for work where there may be some."""
         if self._store.outages != self._outages:
             self._outages = self._store.outages
             self._recover_claims()
-        namespaces = {*self._commits, *self._blobs}
-        claims: dict[str, list[Session]] = defaultdict(list)
-        if self._maybe_work:
-            for session in self._sessions.values():
-                if session.claim_max and session.state == "ready" and _function_key(session.spec) in self._maybe_work:
-                    claims[session.spec.namespace].append(session)
-                    namespaces.add(session.spec.namespace)
-            self._maybe_work.clear()
-        for name in namespaces:
-            self._run(name, self._commits.pop(name, []), claims.get(name, []), self._blobs.pop(name, []))
-        for session in list(self._sessions.values()):
-            session.flush()
-        return False
+        found: dict[str, list[Session]] = defaultdict(list)
+        for session in self._sessions.values() if self._maybe_work else ():
+            if session.claim_max and session.state == "ready" and _function_key(session.spec) in self._maybe_work:
+                found[session.spec.namespace].append(session)
+        self._maybe_work.clear()
+        return found
 
-    def _run(
-        self, name: str, commits: list[tuple[Session, Commit, Message]], claiming: list[Session], blobs: list[tuple[str, bytes]]
-    ) -> None:  # fmt: skip
-        namespace = self._store.namespace(name)
-        requests = [
-            (s.spec.function, s.spec.revision, s.spec.instance, s.claim_max, (s.route.retry.timeout_ms + _LEASE_SLACK_MS) * s.claim_max)
-            for s in claiming
-        ]  # fmt: skip
-        ended, claimed = namespace.work([commit for _, commit, _ in commits], requests, blobs)
+    @staticmethod
+    def claim(session: Session) -> Claim:
+        """The outstanding claim of an instance."""
+        spec, limit = session.spec, session.claim_max
+        return Claim(spec.function, spec.revision, spec.instance, limit, (session.route.retry.timeout_ms + _LEASE_SLACK_MS) * limit)
+
+    def finish(self, collected: Collected, claiming: list[Session], result: RoundResult) -> None:
+        """Answer commits and claims with what a round did."""
         done_us = time.time_ns() / 1000
-        for (session, commit, message), result in zip(commits, ended, strict=True):
-            if result.status == "missing":
-                self._refuse(session, commit.id, commit.attempt, "bad-output", f"the output refers to {result.detail}, which was never sent")
+        for (session, commit, message), ended in zip(collected.commits, result.ended, strict=True):
+            if ended.status == "missing":
+                self._refuse(session, commit.id, commit.attempt, "bad-output", f"the output refers to {ended.detail}, which was never sent")
                 continue
-            self._committed(session, commit, message, result.status, done_us)
-        if commits:
-            self._on_committed(name)
-            self._wake(name)
-        for session, items in zip(claiming, claimed, strict=True):
+            self._committed(session, commit, message, ended.status, done_us)
+        for session, items in zip(claiming, result.claimed, strict=True):
             if items:
                 self._hand_over(session, items, done_us)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether another round may find work to hand over."""
+        return any(s.claim_max and s.state == "ready" and _function_key(s.spec) in self._maybe_work for s in self._sessions.values())
+
+    def flush_sockets(self) -> None:
+        """Write the answers."""
+        for session in list(self._sessions.values()):
+            session.flush()
 
     def _committed(self, session: Session, commit: Commit, message: Message, status: str, done_us: float) -> None:
         held = self._end_held(session, commit.id)
@@ -328,8 +346,6 @@ class Instances:
             inputs = [{"name": item.name, "event": item.event.encode_positioned()} for item in claimed.inputs]
             work.append({"invocation": claimed.id, "attempt": claimed.attempt, "deadline_ms": deadline_ms, "inputs": inputs, "context": context})
         session.send({"t": "work", "items": work})
-        if len(items) > 0:
-            self._maybe_work.add(_function_key(session.spec))
 
     def _context(self, session: Session) -> dict[str, Any]:
         names = session.route.context
@@ -418,11 +434,6 @@ class Instances:
         for session in self._sessions.values():
             self._maybe_work.add(_function_key(session.spec))
 
-    def _wake(self, namespace: str) -> None:
-        for session in self._sessions.values():
-            if session.claim_max and session.spec.namespace == namespace:
-                self._maybe_work.add(_function_key(session.spec))
-
     def _write_state(self, spec: InstanceSpec, state: str) -> None:
         session = self._sessions.get(spec.instance)
         committed, failed = self._counts[spec.instance]
@@ -446,7 +457,7 @@ _HANDLERS: dict[str, Callable[[Instances, Session, Message], None]] = {
 
 
 def _function_key(spec: InstanceSpec) -> _FunctionKey:
-    return (spec.namespace, spec.function, spec.revision)
+    return (spec.namespace, f"{spec.function}:{spec.revision}")
 
 
 def _named_attempt(message: Message) -> tuple[str, int]:

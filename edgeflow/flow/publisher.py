@@ -10,9 +10,8 @@ from collections import deque
 from collections.abc import Callable
 
 import structlog
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 
+from edgeflow.core.mqttprops import encode_properties
 from edgeflow.errors import EdgeflowError
 from edgeflow.flow.broker import BrokerSession
 from edgeflow.settings import PopSettings
@@ -113,15 +112,13 @@ class Publisher:
     def _publish(self, released: Released) -> int:
         event = released.event
         assert event is not None and self.session is not None
-        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
         if event.size_bytes <= self._settings.limits.mqtt_inline_bytes:
             payload = self._namespace.data_of(event)
-            properties.UserProperty = [("specversion", "1.0"), *event.wire_attributes().items()]
-            if event.datacontenttype is not None:
-                properties.ContentType = event.datacontenttype
+            attributes = [("specversion", "1.0"), *event.wire_attributes().items()]
+            properties = encode_properties(attributes, content_type=event.datacontenttype)
         else:
             assert event.ref is not None
             document = event.to_cloudevent(None, url=self._blob_url(self._namespace.name, event.ref.digest))
             payload = json.dumps(document).encode()
-            properties.ContentType = "application/cloudevents+json"
+            properties = encode_properties(content_type="application/cloudevents+json")
         return self.session.publish(event.channel, payload, properties)

@@ -4,6 +4,7 @@ Per invocation: total = done - accepted; handler = what the handler used without
 the time in that instance's own queue; platform = total - waiting - handler. All in ms.
 """
 
+import time
 from collections import deque
 from typing import Any
 
@@ -14,6 +15,7 @@ class Timings:
     """The newest SAMPLES invocations of one function."""
 
     def __init__(self) -> None:
+        self.since_ms = int(time.time() * 1000)
         self.committed = 0
         self.failed = 0
         self._platform: deque[float] = deque(maxlen=SAMPLES)
@@ -31,7 +33,7 @@ class Timings:
         """Counts, and p50 and p99 (ms) of each part."""
         return {
             "invocations": self.committed, "failed": self.failed, "platform_ms": _quantiles(self._platform),
-            "waiting_ms": _quantiles(self._waiting), "handler_ms": _quantiles(self._handler),
+            "waiting_ms": _quantiles(self._waiting), "handler_ms": _quantiles(self._handler), "since_ms": self.since_ms,
         }  # fmt: skip
 
 

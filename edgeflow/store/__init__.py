@@ -5,6 +5,7 @@ from edgeflow.store.namespace import Namespace
 from edgeflow.store.records import (
     Arrival,
     ChannelInfo,
+    Claim,
     Claimed,
     Commit,
     DeadLetter,
@@ -18,12 +19,13 @@ from edgeflow.store.records import (
     Receipt,
     Refusal,
     Released,
+    RoundResult,
     Value,
     ValueInfo,
     ValueWrite,
 )
 
 __all__ = [
-    "Arrival", "ChannelInfo", "Claimed", "Commit", "DeadLetter", "Ended", "Expired", "InboxStats", "Input", "LocalState", "LogId", "MirrorResult",
-    "Namespace", "PendingJoin", "Receipt", "Refusal", "Released", "Store", "Value", "ValueInfo", "ValueWrite", "Wakeups",
+    "Arrival", "ChannelInfo", "Claim", "Claimed", "Commit", "DeadLetter", "Ended", "Expired", "InboxStats", "Input", "LocalState", "LogId", "MirrorResult",
+    "Namespace", "PendingJoin", "Receipt", "Refusal", "Released", "RoundResult", "Store", "Value", "ValueInfo", "ValueWrite", "Wakeups",
 ]  # fmt: skip

@@ -5,8 +5,10 @@ What must stay true: only these processes reach this Redis; opening a namespace 
 
 import contextlib
 import json
+import secrets
 from typing import Any
 
+import msgpack
 import redis
 
 from edgeflow.core.channels import SYSTEM_NAMESPACE, check_namespace
@@ -18,6 +20,7 @@ from edgeflow.store.replica import ReplicatedNamespace
 
 _WAKE_CHANNEL = "ef:wake"
 LOCAL = "local"
+_LOCAL_WAKE = msgpack.packb([LOCAL, "", []])
 _MISSING_ROUNDS = 1000
 
 
@@ -31,6 +34,7 @@ class Store:
         self._connection = Connection(settings.store.redis_socket, None if patient else settings.store.retry_s)
         self._epochs = EpochFile(settings.state_dir)
         self._handles: dict[str, ReplicatedNamespace] = {}
+        self._token = secrets.token_hex(4)
         self._connection.load_library()
         self.local = LocalState(self._connection)
         self.open_log(SYSTEM_NAMESPACE)
@@ -52,7 +56,7 @@ class Store:
             check_namespace(name)
             handle = self._handles[name] = ReplicatedNamespace(
                 name, self.pop, self._connection, BlobFiles(self._settings.state_dir / "blobs" / name), self._settings.limits,
-                lambda: self.open_log(name),
+                lambda: self.open_log(name), self._token,
             )  # fmt: skip
         return handle
 
@@ -116,7 +120,7 @@ class Store:
 
     def wakeups(self) -> "Wakeups":
         """A new listener for changes."""
-        return Wakeups(self._connection.client())
+        return Wakeups(self._connection.client(), self._token)
 
     def ping(self) -> None:
         """Raises StoreUnavailable when Redis does not answer."""
@@ -139,7 +143,7 @@ class LocalState:
         """Write a document and wake who listens, unless it is there already just so."""
         text = json.dumps(document, sort_keys=True)
         if self._connection.one("HGET", self._PREFIX + kind, id) != text.encode():
-            self._connection.run([("HSET", self._PREFIX + kind, id, text), ("PUBLISH", _WAKE_CHANNEL, LOCAL)])
+            self._connection.run([("HSET", self._PREFIX + kind, id, text), ("PUBLISH", _WAKE_CHANNEL, _LOCAL_WAKE)])
 
     def get_doc(self, kind: str, id: str) -> dict[str, Any] | None:
         """A document, or None."""
@@ -153,14 +157,18 @@ class LocalState:
     def delete_doc(self, kind: str, id: str) -> None:
         """Remove a document if it is there."""
         if self._connection.one("HDEL", self._PREFIX + kind, id):
-            self._connection.one("PUBLISH", _WAKE_CHANNEL, LOCAL)
+            self._connection.one("PUBLISH", _WAKE_CHANNEL, _LOCAL_WAKE)
 
 
 class Wakeups:
-    """Hints that something changed: a file descriptor to wait on, and the names of what changed. Hints can be lost; poll as well."""
+    """Hints that something changed: a file descriptor to wait on, and the names of what changed. Hints can be lost; poll as well.
 
-    def __init__(self, client: redis.Redis) -> None:
+    What rounds of this Store's own namespaces released is not among them: their results have said it already.
+    """
+
+    def __init__(self, client: redis.Redis, own_token: str) -> None:
         self._client = client
+        self._own = own_token
         self._pubsub: Any = None
         self._subscribe()
 
@@ -170,15 +178,14 @@ class Wakeups:
         sock = getattr(connection, "_sock", None)
         return -1 if sock is None else int(sock.fileno())
 
-    def drain(self) -> set[str]:
-        """Namespaces (or "local") that changed since the last call; reconnects by itself."""
-        changed: set[str] = set()
+    def drain(self) -> dict[str, set[str]]:
+        """Namespaces (or "local") that changed since the last call, with the inboxes ("function:revision") that got work; reconnects by itself."""
+        changed: dict[str, set[str]] = {}
         if self._pubsub is None and not self._subscribe():
             return changed
         try:
             while (message := self._pubsub.get_message(ignore_subscribe_messages=False, timeout=0)) is not None:
-                if message["type"] == "message":
-                    changed.add(message["data"].decode())
+                self._note(message, changed)
         except (redis.ConnectionError, redis.TimeoutError, OSError):
             self._drop()
         return changed
@@ -187,11 +194,19 @@ class Wakeups:
         """Block until something changes, at most `timeout_s`; for threads."""
         if self._pubsub is not None or self._subscribe():
             with contextlib.suppress(redis.ConnectionError, redis.TimeoutError, OSError):
+                changed: dict[str, set[str]] = {}
                 message = self._pubsub.get_message(timeout=timeout_s)
-                changed = self.drain()
-                return changed | {message["data"].decode()} if message and message["type"] == "message" else changed
+                if message is not None:
+                    self._note(message, changed)
+                return {*changed, *self.drain()}
             self._drop()
         return set()
+
+    def _note(self, message: dict[str, Any], changed: dict[str, set[str]]) -> None:
+        if message["type"] == "message":
+            name, by, inboxes = msgpack.unpackb(message["data"])
+            if by != self._own:
+                changed.setdefault(name, set()).update(inboxes)
 
     def close(self) -> None:
         """Close the connection."""

@@ -8,7 +8,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 import redis
@@ -23,6 +23,7 @@ from edgeflow.store.connection import Command, Connection
 from edgeflow.store.records import (
     Arrival,
     ChannelInfo,
+    Claim,
     Claimed,
     Commit,
     DeadLetter,
@@ -33,6 +34,7 @@ from edgeflow.store.records import (
     Receipt,
     Refusal,
     Released,
+    RoundResult,
     Value,
     ValueInfo,
     pack_event,
@@ -41,6 +43,9 @@ from edgeflow.store.records import (
     unpack_inputs,
 )
 
+
+RING_SIZE = 1024
+"""Redeliveries that are recognised per namespace; more than twice any receive maximum."""
 
 Rows = list
 """`list` by another name: inside the class, `list` is the method."""
@@ -51,11 +56,19 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+class _PackedArrival(NamedTuple):
+    position: int
+    arrival: Arrival
+    event: list[Any]
+    ref: dict[str, str] | None
+    put: list[Any] | None
+
+
 class Namespace:
     """A handle; opening one costs nothing. Methods raise StoreUnavailable when Redis stays away longer than the settings allow."""
 
     def __init__(
-        self, name: str, pop: str, connection: Connection, files: BlobFiles, limits: Limits, open_log: Callable[[], object]
+        self, name: str, pop: str, connection: Connection, files: BlobFiles, limits: Limits, open_log: Callable[[], object], by: str
     ) -> None:  # fmt: skip
         self.name = name
         self.pop = pop
@@ -64,6 +77,7 @@ class Namespace:
         self._files = files
         self._limits = limits
         self._open_log = open_log
+        self._by = by
         self._table = RouteTable()
         self._fetched_routes = False
 
@@ -206,58 +220,106 @@ class Namespace:
     def _blob_mark(self, digest: str, size: int) -> Command:
         return self._command("ef_blob", {"digest": digest, "size": size, "rv": self.routes().version})
 
-    # -- ingest --------------------------------------------------------------------------------------------------------
+    # -- the round: ingest, commits and claims together ----------------------------------------------------------------
 
     def ingest(self, arrivals: Sequence[Arrival]) -> Rows[Receipt | Refusal]:
         """Log `arrivals` in one atomic call; per arrival a receipt (class durable or waiting), or why it was refused.
 
         Bodies above `inline_bytes` become blobs first. A dataref is resolved to what it refers to now, or waits in front of the log.
         """
+        return self.round(arrivals=arrivals).receipts
+
+    def round(
+        self, *, arrivals: Sequence[Arrival] = (), commits: Sequence[Commit] = (), claims: Sequence[Claim] = (),
+        blobs: Sequence[tuple[str, bytes]] = (),
+    ) -> RoundResult:  # fmt: skip
+        """Blobs, then arrivals, then commits, then claims, in one round trip and one fsync. Arrivals are atomic together, each commit by itself.
+
+        Claims of a call that was interrupted by an outage may be lost to the caller; see `holds` and `release_claims`.
+        """
         results: dict[int, Receipt | Refusal] = {}
-        taken: Rows[tuple[int, Arrival, Rows[Any], dict[str, str] | None, Rows[Any] | None]] = []
-        blobs: Rows[tuple[str, bytes]] = []
+        taken: Rows[_PackedArrival] = []
+        own_blobs = list(blobs)
         for position, arrival in enumerate(arrivals):
             try:
-                fields, ref, put = self._pack_arrival(arrival, blobs)
+                taken.append(self._pack_arrival(position, arrival, own_blobs))
             except EdgeflowError as error:
                 results[position] = Refusal(arrival.event.id, error)
-                continue
-            taken.append((position, arrival, fields, ref, put))
-        small = [(digest, data) for digest, data in blobs if len(data) < self._limits.redis_blob_bytes]
-        self._store_blobs([(digest, data) for digest, data in blobs if len(data) >= self._limits.redis_blob_bytes])
+        packed_commits = [self._pack_commit(commit, own_blobs) for commit in commits]
+        self._store_blobs([(digest, data) for digest, data in own_blobs if len(data) >= self._limits.redis_blob_bytes])
+        small = [(digest, data) for digest, data in own_blobs if len(data) < self._limits.redis_blob_bytes]
 
         def prepare(again: bool) -> Rows[Command]:
-            table = self.routes()
-            packed = []
-            for _, arrival, fields, ref, put in taken:
-                item: dict[str, Any] = {"ev": fields, "d": table.route(arrival.event), "via": arrival.via}
-                if ref is not None:
-                    item["ref"] = ref
-                if put is not None:
-                    item["put"] = put
-                if arrival.deduplicate:
-                    item["id"] = f"{arrival.event.source}|{arrival.event.id}"
-                if arrival.ring is not None:
-                    item["ring"] = arrival.ring
-                    item["again"] = again or arrival.again
-                packed.append(item)
-            call = {
-                "arrivals": packed, "rv": table.version, "gate_ms": self._limits.gate_timeout_ms, "ring_size": 1024,
-            }  # fmt: skip
-            return [*self._small_blobs(small), self._command("ef_ingest", call)]
+            commands = self._small_blobs(small)
+            if taken:
+                commands.append(self._ingest_command(taken, again))
+            commands += [self._commit_command(commit, *packed) for commit, packed in zip(commits, packed_commits, strict=True)]
+            return commands
 
+        claim_commands = [self._claim_command(claim) for claim in claims]
+        commands = [*prepare(False), *claim_commands]
+        if not commands:
+            return RoundResult([results[position] for position in range(len(arrivals))], [], [], set())
+        replies = self._connection.run(commands, on_outage=lambda: [*prepare(True), *claim_commands])
+        split = len(replies) - len(claim_commands)
+        writes = replies[:split]
+        if any(isinstance(reply, redis.ResponseError) for reply in writes):
+            # Without the claims: what they got must not be claimed a second time.
+            writes = self._routed(prepare)
+        woken: set[str] = set()
+        ended = [_ended(msgpack.unpackb(reply), woken) for reply in writes[len(writes) - len(commits) :]] if commits else []
         if taken:
-            replies = msgpack.unpackb(self._routed(prepare)[-1], raw=False)
-            for (position, arrival, *_), (status, epoch, seq, version) in zip(taken, replies, strict=True):
-                results[position] = Receipt(
-                    class_="waiting" if status == "waiting" or (status == "again" and seq == 0 and arrival.ring is None) else "durable",
-                    origin=self.pop, epoch=epoch, seq=seq, id=arrival.event.id, version=version or None, duplicate=status == "again",
-                )  # fmt: skip
-        return [results[position] for position in range(len(arrivals))]
+            statuses, inboxes = msgpack.unpackb(writes[len(writes) - len(commits) - 1])
+            woken.update(inboxes)
+            for packed, status in zip(taken, statuses, strict=True):
+                results[packed.position] = self._receipt(packed.arrival, *status)
+        claimed = []
+        for reply in replies[split:]:
+            if isinstance(reply, Exception):
+                raise reply
+            claimed.append([_claimed(item) for item in msgpack.unpackb(reply, raw=True)])
+        return RoundResult([results[position] for position in range(len(arrivals))], ended, claimed, woken)
 
-    def _pack_arrival(
-        self, arrival: Arrival, blobs: Rows[tuple[str, bytes]]
-    ) -> tuple[Rows[Any], dict[str, str] | None, Rows[Any] | None]:
+    def _receipt(self, arrival: Arrival, status: str, epoch: int, seq: int, version: str) -> Receipt:
+        waiting = status == "waiting" or (status == "again" and seq == 0 and arrival.ring is None)
+        return Receipt(
+            class_="waiting" if waiting else "durable", origin=self.pop, epoch=epoch, seq=seq, id=arrival.event.id, version=version or None,
+            duplicate=status == "again",
+        )  # fmt: skip
+
+    def _ingest_command(self, taken: Sequence[_PackedArrival], again: bool) -> Command:
+        table = self.routes()
+        items = []
+        for packed in taken:
+            arrival = packed.arrival
+            item: dict[str, Any] = {"ev": packed.event, "d": table.route(arrival.event), "via": arrival.via}
+            if packed.ref is not None:
+                item["ref"] = packed.ref
+            if packed.put is not None:
+                item["put"] = packed.put
+            if arrival.deduplicate:
+                item["id"] = f"{arrival.event.source}|{arrival.event.id}"
+            if arrival.ring is not None:
+                item["ring"] = arrival.ring
+                item["again"] = again or arrival.again
+            items.append(item)
+        return self._command(
+            "ef_ingest", {"arrivals": items, "rv": table.version, "gate_ms": self._limits.gate_timeout_ms, "ring_size": RING_SIZE, "by": self._by}
+        )  # fmt: skip
+
+    def _commit_command(self, commit: Commit, events: Rows[Any], values: Rows[Any]) -> Command:
+        table = self.routes()
+        call = {
+            "id": commit.id, "attempt": commit.attempt, "ev": events, "va": values, "rv": table.version, "by": self._by,
+            "d": [table.route(event) for event in commit.events], "gate_ms": self._limits.gate_timeout_ms,
+        }  # fmt: skip
+        return self._command("ef_commit", call)
+
+    def _claim_command(self, claim: Claim) -> Command:
+        call = {"f": claim.function, "r": claim.revision, "instance": claim.instance, "max": claim.limit, "lease_ms": claim.lease_ms}
+        return self._command("ef_claim", call)
+
+    def _pack_arrival(self, position: int, arrival: Arrival, blobs: Rows[tuple[str, bytes]]) -> _PackedArrival:
         event = arrival.event
         data = event.data or b""
         if len(data) > self._limits.event_bytes:
@@ -282,7 +344,7 @@ class Namespace:
         if arrival.put_key is not None:
             blob = BlobRef(fields[4], len(data)) if fields[4] else None
             put = pack_value(check_key(arrival.put_key), None if blob else data, blob, event.datacontenttype)
-        return fields, ref, put
+        return _PackedArrival(position, arrival, fields, ref, put)
 
     # -- values --------------------------------------------------------------------------------------------------------
 
@@ -375,52 +437,6 @@ class Namespace:
         self._connection.one("SET", self.prefix + "publisher", n)
 
     # -- work ----------------------------------------------------------------------------------------------------------
-
-    def claim_command(self, function: str, revision: str, instance: str, limit: int, lease_ms: int) -> Command:
-        """The claim as a command for `work`."""
-        return self._command("ef_claim", {"f": function, "r": revision, "instance": instance, "max": limit, "lease_ms": lease_ms})
-
-    def work(
-        self, commits: Sequence[Commit], claims: Sequence[tuple[str, str, str, int, int]], blobs: Sequence[tuple[str, bytes]] = ()
-    ) -> tuple[Rows[Ended], Rows[Rows[Claimed]]]:  # fmt: skip
-        """Blobs, commits and claims in one round trip: each commit is atomic by itself. A claim is (function, revision, instance, max, lease_ms).
-
-        Claims of a call that was interrupted by an outage may be lost to the caller; see `holds` and `release_claims`.
-        """
-        own_blobs = list(blobs)
-        packed = [self._pack_commit(commit, own_blobs) for commit in commits]
-        self._store_blobs([(digest, data) for digest, data in own_blobs if len(data) >= self._limits.redis_blob_bytes])
-        small = [(digest, data) for digest, data in own_blobs if len(data) < self._limits.redis_blob_bytes]
-        done: dict[int, Any] = {}
-
-        def prepare(_again: bool) -> Rows[Command]:
-            table = self.routes()
-            commands = self._small_blobs(small)
-            for commit, (events, values) in zip(commits, packed, strict=True):
-                call = {
-                    "id": commit.id, "attempt": commit.attempt, "ev": events, "va": values, "rv": table.version,
-                    "d": [table.route(event) for event in commit.events], "gate_ms": self._limits.gate_timeout_ms,
-                }  # fmt: skip
-                commands.append(self._command("ef_commit", call))
-            return commands
-
-        # Commits first and by themselves when one may have to be repeated with newer routes: a claim must not be sent twice.
-        claim_commands = [self.claim_command(*claim) for claim in claims]
-        commands = [*prepare(False), *claim_commands]
-        if not commands:
-            return [], []
-        replies = self._connection.run(commands, on_outage=lambda: [*prepare(True), *claim_commands])
-        split = len(replies) - len(claim_commands)
-        if any(isinstance(reply, redis.ResponseError) for reply in replies[:split]):
-            done[0] = self._routed(prepare)
-        commit_replies = (done.get(0) or replies[:split])[split - len(commits) :] if commits else []
-        ended = [_ended(msgpack.unpackb(reply)) for reply in commit_replies]
-        claimed = []
-        for reply in replies[split:]:
-            if isinstance(reply, Exception):
-                raise reply
-            claimed.append([_claimed(item) for item in msgpack.unpackb(reply, raw=True)])
-        return ended, claimed
 
     def _pack_commit(self, commit: Commit, blobs: Rows[tuple[str, bytes]]) -> tuple[Rows[Any], Rows[Any]]:
         events = []
@@ -588,10 +604,10 @@ def _released(item_id: bytes, flat: Any) -> Released:
     return Released(n, event, None, fields[b"v"].decode(), at)
 
 
-def _ended(reply: Sequence[Any]) -> Ended:
-    if reply[0] == "ok":
-        return Ended("committed")
-    return Ended(reply[0], reply[1] if reply[0] == "missing" else "")
+def _ended(reply: Sequence[Any], woken: set[str]) -> Ended:
+    status, detail, inboxes = reply
+    woken.update(inboxes)
+    return Ended("committed" if status == "ok" else status, detail)
 
 
 def _claimed(item: Sequence[Any]) -> Claimed:

@@ -120,6 +120,16 @@ class Input:
     event: Event
 
 
+class Claim(NamedTuple):
+    """A wish for work of one instance."""
+
+    function: str
+    revision: str
+    instance: str
+    limit: int
+    lease_ms: int
+
+
 @dataclass(frozen=True, slots=True)
 class Claimed:
     """One claimed attempt. Times in microseconds since the epoch."""
@@ -147,6 +157,16 @@ class Ended:
 
     status: str
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundResult:
+    """What one round did, in the order of what was asked. `woken` names the inboxes ("function:revision") that got work."""
+
+    receipts: list[Receipt | Refusal]
+    ended: list[Ended]
+    claimed: list[list[Claimed]]
+    woken: set[str]
 
 
 @dataclass(frozen=True, slots=True)

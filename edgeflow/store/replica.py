@@ -62,7 +62,7 @@ class ReplicatedNamespace(Namespace):
             }  # fmt: skip
             return [self._command("ef_mirror", call)]
 
-        head, missing = msgpack.unpackb(self._routed(prepare)[-1])
+        head, missing, _ = msgpack.unpackb(self._routed(prepare)[-1])
         if head < first - 1:
             raise LogGap(f"log {log.origin}/{log.epoch} of {self.name} is here up to {head}, the entries begin at {first}")
         return MirrorResult(head, list(missing))

@@ -15,10 +15,10 @@ Wait = Callable[..., Any]
 class Subscriber:
     """mosquitto_sub in the background, its lines as JSON documents."""
 
-    def __init__(self, video: Video, pop: str, topic: str, *options: str) -> None:
-        self._process = subprocess.Popen(
-            ["mosquitto_sub", *login(video, pop), "-t", topic, "-q", "1", "-F", "%j", "-d", *options], stdout=subprocess.PIPE, text=True, bufsize=1
-        )
+    def __init__(self, video: Video, pop: str, topic: str, *options: str, form: str = "%j") -> None:
+        # Its output is line by line only on a terminal, unless stdbuf says so.
+        command = ["stdbuf", "-oL", "mosquitto_sub", *login(video, pop), "-t", topic, "-q", "1", "-F", form, "-d", *options]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, bufsize=1)
         assert self._process.stdout is not None
         # -d prints the SUBACK: from there on nothing can be missed.
         for line in self._process.stdout:
@@ -56,8 +56,8 @@ def publish(video: Video, pop: str, topic: str, *options: str, stdin: bytes | No
 def subscribe(video: Video) -> Any:
     opened: list[Subscriber] = []
 
-    def start(*arguments: str) -> Subscriber:
-        opened.append(Subscriber(video, *arguments))
+    def start(*arguments: str, **more: str) -> Subscriber:
+        opened.append(Subscriber(video, *arguments, **more))
         return opened[-1]
 
     yield start
@@ -84,7 +84,7 @@ def test_two_steps_at_two_pops(video: Video, wait_until: Wait) -> None:
 
 
 def test_a_subscriber_sees_every_hop_also_between_functions_of_one_pop(video: Video, subscribe: Any) -> None:
-    watcher = subscribe("la", "vision/#", "-V", "mqttv5")
+    watcher = subscribe("la", "vision/#", "-V", "mqttv5", form='{"topic": "%t"}')
     chunk = video.send()
     wanted = 1 + 4 * FRAMES + 1
     seen = watcher.read(wanted)

@@ -13,7 +13,7 @@ from edgeflow.core.events import Event, make_event
 from edgeflow.core.ids import invocation_id, join_invocation_id
 from edgeflow.core.routing import compile_routes
 from edgeflow.errors import BadEvent, CorruptBlob, CorruptEntry, LogGap, NotFound, StoreUnavailable, TooLarge, VersionMismatch
-from edgeflow.store import Arrival, Commit, Receipt, Refusal, Store, ValueWrite
+from edgeflow.store import Arrival, Claim, Commit, Receipt, Refusal, Store, ValueWrite
 from edgeflow.store.replica import ReplicatedNamespace
 
 NAME = "app"
@@ -76,7 +76,11 @@ def released(ns: ReplicatedNamespace) -> list[str]:
 
 
 def claim(ns: ReplicatedNamespace, name: str, limit: int = 10, instance: str = "i1") -> Any:
-    return ns.work([], [(name, "r1", instance, limit, LEASE_MS)])[1][0]
+    return ns.round(claims=[Claim(name, "r1", instance, limit, LEASE_MS)]).claimed[0]
+
+
+def commit(ns: ReplicatedNamespace, *commits: Commit) -> list[str]:
+    return [ended.status for ended in ns.round(commits=commits).ended]
 
 
 def replicate(source: Pop, target: Pop) -> None:
@@ -350,9 +354,9 @@ def test_a_commit_shows_all_its_effects_at_once_and_a_repeated_one_changes_nothi
     receipt = ingest(ns, event("x", id="1"))[0]
     (claimed,) = claim(ns, "f")
     assert claimed.id == invocation_id("f", "a", receipt.epoch, receipt.seq, 0)
-    commit = Commit(claimed.id, claimed.attempt, [event("y", b"o" * 9000, id="o1"), event("y", id="o2")], [ValueWrite("k", b"v")])
+    effects = Commit(claimed.id, claimed.attempt, [event("y", b"o" * 9000, id="o1"), event("y", id="o2")], [ValueWrite("k", b"v")])
     for _ in range(2):
-        assert [ended.status for ended in ns.work([commit], [])[0]] == ["committed"]
+        assert commit(ns, effects) == ["committed"]
     assert released(ns) == ["1", "o1", "o2"] and ns.in_flight() == 0
     value = ns.get("k")
     assert value is not None and value.data == b"v"
@@ -366,12 +370,12 @@ def test_the_commit_of_a_stale_attempt_writes_nothing(pops: Callable[..., Pop]) 
     (old,) = claim(ns, "f", instance="zombie")
     ns.release_claims(instance="zombie")
     released_commit = Commit(old.id, old.attempt, [event("y", id="before")], [ValueWrite("k", b"zombie")])
-    assert ns.work([released_commit], [])[0][0].status == "stale"
+    assert commit(ns, released_commit) == ["stale"]
     (new,) = claim(ns, "f", instance="i2")
     assert new.id == old.id and new.attempt == old.attempt + 1
-    assert ns.work([released_commit], [])[0][0].status == "stale"
-    assert ns.work([Commit(new.id, new.attempt, [event("y", id="good")])], [])[0][0].status == "committed"
-    assert ns.work([released_commit], [])[0][0].status == "stale"
+    assert commit(ns, released_commit) == ["stale"]
+    assert commit(ns, Commit(new.id, new.attempt, [event("y", id="good")])) == ["committed"]
+    assert commit(ns, released_commit) == ["stale"]
     assert released(ns) == ["1", "good"] and ns.get("k") is None
 
 
@@ -383,7 +387,7 @@ def test_a_commit_that_refers_to_a_body_that_is_not_here_writes_nothing(pops: Ca
     ingest(ns, event("x", id="1"))
     (claimed,) = claim(ns, "f")
     absent = BlobRef("sha256:" + "0" * 64, 5)
-    ended = ns.work([Commit(claimed.id, claimed.attempt, [], [ValueWrite("k", None, absent)])], [])[0][0]
+    (ended,) = ns.round(commits=[Commit(claimed.id, claimed.attempt, [], [ValueWrite("k", None, absent)])]).ended
     assert (ended.status, ended.detail) == ("missing", absent.digest)
     assert ns.get("k") is None and ns.in_flight() == 1
 
@@ -419,7 +423,7 @@ def test_a_lease_that_ends_is_reported_with_its_attempt(pops: Callable[..., Pop]
     ns = pops().ns
     install(ns, f=function("x"))
     ingest(ns, event("x", id="1"))
-    (claimed,) = ns.work([], [("f", "r1", "gone", 1, 10)])[1][0]
+    (claimed,) = ns.round(claims=[Claim("f", "r1", "gone", 1, 10)]).claimed[0]
     (expired,) = wait_until(ns.tick, "the lease to end")
     assert (expired.id, expired.attempt, expired.function, expired.instance) == (claimed.id, 1, "f", "gone")
 
@@ -446,7 +450,7 @@ def test_conservation(pops: Callable[..., Pop]) -> None:
     while claimed := claim(ns, "f", 4):
         for item in claimed[1:]:
             subject = item.inputs[0].event.subject
-            ns.work([Commit(item.id, item.attempt, [event("y", id=item.id, subject=subject)] if subject else [])], [])
+            commit(ns, Commit(item.id, item.attempt, [event("y", id=item.id, subject=subject)] if subject else []))
         ns.fail(claimed[0].id, claimed[0].attempt, "handler-failed", "", None)
     counters = ns.counters()
     pending = sum(len(join.have) for join in ns.pending_joins())

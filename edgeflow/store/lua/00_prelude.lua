@@ -11,12 +11,31 @@ local VA_KEY, VA_VERSION, VA_DIGEST, VA_SIZE, VA_DATA, VA_DCRC, VA_TYPE, VA_DELE
 
 local function call(...) return redis.call(...) end
 
-local function count(p, name, by)
-  if by ~= 0 then call('HINCRBY', p .. 'counters', name, by or 1) end
+-- Counters and wake-ups are gathered in the call and written once at its end, by `finish_call`.
+local function count(c, name, by)
+  c.counts[name] = (c.counts[name] or 0) + (by or 1)
 end
 
-local function wake(c)
-  call('PUBLISH', 'ef:wake', c.ns)
+local function woke(c, inbox)
+  if not c.woken[inbox] then
+    c.woken[inbox] = true
+    c.inboxes[#c.inboxes + 1] = inbox
+  end
+end
+
+local function start_call(keys, args)
+  local c = cmsgpack.unpack(args[1])
+  c.counts, c.woken, c.inboxes = {}, {}, {}
+  return keys[1], c
+end
+
+-- Tells whoever waits that something was released in this namespace, and which inboxes ("function:revision") got work.
+local function finish_call(p, c, changed)
+  for name, by in pairs(c.counts) do
+    if by ~= 0 then call('HINCRBY', p .. 'counters', name, by) end
+  end
+  for channel, by in pairs(c.channels or {}) do call('HINCRBY', p .. 'channels', channel, by) end
+  if changed then call('PUBLISH', 'ef:wake', cmsgpack.pack({c.ns, c.by or '', c.inboxes})) end
 end
 
 -- Hybrid logical clock (Kulkarni et al. 2014): never behind the wall clock argument, never behind what was seen.

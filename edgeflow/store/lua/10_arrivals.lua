@@ -3,20 +3,21 @@
 local function accept(p, c, f, r, id, inputs)
   -- An id that ended or is here already is the same work again.
   if call('HEXISTS', p .. 'done', id) == 1 or call('EXISTS', p .. 'inv:' .. id) == 1 then
-    count(p, 'invocations_duplicate')
+    count(c, 'invocations_duplicate')
     return
   end
   call('HSET', p .. 'inv:' .. id, 'f', f, 'r', r, 'in', cmsgpack.pack(inputs), 'n', 0, 'x', 0, 'st', 'ready', 'acc', c.us, 'rdy', c.us)
   call('ZADD', p .. 'ready:' .. f .. ':' .. r, call('INCR', p .. 'order'), id)
   call('SADD', p .. 'inboxes', f .. ':' .. r)
-  count(p, 'invocations_accepted')
+  woke(c, f .. ':' .. r)
+  count(c, 'invocations_accepted')
 end
 
 -- A dead letter keeps its inputs (and so their blobs). `x` names the ended invocation in the log entry that the caller appends.
 local function bury(p, c, id, f, r, reason, detail, attempts, inputs)
   call('HSET', p .. 'dead:' .. id, 'f', f, 'r', r, 'reason', reason, 'detail', detail, 'at', c.now, 'attempts', attempts, 'in', inputs)
   call('ZADD', p .. 'dead', c.now, id)
-  count(p, 'dead_letters')
+  count(c, 'dead_letters')
 end
 
 local function join_keys(p, d)
@@ -29,7 +30,7 @@ local function complete(p, c, d, meta, name, inputs)
   call('ZADD', p .. 'joins:done:at', c.now, name)
   call('ZREM', p .. 'joins', name)
   call('DEL', meta)
-  count(p, 'arrivals_consumed', #inputs)
+  count(c, 'arrivals_consumed', #inputs)
   accept(p, c, d.f, d.r, redis.sha1hex(d.f .. '|join|' .. d.j .. '|' .. occurrence), inputs)
 end
 
@@ -42,16 +43,16 @@ end
 
 local function arrive(p, c, d, input)
   local digest = input[6][EV_DIGEST]
-  count(p, 'arrivals')
+  count(c, 'arrivals')
   if d.k == 'one' then
     hold_blob(p, digest)
-    count(p, 'arrivals_consumed')
+    count(c, 'arrivals_consumed')
     accept(p, c, d.f, d.r, redis.sha1hex(d.f .. '|' .. input[2] .. '|' .. string.format('%d|%d|%d', input[3], input[4], input[5])), {input})
   elseif d.k == 'all' then
     local meta, _, name = join_keys(p, d)
     open_join(p, c, d, meta, name)
     if call('HSETNX', meta, d.s, cmsgpack.pack(input)) == 0 then
-      count(p, 'arrivals_duplicate')
+      count(c, 'arrivals_duplicate')
       return
     end
     hold_blob(p, digest)
@@ -73,7 +74,7 @@ local function arrive(p, c, d, input)
     end
   else -- reject: the event cannot take part (no join key, no count)
     hold_blob(p, digest)
-    count(p, 'arrivals_dropped:rejected')
+    count(c, 'arrivals_dropped:rejected')
     local id = redis.sha1hex(d.f .. '|' .. input[2] .. '|' .. string.format('%d|%d|%d', input[3], input[4], input[5]))
     bury(p, c, id, d.f, d.r, string.match(d.why, '^[^:]+'), d.why, 0, cmsgpack.pack({input}))
   end

@@ -7,7 +7,7 @@ end
 local function release_gap(p, c, origin, epoch, channel, from, to, why)
   call('XADD', p .. 'release', call('INCR', p .. 'release:n') .. '-0',
     'o', origin, 'h', epoch, 't', c.now, 'g', cmsgpack.pack({channel, from, to, why}))
-  count(p, 'gaps')
+  count(c, 'gaps')
 end
 
 -- Opens the gate for one entry: values first, then its events, so that who is told can read.
@@ -34,7 +34,8 @@ local function release_events(p, c, origin, epoch, seq, events, directives, via)
     call('HSET', p .. 'seen', lane, seq)
     call('XADD', p .. 'release', call('INCR', p .. 'release:n') .. '-0',
       'o', origin, 'h', epoch, 's', seq, 'i', i - 1, 'v', via, 't', c.now, 'e', cmsgpack.pack(event))
-    call('HINCRBY', p .. 'channels', channel, 1)
+    c.channels = c.channels or {}
+    c.channels[channel] = (c.channels[channel] or 0) + 1
     local routed = directives and directives[i] or {}
     for j = 1, #routed do
       arrive(p, c, routed[j], {routed[j].s, origin, epoch, seq, i - 1, event})

@@ -15,7 +15,7 @@ local function wait_for(p, c, arrival)
   call('RPUSH', p .. 'waiting:' .. channel, cmsgpack.pack({a = arrival, due = c.now + c.gate_ms}))
   call('ZADD', p .. 'waiting', 'NX', c.now + c.gate_ms, channel)
   if arrival.ref then call('SADD', p .. 'waiters:' .. arrival.ref.key, channel) end
-  count(p, 'events_waited')
+  count(c, 'events_waited')
 end
 
 local function head_waiting(p, channel)
@@ -59,7 +59,7 @@ local function expire_waiting(p, c, channel)
     local nxt = pop_waiting(p, channel, waiting)
     local ref = waiting.a.ref
     release_gap(p, c, c.pop, tonumber(call('GET', p .. 'epoch')), channel, 0, 0, 'data never became readable: ' .. (ref and ref.key or '?'))
-    count(p, 'events_dropped:gate-timeout')
+    count(c, 'events_dropped:gate-timeout')
     for _, d in ipairs(waiting.a.d or {}) do
       local input = {d.s, c.pop, 0, 0, 0, waiting.a.ev}
       bury(p, c, redis.sha1hex(d.f .. '|gate|' .. waiting.a.ev[EV_HEAD]), d.f, d.r, 'gate-timeout',

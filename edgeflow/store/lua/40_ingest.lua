@@ -2,10 +2,10 @@
 --   {ev=event, d=directives, via="mqtt"|"http", ref={key, version} or nil, put=value or nil, id=dedup id or nil, ring=text or nil, again=bool}
 -- Returns per arrival {status, epoch, seq, version}: "ok" | "again" (known already) | "waiting" (for its dataref).
 redis.register_function('ef_ingest', function(keys, args)
-  local p, c = keys[1], cmsgpack.unpack(args[1])
+  local p, c = start_call(keys, args)
   if not call('GET', p .. 'epoch') then return redis.error_reply('NOEPOCH') end
   if not routes_are_current(p, c) then return redis.error_reply('STALEROUTES') end
-  local results = {}
+  local results, ring_grew = {}, false
   for i, arrival in ipairs(c.arrivals) do
     local known
     if arrival.ring and arrival.again and call('ZSCORE', p .. 'ring', arrival.ring) then known = {'again', 0, 0, ''} end
@@ -14,12 +14,12 @@ redis.register_function('ef_ingest', function(keys, args)
       if have then known = cmsgpack.unpack(have) end
     end
     if known then
-      count(p, 'events_duplicate')
+      count(c, 'events_duplicate')
       results[i] = known
     else
       if arrival.ring then
         call('ZADD', p .. 'ring', call('INCR', p .. 'ring:n'), arrival.ring)
-        call('ZREMRANGEBYRANK', p .. 'ring', 0, -(c.ring_size + 1))
+        ring_grew = true
       end
       local blocked = call('EXISTS', p .. 'waiting:' .. arrival.ev[EV_CHANNEL]) == 1
       if blocked or (arrival.ref and not resolve(p, arrival.ev, arrival.ref)) then
@@ -29,20 +29,21 @@ redis.register_function('ef_ingest', function(keys, args)
         local epoch, seq, version = append(p, c, 'event', false, {arrival.ev}, arrival.put and {arrival.put} or {}, {arrival.d}, arrival.via)
         results[i] = {'ok', epoch, seq, version}
       end
-      count(p, 'events_ingested')
+      count(c, 'events_ingested')
       if arrival.id then
         call('HSET', p .. 'ids', arrival.id, cmsgpack.pack({'again', results[i][2], results[i][3], results[i][4]}))
         call('ZADD', p .. 'ids:at', c.now, arrival.id)
       end
     end
   end
-  wake(c)
-  return cmsgpack.pack(results)
+  if ring_grew then call('ZREMRANGEBYRANK', p .. 'ring', 0, -(c.ring_size + 1)) end
+  finish_call(p, c, true)
+  return cmsgpack.pack({results, c.inboxes})
 end)
 
 -- put: one value, with an optional condition. Returns {status, epoch, seq, version}; "mismatch" carries the current version.
 redis.register_function('ef_put', function(keys, args)
-  local p, c = keys[1], cmsgpack.unpack(args[1])
+  local p, c = start_call(keys, args)
   if not call('GET', p .. 'epoch') then return redis.error_reply('NOEPOCH') end
   if not routes_are_current(p, c) then return redis.error_reply('STALEROUTES') end
   local have = call('HMGET', p .. 'value:' .. c.value[VA_KEY], 'version', 'deleted')
@@ -55,12 +56,12 @@ redis.register_function('ef_put', function(keys, args)
     return cmsgpack.pack({'mismatch', 0, 0, current})
   end
   local epoch, seq, version = append(p, c, 'put', false, {}, {c.value}, {}, '')
-  count(p, 'values_written')
+  count(c, 'values_written')
   local result = cmsgpack.pack({'ok', epoch, seq, version})
   if c.id then
     call('HSET', p .. 'ids', c.id, result)
     call('ZADD', p .. 'ids:at', c.now, c.id)
   end
-  wake(c)
+  finish_call(p, c, true)
   return result
 end)

@@ -59,7 +59,7 @@ local function try_release(p, c, name)
 end
 
 redis.register_function('ef_mirror', function(keys, args)
-  local p, c = keys[1], cmsgpack.unpack(args[1])
+  local p, c = start_call(keys, args)
   if not call('GET', p .. 'epoch') then return redis.error_reply('NOEPOCH') end
   if not routes_are_current(p, c) then return redis.error_reply('STALEROUTES') end
   local head = tonumber(call('HGET', p .. 'heads', c.origin .. ':' .. c.epoch)) or 0
@@ -89,13 +89,13 @@ redis.register_function('ef_mirror', function(keys, args)
       end
     end
   end
-  wake(c)
-  return cmsgpack.pack({head, wanted})
+  finish_call(p, c, true)
+  return cmsgpack.pack({head, wanted, c.inboxes})
 end)
 
 -- blob: a body became readable here (its bytes are stored already). Opens the gates that waited for it.
 redis.register_function('ef_blob', function(keys, args)
-  local p, c = keys[1], cmsgpack.unpack(args[1])
+  local p, c = start_call(keys, args)
   local fresh = call('HSETNX', p .. 'blobs', c.digest, c.size)
   if call('HEXISTS', p .. 'refs', c.digest) == 0 then call('ZADD', p .. 'orphans', c.now, c.digest) end
   local names = call('SMEMBERS', p .. 'wanted:' .. c.digest)
@@ -107,7 +107,7 @@ redis.register_function('ef_blob', function(keys, args)
       try_release(p, c, name)
     end
   end
-  if #names > 0 then wake(c) end
+  finish_call(p, c, #names > 0)
   return fresh
 end)
 
@@ -124,7 +124,7 @@ local function expire_held(p, c, name)
     local lane = origin .. ':' .. epoch .. ':' .. event[EV_CHANNEL]
     if event[EV_PREV] >= (tonumber(call('HGET', p .. 'seen', lane)) or 0) then call('HSET', p .. 'seen', lane, seq) end
     release_gap(p, c, origin, epoch, event[EV_CHANNEL], event[EV_PREV], seq, 'gate-timeout')
-    count(p, 'events_dropped:gate-timeout')
+    count(c, 'events_dropped:gate-timeout')
     for _, d in ipairs(directives[i] or {}) do
       local id = redis.sha1hex(d.f .. '|' .. origin .. '|' .. string.format('%d|%d|%d', epoch, seq, i - 1))
       hold_blob(p, event[EV_DIGEST])

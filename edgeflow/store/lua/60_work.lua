@@ -3,11 +3,12 @@
 local function to_ready(p, c, id, f, r)
   call('HSET', p .. 'inv:' .. id, 'st', 'ready', 'rdy', c.us)
   call('ZADD', p .. 'ready:' .. f .. ':' .. r, call('INCR', p .. 'order'), id)
+  woke(c, f .. ':' .. r)
 end
 
 -- Returns a list of {id, attempt, accepted_us, ready_us, inputs}. An invocation that was in a failed batch is claimed alone.
 redis.register_function('ef_claim', function(keys, args)
-  local p, c = keys[1], cmsgpack.unpack(args[1])
+  local p, c = start_call(keys, args)
   local ready = p .. 'ready:' .. c.f .. ':' .. c.r
   local claimed = {}
   for _ = 1, c.max do
@@ -61,27 +62,28 @@ end
 
 -- One log entry ends the attempt: its events, its values and the done mark appear together or not at all.
 redis.register_function('ef_commit', function(keys, args)
-  local p, c = keys[1], cmsgpack.unpack(args[1])
+  local p, c = start_call(keys, args)
   if not routes_are_current(p, c) then return redis.error_reply('STALEROUTES') end
   local state = attempt_state(p, c.id, c.attempt)
   if state ~= 'current' then
-    if state == 'stale' then count(p, 'commits_stale') end
-    return cmsgpack.pack({state == 'again' and 'ok' or 'stale', 0, 0})
+    if state == 'stale' then count(c, 'commits_stale') end
+    finish_call(p, c, false)
+    return cmsgpack.pack({state == 'again' and 'ok' or 'stale', '', {}})
   end
   for _, event in ipairs(c.ev) do
-    if not readable(p, event[EV_DIGEST]) then return cmsgpack.pack({'missing', event[EV_DIGEST]}) end
+    if not readable(p, event[EV_DIGEST]) then return cmsgpack.pack({'missing', event[EV_DIGEST], {}}) end
   end
   for _, value in ipairs(c.va) do
-    if not readable(p, value[VA_DIGEST]) then return cmsgpack.pack({'missing', value[VA_DIGEST]}) end
+    if not readable(p, value[VA_DIGEST]) then return cmsgpack.pack({'missing', value[VA_DIGEST], {}}) end
   end
   local record = call('HMGET', p .. 'inv:' .. c.id, 'f', 'by', 'in')
   local inputs = cmsgpack.unpack(record[3])
-  local epoch, seq = append(p, c, 'commit', {c.id, 'committed', record[1], c.attempt}, c.ev, c.va, c.d, '')
+  append(p, c, 'commit', {c.id, 'committed', record[1], c.attempt}, c.ev, c.va, c.d, '')
   finish(p, c, c.id, record[2], inputs, c.attempt)
-  count(p, 'invocations_committed')
-  count(p, 'events_emitted', #c.ev)
-  wake(c)
-  return cmsgpack.pack({'ok', epoch, seq})
+  count(c, 'invocations_committed')
+  count(c, 'events_emitted', #c.ev)
+  finish_call(p, c, true)
+  return cmsgpack.pack({'ok', '', c.inboxes})
 end)
 
 -- Ends an attempt without a result: `retry_ms` later again, or (retry_ms < 0) as a dead letter.
@@ -93,16 +95,17 @@ local function give_up(p, c, id, reason, detail)
 end
 
 redis.register_function('ef_fail', function(keys, args)
-  local p, c = keys[1], cmsgpack.unpack(args[1])
+  local p, c = start_call(keys, args)
   if attempt_state(p, c.id, c.attempt) ~= 'current' then return 'stale' end
   local key = p .. 'inv:' .. c.id
   call('HINCRBY', key, 'x', 1)
-  count(p, 'attempts_failed')
+  count(c, 'attempts_failed')
   if c.retry_ms < 0 then
     give_up(p, c, c.id, c.reason, c.detail)
-    wake(c)
+    finish_call(p, c, true)
     return 'dead'
   end
+  finish_call(p, c, false)
   unclaim(p, c.id, call('HGET', key, 'by'))
   call('HSET', key, 'st', 'delayed', 'why', c.reason)
   call('ZADD', p .. 'delayed', c.now + c.retry_ms, c.id)
@@ -111,13 +114,13 @@ end)
 
 -- How often this invocation failed so far (the decision about its retry is made outside, by core/retries).
 redis.register_function('ef_failures', function(keys, args)
-  local p, c = keys[1], cmsgpack.unpack(args[1])
+  local p, c = start_call(keys, args)
   return tonumber(call('HGET', p .. 'inv:' .. c.id, 'x')) or 0
 end)
 
 -- Gives claims back without blame: ids of one instance (c.ids), all of one instance, or all of all instances.
 redis.register_function('ef_release', function(keys, args)
-  local p, c = keys[1], cmsgpack.unpack(args[1])
+  local p, c = start_call(keys, args)
   local ids = c.ids
   if not ids then ids = c.instance and call('SMEMBERS', p .. 'holds:' .. c.instance) or call('ZRANGE', p .. 'claimed', 0, -1) end
   local released = {}
@@ -130,13 +133,13 @@ redis.register_function('ef_release', function(keys, args)
       released[#released + 1] = id
     end
   end
-  if #released > 0 then wake(c) end
+  finish_call(p, c, #released > 0)
   return released
 end)
 
 -- What an instance holds: {id, attempt} pairs.
 redis.register_function('ef_holds', function(keys, args)
-  local p, c = keys[1], cmsgpack.unpack(args[1])
+  local p, c = start_call(keys, args)
   local held = {}
   for _, id in ipairs(call('SMEMBERS', p .. 'holds:' .. c.instance)) do
     held[#held + 1] = {id, tonumber(call('HGET', p .. 'inv:' .. id, 'n')) or 0}

@@ -2,7 +2,7 @@
 local BATCH = 200
 
 redis.register_function('ef_tick', function(keys, args)
-  local p, c = keys[1], cmsgpack.unpack(args[1])
+  local p, c = start_call(keys, args)
   if not call('GET', p .. 'epoch') then return redis.error_reply('NOEPOCH') end
   local moved = false
   for _, id in ipairs(call('ZRANGEBYSCORE', p .. 'delayed', '-inf', c.now, 'LIMIT', 0, BATCH)) do
@@ -28,9 +28,9 @@ redis.register_function('ef_tick', function(keys, args)
     end
     call('DEL', meta, list)
     call('ZREM', p .. 'joins', name)
-    count(p, 'arrivals_expired', #inputs)
+    count(c, 'arrivals_expired', #inputs)
     if about[3] == 'drop' then
-      count(p, 'joins_dropped:timeout')
+      count(c, 'joins_dropped:timeout')
       for _, input in ipairs(inputs) do drop_blob(p, input[6][EV_DIGEST], c.now) end
     else
       local detail = about[5] == 'collect' and (#inputs .. ' of ' .. about[6] .. ' arrived')
@@ -53,7 +53,7 @@ redis.register_function('ef_tick', function(keys, args)
     local record = call('HMGET', p .. 'inv:' .. id, 'n', 'f', 'r', 'by')
     if record[1] then expired[#expired + 1] = {id, tonumber(record[1]), record[2], record[3], record[4] or ''} else call('ZREM', p .. 'claimed', id) end
   end
-  if moved then wake(c) end
+  finish_call(p, c, moved)
   return cmsgpack.pack(expired)
 end)
 
@@ -72,7 +72,7 @@ local function tidy_log(p, c, name, upto)
 end
 
 redis.register_function('ef_tidy', function(keys, args)
-  local p, c = keys[1], cmsgpack.unpack(args[1])
+  local p, c = start_call(keys, args)
   for name, upto in pairs(c.logs) do tidy_log(p, c, name, upto) end
   for _, window in ipairs({{'done:at', 'done'}, {'ids:at', 'ids'}, {'joins:done:at', 'joins:done'}}) do
     local before = window[2] == 'ids' and c.ids_from or c.keep_from
@@ -100,20 +100,20 @@ end)
 
 -- routes: installs the table of this PoP. Returns 1 when it changed.
 redis.register_function('ef_routes', function(keys, args)
-  local p, c = keys[1], cmsgpack.unpack(args[1])
+  local p, c = start_call(keys, args)
   if call('GET', p .. 'routes:version') == c.version then return 0 end
   call('MSET', p .. 'routes:version', c.version, p .. 'routes', c.table)
-  wake(c)
+  finish_call(p, c, true)
   return 1
 end)
 
 -- epoch: opens this PoP's log. c.epoch is what was counted outside Redis; it never goes back.
 redis.register_function('ef_open', function(keys, args)
-  local p, c = keys[1], cmsgpack.unpack(args[1])
+  local p, c = start_call(keys, args)
   local have = tonumber(call('GET', p .. 'epoch')) or 0
   if c.epoch > have then
     call('SET', p .. 'epoch', c.epoch)
-    wake(c)
+    finish_call(p, c, true)
     return c.epoch
   end
   return have

@@ -1,0 +1,112 @@
+"""paho's client, with the two parts that run once per message replaced: reading packets, and a PUBLISH's properties.
+
+What it is: `Client` with one receive buffer for many packets, and PUBLISH decoded by `core.mqttprops`.
+What it is not: another MQTT client. Connecting, sessions, acknowledgements, flow control and redelivery are paho's, untouched.
+What must stay true: each packet that is not a QoS 0 or 1 PUBLISH goes through paho's own code. This relies on names that paho does not promise
+(`_in_packet`, `_packet_handle`, `_handle_on_message`), so its version is bounded in pyproject.toml and tests run both ways against a real broker.
+"""
+
+import time
+from typing import Any
+
+from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.enums import MQTTErrorCode
+
+from edgeflow.core.mqttprops import PublishProperties, decode_properties, read_variable_int
+from edgeflow.errors import ProtocolError
+
+_READ_BYTES = 256 * 1024
+_PUBLISH = 0x30
+
+
+class Message(MQTTMessage):
+    """A received PUBLISH; `decoded` has its properties."""
+
+    decoded: PublishProperties
+
+
+class FastClient(Client):
+    """An MQTT 5 client whose messages are `Message`s."""
+
+    _received: bytearray = bytearray()
+
+    def read_packets(self) -> MQTTErrorCode:
+        """Read what the socket has, once, and handle every packet that is complete. Use in place of `loop_read`."""
+        sock: Any = self._sock
+        if sock is None:
+            return MQTTErrorCode.MQTT_ERR_NO_CONN
+        try:
+            data = sock.recv(_READ_BYTES)
+        except BlockingIOError:
+            return MQTTErrorCode.MQTT_ERR_SUCCESS
+        except OSError:
+            data = b""
+        if not data:
+            return self._lost(MQTTErrorCode.MQTT_ERR_CONN_LOST)
+        with self._msgtime_mutex:
+            self._last_bytes_received = time.monotonic()
+        self._received += data
+        try:
+            return self._handle_received(sock)
+        except ProtocolError:
+            return self._lost(MQTTErrorCode.MQTT_ERR_PROTOCOL)
+
+    def start_reading(self) -> None:
+        """Forget what an earlier connection left in the buffer; call when a socket was opened."""
+        self._received = bytearray()
+
+    def _handle_received(self, sock: Any) -> MQTTErrorCode:
+        buffer = self._received
+        start = 0
+        while len(buffer) - start >= 2:
+            try:
+                size, body = read_variable_int(buffer, start + 1)
+            except ProtocolError:
+                if len(buffer) - start < 5:
+                    break
+                raise
+            end = body + size
+            if end > len(buffer):
+                break
+            command, packet = buffer[start], bytes(buffer[body:end])
+            start = end
+            if command & 0xF0 == _PUBLISH and command & 0x06 != 0x04:
+                self._publish_received(command, packet)
+                status = MQTTErrorCode.MQTT_ERR_SUCCESS
+            else:
+                status = self._hand_to_paho(command, packet)
+            if self._sock is not sock:
+                return status  # a handler closed the connection; the buffer belongs to it
+            if status > 0:
+                return self._lost(status)
+        del buffer[:start]
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _publish_received(self, command: int, packet: bytes) -> None:
+        size = int.from_bytes(packet[:2], "big")
+        at = 2 + size
+        topic = packet[2:at]
+        qos = command >> 1 & 3
+        mid = 0
+        if qos:
+            mid = int.from_bytes(packet[at : at + 2], "big")
+            at += 2
+        message = Message(mid, topic)
+        message.decoded, at = decode_properties(packet, at)
+        message.dup, message.qos, message.retain = bool(command & 8), qos, bool(command & 1)
+        message.payload = packet[at:]
+        self._handle_on_message(message)
+
+    def _hand_to_paho(self, command: int, packet: bytes) -> MQTTErrorCode:
+        self._in_packet = {
+            "command": command, "have_remaining": 1, "remaining_count": [], "remaining_mult": 1, "remaining_length": len(packet),
+            "packet": bytearray(packet), "to_process": 0, "pos": 0,
+        }  # fmt: skip
+        try:
+            return self._packet_handle()
+        except Exception:  # paho lets many kinds through for a malformed packet
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
+
+    def _lost(self, status: MQTTErrorCode) -> MQTTErrorCode:
+        self._received = bytearray()
+        return self._loop_rc_handle(status)

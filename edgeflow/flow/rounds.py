@@ -1,0 +1,59 @@
+"""The round: whatever gateways and instances collected goes to the store in one call per namespace, and the answers come back.
+
+What it is: the one place that writes on behalf of MQTT clients and instances.
+What must stay true: one round trip and one fsync carry arrivals, commits and the claims that they are likely to fill; nothing is answered before.
+"""
+
+from collections.abc import Callable, Mapping
+
+from edgeflow.flow.gateway import Gateway
+from edgeflow.flow.instances import Collected, Instances
+from edgeflow.store import Store
+
+
+class Rounds:
+    """Runs rounds. `on_released(namespace)` is called when one appended something."""
+
+    def __init__(
+        self, store: Store, gateways: Mapping[str, Gateway], instances: Instances, on_released: Callable[[str], None]
+    ) -> None:  # fmt: skip
+        self._store = store
+        self._gateways = gateways
+        self._instances = instances
+        self._on_released = on_released
+
+    def run(self) -> bool:
+        """One round for each namespace that has something. True when another one may find work at once."""
+        collected = self._instances.collected()
+        for name in {*collected, *(name for name, gateway in self._gateways.items() if gateway.waiting)}:
+            self._expect_work(name, collected.get(name))
+        claiming = self._instances.claiming()
+        for name in {*collected, *claiming, *(name for name, gateway in self._gateways.items() if gateway.waiting)}:
+            work = collected.get(name) or Collected([], [])
+            sessions = claiming.get(name, [])
+            gateway = self._gateways.get(name)
+            arrivals = gateway.collected() if gateway is not None else []
+            result = self._store.namespace(name).round(
+                arrivals=arrivals, commits=[commit for _, commit, _ in work.commits], claims=[self._instances.claim(s) for s in sessions],
+                blobs=work.blobs,
+            )  # fmt: skip
+            if gateway is not None:
+                gateway.finish(result.receipts)
+            self._instances.finish(work, sessions, result)
+            # An inbox that got work may have been emptied by the claims of this very round; asking once more is cheap.
+            asked = {f"{s.spec.function}:{s.spec.revision}" for s in sessions if not s.claim_max}
+            self._instances.notify(name, result.woken - asked)
+            if arrivals or work.commits:
+                self._on_released(name)
+        self._instances.flush_sockets()
+        return self._instances.has_work
+
+    def _expect_work(self, name: str, work: Collected | None) -> None:
+        """Claims of functions that this round's events go to travel behind them in the same call."""
+        table = self._store.namespace(name).routes()
+        channels = {event.channel for _, commit, _ in (work.commits if work else ()) for event in commit.events}
+        gateway = self._gateways.get(name)
+        if gateway is not None:
+            channels |= gateway.channels
+        for channel in channels:
+            self._instances.notify(name, table.inboxes(channel))
