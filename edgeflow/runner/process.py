@@ -121,6 +121,8 @@ class ProcessDriver:
             raise CannotStart(f"{spec.instance}: {error}") from error
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, child.pid, NICE)
+            # Where the kernel groups processes by session (sched_autogroup), a nice value orders within a session only: the session needs one too.
+            Path(f"/proc/{child.pid}/autogroup").write_text(str(NICE))
         with self._lock:
             self._children[spec.instance] = child
         _write(self._runs / f"{spec.instance}.json", {**run, "pid": child.pid, "start_ticks": _start_ticks(child.pid)})
