@@ -7,6 +7,7 @@ something failed (then one may look) or `--keep` is given.
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -158,15 +159,15 @@ def _picture(now: demo_run.Now) -> Table:
 
 
 def _report(outcome: demo_run.Outcome) -> None:
-    table = Table(title="Times in ms: platform = everything but waiting for a free instance and the handler itself", title_justify="left", title_style="dim")
-    table.add_column("function")
-    table.add_column("PoP")
-    for column in ("invocations", "platform p50", "p99", "waiting p50", "p99", "handler p50", "p99"):
-        table.add_column(column, justify="right")
+    table = Table(title="p50 / p99 in ms; platform = all but waiting for a free instance and the handler", title_justify="left", title_style="dim")
+    table.add_column("function", no_wrap=True)
+    table.add_column("PoP", no_wrap=True)
+    for column in ("done", "platform", "waiting", "handler"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, stage in outcome.stages.items():
-        times = [_number((stage.get(part) or {}).get(which)) for part in ("platform_ms", "waiting_ms", "handler_ms") for which in ("p50", "p99")]
-        failed = f" (+{stage['failed']} failed tries)" if stage.get("failed") else ""
-        table.add_row(name, stage["pop"], f"{stage.get('invocations', '-')}{failed}", *times)
+        times = [_times(stage.get(part) or {}) for part in ("platform_ms", "waiting_ms", "handler_ms")]
+        failed = f" (+{stage['failed']} failed)" if stage.get("failed") else ""
+        table.add_row(name, stage["pop"], f"{stage['invocations']}{failed}", *times)
     out.print(table)
     faster = "faster than the video plays" if outcome.total_s < outcome.length_s else "slower than the video plays"
     first = f", the first frame after {outcome.first_frame_s:.1f} s" if outcome.first_frame_s is not None else ""
@@ -199,7 +200,10 @@ def _report_quality(outcome: demo_run.Outcome) -> None:
         out.print(f"(recall and accuracy need a known truth; measured on {outcome.measured_frames} frames, {quality.frames_changed} of them changed)", style="dim")
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
+def _times(times: Mapping[str, float | None]) -> str:
+    p50, p99 = (times.get(which) for which in ("p50", "p99"))
+    return "-" if p50 is None or p99 is None else f"{_short(p50)} / {_short(p99)}"
 
 
+def _short(milliseconds: float) -> str:
+    return f"{milliseconds:.1f}" if milliseconds < 100 else f"{milliseconds:.0f}"

@@ -32,6 +32,7 @@ QUIET_S = 5.0
 STALL_S = 90.0
 """How long nothing may come out before the demo gives up."""
 REPLICATION_S = 30.0
+STATS_S = 5.0
 
 
 class DemoStalled(EdgeflowError):
@@ -144,7 +145,7 @@ def run(request: Request, material: Material, cluster: Cluster, show: Show) -> O
         sent, length_s, began_s, first_frame_s = _stream((entry, middle, out), material.source, films_key, watch, show, letters_before)
         total_s = time.monotonic() - began_s
         watch.close()
-        stages = {name: {"pop": pop, **_difference(_state(cluster, name), before[name])} for name, pop in FUNCTIONS.items()}
+        stages = _stages(cluster, before, len(sent))
         letters = _dead_letters((entry, middle, out)) - letters_before
         return _judge(request, material, watch, sent, length_s, total_s, first_frame_s, stages, letters)
 
@@ -214,11 +215,20 @@ def _state(cluster: Cluster, function: str) -> dict[str, Any]:
 
 
 def _difference(after: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """The stats after the run, with counts of this run only. A data process that was restarted counts from 0 again."""
-    counts = {name: int(after.get(name) or 0) - int(before.get(name) or 0) for name in ("invocations", "failed")}
-    if counts["invocations"] < 0:
-        counts = {name: int(after.get(name) or 0) for name in counts}
+    """The stats after the run, with counts of this run only: a data process counts from 0 when it starts, which `since_ms` shows."""
+    same_process = after.get("since_ms") == before.get("since_ms")
+    counts = {name: int(after.get(name) or 0) - (int(before.get(name) or 0) if same_process else 0) for name in ("invocations", "failed")}
     return {**counts, **{name: after.get(name) for name in ("platform_ms", "waiting_ms", "handler_ms")}}
+
+
+def _stages(cluster: Cluster, before: Mapping[str, Mapping[str, Any]], films: int) -> dict[str, dict[str, Any]]:
+    """Per function its PoP and stats. They are written about once a second, so the last invocations are waited for a moment."""
+    deadline_s = time.monotonic() + STATS_S
+    while True:
+        stages = {name: {"pop": pop, **_difference(_state(cluster, name), before[name])} for name, pop in FUNCTIONS.items()}
+        if stages["assemble"]["invocations"] >= films or time.monotonic() > deadline_s:
+            return stages
+        time.sleep(0.2)
 
 
 def _dead_letters(clients: tuple[Client, ...]) -> int:

@@ -16,7 +16,9 @@ from typing import Any
 from edgeflow.demo import faces
 from edgeflow.demo.extras import av, cv2, numpy
 
-SCENE_VERSION = 1
+BITS_S = 800_000
+"""Bit rate of the encoded video: 20 s are about 2 MB."""
+SCENE_VERSION = 2
 """Part of the file name; raised when rendering changes, so that an old cached video is not used."""
 
 
@@ -288,7 +290,8 @@ def _encode(scene: Scene, path: Path) -> list[list[Face]]:
         stream = container.add_stream("libx264", rate=scene.fps)
         stream.width, stream.height, stream.pix_fmt = scene.width, scene.height, "yuv420p"
         stream.codec_context.thread_count = 1
-        stream.options = {"preset": "veryfast", "crf": "16", "threads": "1"}
+        stream.bit_rate = BITS_S
+        stream.options = {"preset": "veryfast", "threads": "1"}
         for picture, people in render(scene):
             truth.append(people)
             container.mux(stream.encode(av().VideoFrame.from_ndarray(picture, format="bgr24")))
