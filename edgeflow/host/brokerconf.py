@@ -32,6 +32,8 @@ class BrokerParams:
     """Port of the TCP listener."""
     socket: Path
     """Unix socket for the gateway."""
+    function_socket: Path
+    """Unix socket for functions with a `qos: 0` input; alone in its folder, which is all that their containers see."""
     dynsec_file: Path
     """Accounts and rights; the broker rewrites it when they change."""
     plugin: Path
@@ -72,7 +74,7 @@ def mosquitto_conf(params: BrokerParams) -> str:
     ]
     if params.user is not None:
         lines.append(f"user {params.user}")
-    lines += ["", f"listener {params.port} {params.bind}", "", f"listener 0 {params.socket}", ""]
+    lines += ["", f"listener {params.port} {params.bind}", "", f"listener 0 {params.socket}", "", f"listener 0 {params.function_socket}", ""]
     return "\n".join(lines)
 
 

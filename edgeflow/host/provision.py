@@ -70,6 +70,11 @@ class PopSpec:
         return self.config_dir / "secrets"
 
     @property
+    def function_socket(self) -> Path:
+        """The broker's socket for functions with a `qos: 0` input."""
+        return self.run_dir / "f" / "s"
+
+    @property
     def config_file(self) -> Path:
         return self.config_dir / "pop.json"
 
@@ -113,6 +118,8 @@ def _provision_pop(spec: ClusterSpec, pop: PopSpec) -> None:
     folders = (pop.config_dir, pop.secrets_dir, pop.broker_dir, pop.store_dir, redis_dir, pop.state_dir, pop.run_dir)
     for folder in folders:
         ensure_dir(folder, owner=owner)
+    # Containers of functions come in by the group of this folder.
+    ensure_dir(pop.function_socket.parent, owner=owner, mode=0o750)
     passwords = {
         name.removesuffix(".password"): ensure_secret(pop.secrets_dir / name, owner=owner)
         for name in SECRET_FILES
@@ -125,6 +132,7 @@ def _provision_pop(spec: ClusterSpec, pop: PopSpec) -> None:
         bind=pop.bind,
         port=pop.mqtt_port,
         socket=pop.run_dir / "m.sock",
+        function_socket=pop.function_socket,
         dynsec_file=pop.broker_dir / "dynsec.json",
         plugin=spec.plugin,
         user=spec.broker_user,
@@ -156,6 +164,9 @@ def pop_settings(spec: ClusterSpec, pop: PopSpec) -> PopSettings:
             "port": pop.mqtt_port,
             "username": brokerconf.GATEWAY,
             "password_file": str(pop.secrets_dir / "gateway.password"),
+            "function_socket": str(pop.function_socket),
+            "admin_username": brokerconf.ADMIN,
+            "admin_password_file": str(pop.secrets_dir / "admin.password"),
         },
         "link": {
             "host": pop.bind,

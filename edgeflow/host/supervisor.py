@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -176,6 +177,8 @@ class Supervisor:
             await self._end()
             helpers[0].cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
+            for pop in self.pops.values():
+                remove_run_dir(Path(pop.settings["run_dir"]))
             self.write_now(state="stopped")
 
     async def _start_pop(self, pop: Pop) -> None:
@@ -363,6 +366,13 @@ async def supervise(
         loop.add_signal_handler(number, on_signal)
     await supervisor.run()
     return supervisor
+
+
+def remove_run_dir(run_dir: Path) -> None:
+    """Remove a PoP's folder of sockets, and the one around it when it was the last."""
+    shutil.rmtree(run_dir, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        run_dir.parent.rmdir()
 
 
 def configure_logging(stream: TextIO) -> None:

@@ -66,7 +66,10 @@ def test_nothing_survives_a_killed_supervisor_and_the_next_start_works(cluster, 
 
 def test_stop_ends_all_in_order(cluster):
     pids = pids_of(cluster)
+    run_root = Path(read_json(cluster.home.identity_file)["run_root"])
+    assert run_root.exists()
     cluster.stop()
+    assert not run_root.exists()
     assert not any(alive(pid) for pid in pids)
     document = read_json(cluster.home.cluster_file)
     assert document["state"] == "stopped"
