@@ -26,6 +26,7 @@ router = APIRouter()
 SUBPROTOCOLS = ("mqtt", "mqttv3.1")
 READ_BYTES = 64 * 1024
 CONNECT_TIMEOUT_S = 5.0
+LAST_WORDS_S = 2.0
 GOING_AWAY, UNSUPPORTED_DATA = 1001, 1003
 
 
@@ -62,9 +63,7 @@ async def relay_mqtt(websocket: WebSocket) -> None:
         for task in (up, down):
             task.cancel()
         await asyncio.gather(up, down, return_exceptions=True)
-        writer.close()
-        with suppress(OSError):
-            await writer.wait_closed()
+        await _leave(writer)
 
 
 async def _connect(settings: MqttSettings) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -95,6 +94,18 @@ async def _down(reader: asyncio.StreamReader, websocket: WebSocket) -> None:
     with suppress(OSError, WebSocketDisconnect):
         while data := await reader.read(READ_BYTES):
             await websocket.send_bytes(data)
+
+
+async def _leave(writer: asyncio.StreamWriter) -> None:
+    """Hand the broker what the client said last, unless it does not take it."""
+    writer.close()
+    try:
+        async with asyncio.timeout(LAST_WORDS_S):
+            await writer.wait_closed()
+    except TimeoutError:
+        writer.transport.abort()
+    except OSError:
+        pass
 
 
 async def _close(websocket: WebSocket, code: int) -> None:

@@ -224,7 +224,7 @@ class Client:
                         response.read()
                         raise _error(response)
                     failing_since, wait_s = None, FIRST_WAIT_S
-                    for frame_id, kind, text in parse_sse(response.iter_raw()):
+                    for frame_id, kind, text in parse_sse(response.iter_bytes()):
                         cursor = frame_id or cursor
                         if not text:
                             continue

@@ -255,9 +255,9 @@ def make_api(folder: Path, store: Any | None = None, **limits: int) -> Api:
 
 
 @contextmanager
-def served(api: Api) -> Iterator[str]:
+def served(api: Api, port: int = 0) -> Iterator[str]:
     """The app on a real port of the loopback interface; its base URL."""
-    listener = listen("127.0.0.1", 0)
+    listener = listen("127.0.0.1", port)
     server = Server(serve_options(api), api.hub)
     thread = threading.Thread(target=asyncio.run, args=(server.serve([listener]),), name="served-api")
     thread.start()

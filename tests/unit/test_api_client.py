@@ -1,0 +1,312 @@
+"""The client: repeats that stay one event, streams that resume, errors of the tree. Over a real server and over scripted answers."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from api_fakes import TOKEN, FakeNamespace, FakeStore, make_api, served
+
+from edgeflow.api.context import Api
+from edgeflow.core.events import Event
+from edgeflow.core.manifest import parse, resolve
+from edgeflow.errors import BadName, BadRequest, NotFound, TooLarge, Unauthorized, Unavailable, VersionMismatch
+from edgeflow.sdk import client as module
+from edgeflow.sdk.client import Client, Gap, ReceivedEvent, encode_data, parse_sse
+
+Handler = Callable[[httpx.Request], httpx.Response]
+RECEIPT = {"class": "durable", "origin": "la", "epoch": 1, "seq": 1, "id": "x", "version": None}
+
+
+@pytest.fixture
+def store() -> FakeStore:
+    return FakeStore()
+
+
+@pytest.fixture
+def vision(store: FakeStore) -> FakeNamespace:
+    store.create_namespace("vision")
+    return store.namespace("vision")
+
+
+@pytest.fixture
+def api(store: FakeStore, tmp_path: Path) -> Api:
+    return make_api(tmp_path, store)
+
+
+@pytest.fixture
+def client(api: Api) -> Iterator[Client]:
+    with served(api) as url, Client(url, TOKEN, retry_s=1) as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(module, "LONGEST_WAIT_S", 0.02)
+
+
+def scripted(answers: list[httpx.Response | Exception], **options: Any) -> tuple[Client, list[httpx.Request]]:
+    """A client that gets these answers in turn, and the requests it made."""
+    requests: list[httpx.Request] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return Client("http://pop.test", TOKEN, transport=httpx.MockTransport(handle), **options), requests
+
+
+def problem(status: int, code: str) -> httpx.Response:
+    return httpx.Response(status, json={"type": "t", "title": "T", "status": status, "detail": "what happened", "code": code, "hint": "do this"})
+
+
+def frame(cursor: str, kind: str = "message", **document: Any) -> bytes:
+    base = {"channel": "vision/a", "source": "s", "type": "t", "time": "2026-01-01T00:00:00Z", "data": "x", "datacontenttype": "text/plain"}
+    return f"id: {cursor}\nevent: {kind}\ndata: {json.dumps({**base, **document})}\n\n".encode()
+
+
+class TestPublishing:
+    def test_all_attributes_arrive(self, client: Client, store: FakeStore) -> None:
+        receipt = client.publish(
+            "vision/a b/ü", b"\x00", subject="clip 7/ü%", attributes={"chunk": "a\tb".replace("\t", " "), "traceparent": "00-1"},
+            datacontenttype="image/png", type="frame", id="e 1", source="/cam",
+        )  # fmt: skip
+        assert (receipt.class_, receipt.origin, receipt.seq, receipt.id) == ("durable", "chicago", 1, "e 1")
+        event = store.namespace("vision").arrivals[0].event
+        assert (event.channel, event.subject, event.id, event.source, event.type) == ("vision/a b/ü", "clip 7/ü%", "e 1", "/cam", "frame")
+        assert dict(event.attributes) == {"chunk": "a b", "traceparent": "00-1"}
+        assert event.datacontenttype == "image/png"
+
+    @pytest.mark.parametrize(
+        ("data", "body", "kind"),
+        [
+            (b"x", b"x", None), (bytearray(b"x"), b"x", None), ("ü", "ü".encode(), "text/plain; charset=utf-8"), ({"a": [1]}, b'{"a":[1]}', "application/json"),
+            (None, b"", None), (0, b"0", "application/json"), ([], b"[]", "application/json"),
+        ],
+    )  # fmt: skip
+    def test_data(self, data: Any, body: bytes, kind: str | None) -> None:
+        assert encode_data(data) == (body, kind)
+
+    def test_data_that_cannot_be_sent(self) -> None:
+        with pytest.raises(BadRequest):
+            encode_data({1, 2})  # type: ignore[arg-type]
+
+    def test_a_repeat_has_the_same_id(self) -> None:
+        client, requests = scripted([problem(503, "store-unavailable"), httpx.ReadError("cut"), problem(503, "busy"), httpx.Response(201, json=RECEIPT)])
+        client.publish("vision/a", b"x")
+        ids = {(request.headers["ce-id"], request.headers["ce-source"]) for request in requests}
+        assert len(requests) == 4
+        assert len(ids) == 1
+
+    def test_it_gives_up_in_the_end(self) -> None:
+        client, _ = scripted([problem(503, "store-unavailable")] * 100, retry_s=0.1)
+        with pytest.raises(Unavailable) as caught:
+            client.publish("vision/a", b"x")
+        assert caught.value.code == "store-unavailable"
+        assert caught.value.hint == "do this"
+
+    def test_errors_that_stay_are_not_repeated(self) -> None:
+        client, requests = scripted([problem(413, "too-large")])
+        with pytest.raises(TooLarge, match="what happened"):
+            client.publish("vision/a", b"x")
+        assert len(requests) == 1
+
+    def test_names_are_checked_before_anything_is_sent(self) -> None:
+        client, requests = scripted([])
+        with pytest.raises(BadName):
+            client.publish("vision/+", b"")
+        with pytest.raises(BadName):
+            next(client.subscribe("Vision/a"))
+        with pytest.raises(BadRequest):
+            client.get("nokey")
+        with pytest.raises(BadRequest):
+            client.publish("vision/a", b"x", dataref="ekv:vision/k")
+        assert not requests
+
+    def test_dataref(self, client: Client) -> None:
+        client.put("vision/k", b"data")
+        assert client.publish("vision/a", dataref="ekv:vision/k").class_ == "durable"
+        assert client.publish("vision/a", dataref="ekv:vision/later").class_ == "waiting"
+
+
+class TestValues:
+    def test_round_trip(self, client: Client) -> None:
+        receipt = client.put("vision/a b/ü%", {"x": 1})
+        value = client.get("vision/a b/ü%")
+        assert value is not None
+        assert (value.json(), value.version, value.content_type) == ({"x": 1}, receipt.version, "application/json")
+        info = client.head("vision/a b/ü%")
+        assert info is not None
+        assert (info.size, info.version) == (7, receipt.version)
+        with pytest.raises(VersionMismatch):
+            client.put("vision/a b/ü%", b"", if_absent=True)
+        with pytest.raises(VersionMismatch):
+            client.delete("vision/a b/ü%", if_version="other")
+        assert client.delete("vision/a b/ü%", if_version=receipt.version)
+        assert not client.delete("vision/a b/ü%")
+        assert client.get("vision/a b/ü%") is None
+        assert client.head("vision/a b/ü%") is None
+
+    def test_listing_goes_over_pages(self, client: Client, vision: FakeNamespace) -> None:
+        for n in range(250):
+            vision.put(f"k/{n:03d}", b"")
+        assert [info.key for info in client.list("vision/k/")] == [f"vision/k/{n:03d}" for n in range(250)]
+        assert [info.key for info in client.list("vision/k/24")] == [f"vision/k/24{n}" for n in range(10)]
+
+    def test_a_conditional_write_is_repeated_only_if_it_did_nothing(self) -> None:
+        client, requests = scripted([problem(503, "busy"), httpx.ConnectError("no"), httpx.Response(200, json=RECEIPT)])
+        client.put("vision/k", b"", if_absent=True)
+        assert len(requests) == 3
+        for ambiguous in (problem(503, "store-unavailable"), httpx.ReadTimeout("late")):
+            client, requests = scripted([ambiguous, httpx.Response(200, json=RECEIPT)])
+            with pytest.raises(Unavailable):
+                client.put("vision/k", b"", if_version="1")
+            assert len(requests) == 1
+
+    def test_a_repeated_delete_that_finds_nothing_did_delete(self) -> None:
+        client, _ = scripted([httpx.ReadError("cut"), problem(404, "not-found")])
+        assert client.delete("vision/k")
+
+    def test_the_token(self, api: Api) -> None:
+        with served(api) as url, Client(url, "wrong") as client, pytest.raises(Unauthorized):
+            client.pops()
+
+
+class TestSubscribing:
+    def test_events_with_their_data(self, client: Client, vision: FakeNamespace) -> None:
+        big = bytes(range(256)) * 5000
+        for data, kind in ((b"\xff", "image/jpeg"), (b'{"a": 1}', "application/json"), ("ü".encode(), "text/plain"), (big, None)):
+            client.publish("vision/a", data, datacontenttype=kind, subject="s", attributes={"chunk": "1"})
+        events = client.subscribe("vision/#", from_="start")
+        picture, document, text, large = (item for _, item in zip(range(4), events, strict=False) if isinstance(item, ReceivedEvent))
+        assert picture.data == b"\xff"
+        assert document.json() == {"a": 1}
+        assert text.text() == "ü"
+        assert large.data == big
+        assert (picture.channel, picture.subject, picture.datacontenttype, dict(picture.attributes)) == ("vision/a", "s", "image/jpeg", {"chunk": "1"})
+        assert (picture.origin, picture.epoch, picture.seq, picture.cursor) == ("chicago", 1, 1, "chicago:1")
+        events.close()  # type: ignore[attr-defined]
+
+    def test_it_resumes_and_yields_each_id_once(self) -> None:
+        client, requests = scripted([
+            httpx.Response(200, content=b"retry: 1\nid: la:4\n\n" + frame("la:5", id="a") + frame("la:6", id="b") + b"id: la:9\n: heartbeat\n\n"),
+            problem(503, "store-unavailable"), httpx.ConnectError("down"),
+            httpx.Response(200, content=frame("la:6", id="b") + frame("la:10", id="c") + frame("la:11", "gap", reason="retention")),
+            problem(401, "unauthorized"),
+        ])  # fmt: skip
+        got = []
+        with pytest.raises(Unauthorized):
+            for item in client.subscribe("vision/a", from_="start"):
+                got.append(item)
+        assert [item.id for item in got if isinstance(item, ReceivedEvent)] == ["a", "b", "c"]
+        assert [item.reason for item in got if isinstance(item, Gap)] == ["retention"]
+        assert [request.headers.get("last-event-id") for request in requests] == [None, "la:9", "la:9", "la:9", "la:11"]
+        assert requests[0].url.params["from"] == "start"
+        assert "from" not in requests[1].url.params
+
+    def test_a_first_cursor_is_enough_to_lose_nothing(self) -> None:
+        client, requests = scripted([httpx.Response(200, content=b"id: la:4\n\n"), problem(401, "unauthorized")])
+        with pytest.raises(Unauthorized):
+            next(client.subscribe("vision/a"))
+        assert requests[1].headers["last-event-id"] == "la:4"
+
+    def test_it_gives_up_when_told(self) -> None:
+        client, _ = scripted([httpx.ConnectError("down")] * 100)
+        with pytest.raises(Unavailable):
+            next(client.subscribe("vision/a", reconnect_s=0.05))
+
+    def test_another_pops_cursor(self, client: Client, vision: FakeNamespace) -> None:
+        with pytest.raises(module.ApiError) as caught:
+            next(client.subscribe("vision/a", from_="ny:4"))
+        assert (caught.value.code, caught.value.status) == ("foreign-cursor", 409)
+
+    def test_over_a_restart_of_the_server(self, api: Api, vision: FakeNamespace) -> None:
+        got: list[str] = []
+        done = threading.Event()
+
+        def follow(url: str) -> None:
+            with Client(url, TOKEN) as client:
+                for item in client.subscribe("vision/a", from_="start"):
+                    assert isinstance(item, ReceivedEvent)
+                    got.append(item.id)
+                    if item.id == "last":
+                        break
+            done.set()
+
+        with served(api) as url:
+            port = int(url.rpartition(":")[2])
+            thread = threading.Thread(target=follow, args=(url,))
+            thread.start()
+            vision.release(Event("vision/a", "1", "s", "t", 0, data=b""))
+        vision.release(Event("vision/a", "2", "s", "t", 0, data=b""))
+        api.hub.stopping = False
+        with served(api, port):
+            vision.release(Event("vision/a", "last", "s", "t", 0, data=b""))
+            assert done.wait(20)
+        thread.join()
+        assert got == ["1", "2", "last"]
+
+    def test_the_token_goes_to_this_pop_only(self) -> None:
+        client, requests = scripted([
+            httpx.Response(200, content=frame("la:1", id="a", data=None).replace(b'"data": null', b'"dataref": "http://evil.test/v1/blobs/vision/sha256:00"')),
+            httpx.Response(200, content=b"body"),
+        ])  # fmt: skip
+        item = next(client.subscribe("vision/a"))
+        assert isinstance(item, ReceivedEvent)
+        assert item.data == b"body"
+        assert {request.url.host for request in requests} == {"pop.test"}
+
+
+class TestFrames:
+    def test_any_split_gives_the_same(self) -> None:
+        text = b'retry: 5\n\n: note\n\nid: a:1\nevent: message\ndata: {"x":\ndata: 1}\n\nid: a:2\r\n\r\ndata:z\n\ndata: cut'
+        whole = list(parse_sse(iter([text])))
+        assert whole == [("a:1", "message", '{"x":\n1}'), ("a:2", "message", ""), (None, "message", "z")]
+        for size in (1, 2, 3, 7):
+            assert list(parse_sse(text[i : i + size] for i in range(0, len(text), size))) == whole
+
+
+class TestHome:
+    def test_finds_a_pop(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "token").write_text("secret\n")
+        pops = {name: {"api": {"url": f"http://{name}.test", "token_file": str(tmp_path / "token")}} for name in ("chicago", "la")}
+        (tmp_path / "cluster.json").write_text(json.dumps({"pops": pops}))
+        assert Client.from_home("la", home=tmp_path).url == "http://la.test"
+        monkeypatch.setenv("EDGEFLOW_HOME", str(tmp_path))
+        assert Client.from_home().url == "http://chicago.test"
+        with pytest.raises(NotFound, match="chicago, la"):
+            Client.from_home("ny")
+
+    def test_nothing_there(self, tmp_path: Path) -> None:
+        with pytest.raises(NotFound) as caught:
+            Client.from_home(home=tmp_path)
+        assert "edgeflow up" in caught.value.hint
+
+
+class TestApplication:
+    def test_manifests(self, client: Client) -> None:
+        text = "namespace: vision\nfunctions:\n  a: {image: x/y:1, subscribe: frames, publish: faces, place: {pops: [la]}}\n"
+        document = resolve(parse(text), {}, applied_ms=1)
+        assert client.apply_manifest(document)["status"] == "created"
+        assert client.apply_manifest(document)["status"] == "unchanged"
+        assert client.manifest("vision") == document
+        assert [item["function"] for item in client.functions("vision")] == ["a"]
+        assert client.function("vision", "a")["at"] == "la"
+        assert client.delete_manifest("vision")
+        assert not client.delete_manifest("vision")
+        assert client.manifest("vision") is None
+
+    def test_questions(self, client: Client, vision: FakeNamespace) -> None:
+        assert [item["id"] for item in client.pops()] == ["chicago", "la", "ny"]
+        assert [item["namespace"] for item in client.namespaces()] == ["system", "vision"]
+        assert list(client.dead_letters("vision")) == []
+        assert client.dead_letter("vision", "x") is None
+        assert client.joins() == []
+        assert client.channels() == []
