@@ -21,7 +21,9 @@ import structlog
 from edgeflow.cluster.manager import Links
 from edgeflow.core.channels import SYSTEM_NAMESPACE
 from edgeflow.errors import EdgeflowError
+from edgeflow.flow.accounts import Accounts
 from edgeflow.flow.broker import BrokerSession
+from edgeflow.flow.discovery import Discovery
 from edgeflow.flow.gateway import Gateway
 from edgeflow.flow.instances import Instances
 from edgeflow.flow.publisher import Publisher
@@ -64,9 +66,11 @@ class DataProcess:
         self._gateways: dict[str, Gateway] = {}
         self._publishers: dict[str, Publisher] = {}
         self._sessions: dict[str, BrokerSession] = {}
-        self._instances = Instances(self._reactor, self._store, settings.limits, self._released)
+        self._accounts = Accounts(self._reactor, settings)
+        self._instances = Instances(self._reactor, self._store, settings.limits, self._released, self._accounts)
         self._rounds = Rounds(self._store, self._gateways, self._instances, self._released)
         self._pushable: set[str] = set()
+        self._discovery = Discovery(self._gateways.__contains__, self._create_namespace)
         self._links = Links(settings, self._store, self._reactor, self._mirrored)
         self._wakeups = self._store.wakeups()
         self._wake_fd = -1
@@ -80,6 +84,7 @@ class DataProcess:
             self._store.open_log(name)
             # Whatever was claimed through the process before this one is void: its sockets are gone.
             self._store.namespace(name).release_claims()
+        self._discover()
         self._sync_namespaces()
         self._instances.sync()
         self._links.start()
@@ -108,6 +113,9 @@ class DataProcess:
 
         def ready(boot: str) -> None:
             gateway.ready(boot)
+            self._discovery.gateway_ready(name, lambda: serve(boot))
+
+        def serve(boot: str) -> None:
             publisher.ready(boot)
             self._note_gateway(name, connected=True)
 
@@ -116,19 +124,23 @@ class DataProcess:
             publisher.lost()
             self._note_gateway(name, connected=False)
 
+        client_id, is_new = self._client_id(name)
+        if is_new:
+            self._discovery.expect(name, gateway)
         session = BrokerSession(
-            self._reactor, settings.mqtt, self._client_id(name), f"{name}/#", on_message=gateway.take, on_ready=ready, on_lost=lost,
+            self._reactor, settings.mqtt, client_id, f"{name}/#", on_message=gateway.take, on_ready=ready, on_lost=lost,
             on_published=publisher.confirmed,
         )  # fmt: skip
         gateway.session = publisher.session = session
         self._gateways[name], self._publishers[name], self._sessions[name] = gateway, publisher, session
         log.info("namespace_served", namespace=name)
 
-    def _client_id(self, name: str) -> str:
-        """Secret, since a client id is enough to take a session over; kept, so that the broker holds messages while this process is away."""
+    def _client_id(self, name: str) -> tuple[str, bool]:
+        """The client id of a namespace's gateway, and whether it is new. Secret, since a client id is enough to take a session over; kept, so that the broker holds messages while this process is away."""
         path = self._settings.state_dir / "gateway-sessions.json"
         known = json.loads(path.read_text()) if path.exists() else {}
-        if name not in known:
+        is_new = name not in known
+        if is_new:
             known[name] = f"gateway-{name}-{secrets.token_hex(16)}"
             temporary = path.with_suffix(".new")
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -137,10 +149,24 @@ class DataProcess:
                 handle.flush()
                 os.fsync(handle.fileno())
             os.replace(temporary, path)
-        return str(known[name])
+        return str(known[name]), is_new
+
+    def _discover(self) -> None:
+        self._discovery.session = BrokerSession(
+            self._reactor, self._settings.mqtt, f"discovery-{secrets.token_hex(16)}", "+/#", on_message=self._discovery.take,
+            on_ready=self._discovery.ready, on_lost=self._discovery.lost, on_published=lambda _mid: None, durable=False,
+        )  # fmt: skip
+        self._sessions[""] = self._discovery.session
+
+    def _create_namespace(self, name: str) -> None:
+        self._store.create_namespace(name)
+        self._sync_namespaces()
+        self._released(SYSTEM_NAMESPACE)
 
     def _note_gateway(self, name: str, *, connected: bool) -> None:
-        self._store.local.put_doc("gateway_state", name, {"connected": connected, "since_ms": time.time_ns() // 1_000_000})
+        self._store.local.put_doc(
+            "gateway_state", name, {"connected": connected, "since_ms": time.time_ns() // 1_000_000}
+        )
 
     def _blob_url(self, namespace: str, digest: str) -> str:
         return f"{self._settings.public.api_url}/v1/blobs/{namespace}/{digest}"
@@ -233,6 +259,7 @@ class DataProcess:
         log.info("data_stopping")
         self._rounds.run()
         self._instances.close()
+        self._accounts.close()
         self._links.stop()
         for publisher in self._publishers.values():
             publisher.store_cursor()

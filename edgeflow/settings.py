@@ -12,6 +12,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
+BROKER_FOLDER = "/run/edgeflow-broker"
+"""Where the container of a function with a `qos: 0` input finds the folder of `mqtt.function_socket`."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -34,6 +38,12 @@ class MqttSettings(_Section):
     """Broker account of the gateway: all namespaces, no control topics."""
     password_file: Path
     """File (0600) with the gateway's password."""
+    function_socket: Path | None = None
+    """Unix socket of the broker for functions with a `qos: 0` input, alone in its folder, which their containers see; None = they cannot run here."""
+    admin_username: str = "admin"
+    """Broker account that makes the accounts of those functions: control topics only."""
+    admin_password_file: Path | None = None
+    """File (0600) with its password; None = functions with a `qos: 0` input cannot run here."""
     receive_maximum: int = 256
     """Messages the broker may have under way to the gateway; the redelivery ring is twice as long."""
     rewind_events: int = 1000
@@ -152,6 +162,12 @@ class PopSettings(_Section):
     public: PublicSettings
     runner: RunnerSettings = Field(default_factory=RunnerSettings)
     limits: Limits = Field(default_factory=Limits)
+
+    @property
+    def function_socket_inside(self) -> Path | None:
+        """`mqtt.function_socket` as an instance sees it."""
+        path = self.mqtt.function_socket
+        return path if path is None or self.mode == "embedded" else Path(BROKER_FOLDER) / path.name
 
     @classmethod
     def load(cls, path: Path) -> "PopSettings":

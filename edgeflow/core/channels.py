@@ -79,7 +79,9 @@ def check_filter(pattern: str) -> str:
         if level == "+":
             continue
         if not level or "#" in level or "+" in level:
-            raise BadName(f"{pattern!r} is not a channel filter", hint="`+` stands for one level, `#` for all that follow.")
+            raise BadName(
+                f"{pattern!r} is not a channel filter", hint="`+` stands for one level, `#` for all that follow."
+            )
     return pattern
 
 

@@ -23,7 +23,9 @@ from edgeflow.errors import BadEvent
 
 ATTRIBUTE_NAME = re.compile(r"[a-z0-9]{1,20}")
 LOG_ATTRIBUTES = frozenset({"origin", "epoch", "seq", "prev"})
-CORE_ATTRIBUTES = frozenset({"id", "source", "type", "subject", "time", "datacontenttype", "dataref", "specversion", "dataschema"})
+CORE_ATTRIBUTES = frozenset(
+    {"id", "source", "type", "subject", "time", "datacontenttype", "dataref", "specversion", "dataschema"}
+)
 DEFAULT_TYPE = "edgeflow.message"
 GAP_TYPE = "edgeflow.gap"
 MAX_DATAREF_BYTES = 2048
@@ -185,7 +187,9 @@ def from_cloudevent(document: Any, channel: str, *, id: str, source: str, now_ms
     if not isinstance(document, dict):
         raise BadEvent("a structured CloudEvent is a JSON object")
     if document.get("specversion") != "1.0":
-        raise BadEvent(f"specversion {document.get('specversion')!r} is not supported", hint='Send "specversion": "1.0".')
+        raise BadEvent(
+            f"specversion {document.get('specversion')!r} is not supported", hint='Send "specversion": "1.0".'
+        )
     if "data" in document and "data_base64" in document:
         raise BadEvent("a CloudEvent has data or data_base64, not both")
     content_type = document.get("datacontenttype")
@@ -233,7 +237,10 @@ def dataref_of(payload: bytes) -> str | None:
 def parse_ekv_ref(dataref: str, namespace: str) -> tuple[str, str | None]:
     """(key, version or None) of `ekv:<namespace>/<key>[@<version>]`. Raises BadEvent for another scheme or namespace."""
     if not dataref.startswith("ekv:"):
-        raise BadEvent(f"dataref {dataref[:80]!r} is not of the form ekv:<namespace>/<key>", hint="PUT the data into the EKV first.")
+        raise BadEvent(
+            f"dataref {dataref[:80]!r} is not of the form ekv:<namespace>/<key>",
+            hint="PUT the data into the EKV first.",
+        )
     owner, _, key = dataref[4:].partition("/")
     if owner != namespace:
         raise BadEvent(f"dataref {dataref[:80]!r} is outside the channel's namespace {namespace!r}")

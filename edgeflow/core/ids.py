@@ -16,6 +16,11 @@ def join_invocation_id(function: str, key: str, occurrence: int) -> str:
     return _digest(function, "join", key, occurrence)
 
 
+def direct_invocation_id(function: str, source: str, event_id: str) -> str:
+    """Id of the invocation that an event causes which the instance itself heard (`qos: 0`): such an event has no log position yet."""
+    return _digest(function, "direct", source, event_id)
+
+
 def output_id(invocation: str, index: int) -> str:
     """Id of the `index`-th output event of an invocation."""
     return _digest(invocation, index)

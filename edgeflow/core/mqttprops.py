@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 
 from edgeflow.errors import ProtocolError
 
-_PAYLOAD_FORMAT, _EXPIRY, _CONTENT_TYPE, _RESPONSE_TOPIC, _CORRELATION, _SUBSCRIPTION_ID, _TOPIC_ALIAS, _USER = 1, 2, 3, 8, 9, 11, 35, 38
+_PAYLOAD_FORMAT, _EXPIRY, _CONTENT_TYPE, _RESPONSE_TOPIC, _CORRELATION, _SUBSCRIPTION_ID, _TOPIC_ALIAS, _USER = (
+    1,
+    2,
+    3,
+    8,
+    9,
+    11,
+    35,
+    38,
+)
 _FIXED_BYTES = {_PAYLOAD_FORMAT: 1, _EXPIRY: 4, _TOPIC_ALIAS: 2}
 
 

@@ -43,7 +43,9 @@ class FunctionRoute:
     @property
     def join_signature(self) -> str:
         """Names the shape of the join, so that a revision that only changes code goes on with the joins that are pending."""
-        return hashlib.sha256(json.dumps([self.inputs, dict(self.join or {})], sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps([self.inputs, dict(self.join or {})], sort_keys=True).encode()).hexdigest()[
+            :12
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,9 @@ class RouteTable:
 
     version: str = ""
     functions: tuple[FunctionRoute, ...] = ()
-    _by_channel: dict[str, tuple[tuple[FunctionRoute, str], ...]] = field(default_factory=dict, compare=False, repr=False)
+    _by_channel: dict[str, tuple[tuple[FunctionRoute, str], ...]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def route(self, event: Event) -> list[Directive]:
         """Directives for `event` at this PoP; empty when nothing here subscribes to its channel."""
@@ -66,14 +70,18 @@ class RouteTable:
         targets = self._by_channel.get(channel)
         if targets is None:
             durable = (route for route in self.functions if not route.direct)
-            targets = tuple((route, name) for route in durable for name, wanted in route.inputs if matches(wanted, channel))
+            targets = tuple(
+                (route, name) for route in durable for name, wanted in route.inputs if matches(wanted, channel)
+            )
             if len(self._by_channel) < 10_000:
                 self._by_channel[channel] = targets
         return targets
 
     def find(self, function: str, revision: str) -> FunctionRoute | None:
         """The route of one revision of a function, if it is the current one."""
-        return next((route for route in self.functions if route.function == function and route.revision == revision), None)
+        return next(
+            (route for route in self.functions if route.function == function and route.revision == revision), None
+        )
 
     def to_json(self) -> str:
         """Text form for the store."""
@@ -113,11 +121,17 @@ def _direct(route: FunctionRoute, name: str, event: Event) -> Directive:
     key = event.subject if by == "subject" else event.attributes.get(by)
     if not key:
         return {**directive, "k": "reject", "why": f"no-join-key: the event has no {by!r} to join by"}
-    directive.update(k=join["kind"], g=route.join_signature, j=key, w=join["within_ms"], o=join["on_timeout"], n=len(route.inputs))
+    directive.update(
+        k=join["kind"], g=route.join_signature, j=key, w=join["within_ms"], o=join["on_timeout"], n=len(route.inputs)
+    )
     if join["kind"] == "collect":
         count = event.attributes.get(join["count"], "")
         if not count.isascii() or not count.isdigit() or not 0 < int(count) <= 100_000:
-            return {**directive, "k": "reject", "why": f"bad-count: attribute {join['count']!r} is {count[:20]!r}, not a number from 1 to 100000"}
+            return {
+                **directive,
+                "k": "reject",
+                "why": f"bad-count: attribute {join['count']!r} is {count[:20]!r}, not a number from 1 to 100000",
+            }
         directive["n"] = int(count)
     return directive
 

@@ -60,7 +60,9 @@ class FrameReader:
 def _decode(body: bytes) -> Message:
     try:
         message = msgpack.unpackb(body, raw=False, strict_map_key=False)
-    except Exception as error:  # msgpack raises many kinds (ValueError, FormatError, StackError, UnicodeDecodeError, ...)
+    except (
+        Exception
+    ) as error:  # msgpack raises many kinds (ValueError, FormatError, StackError, UnicodeDecodeError, ...)
         raise ProtocolError(f"a frame is not msgpack: {error!r}") from None
     if not isinstance(message, dict):
         raise ProtocolError(f"a frame holds a {type(message).__name__}, not a map")

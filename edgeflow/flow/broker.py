@@ -36,11 +36,13 @@ class BrokerSession:
 
     def __init__(
         self, reactor: Reactor, settings: MqttSettings, client_id: str, topic_filter: str, *, on_message: Callable[[Message], None],
-        on_ready: Callable[[str], None], on_lost: Callable[[], None], on_published: Callable[[int], None],
+        on_ready: Callable[[str], None], on_lost: Callable[[], None], on_published: Callable[[int], None], durable: bool = True,
     ) -> None:  # fmt: skip
+        """`durable`: a session that outlives the connection, QoS 1 and without its own publishes; else none of it."""
         self._reactor = reactor
         self._settings = settings
         self._filter = topic_filter
+        self._durable = durable
         self._on_message = on_message
         self._on_ready = on_ready
         self._on_lost = on_lost
@@ -101,11 +103,13 @@ class BrokerSession:
         if self._closed:
             return
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.SessionExpiryInterval = SESSION_EXPIRY_S
+        properties.SessionExpiryInterval = SESSION_EXPIRY_S if self._durable else 0
         properties.ReceiveMaximum = self._settings.receive_maximum
         host = str(self._settings.socket) if self._settings.socket is not None else self._settings.host
         try:
-            self._client.connect(host, self._settings.port, keepalive=_KEEPALIVE_S, clean_start=False, properties=properties)
+            self._client.connect(
+                host, self._settings.port, keepalive=_KEEPALIVE_S, clean_start=not self._durable, properties=properties
+            )
             self.flush()
         except OSError as error:
             log.debug("broker_unreachable", error=str(error))
@@ -115,18 +119,22 @@ class BrokerSession:
         self._reactor.call_later(self._backoff_s, self._connect)
         self._backoff_s = min(self._backoff_s * 2, 2.0)
 
-    def _connected(self, _client: Client, _data: Any, _flags: Any, reason: ReasonCode, _properties: Properties | None) -> None:
+    def _connected(
+        self, _client: Client, _data: Any, _flags: Any, reason: ReasonCode, _properties: Properties | None
+    ) -> None:
         if reason.is_failure:
             log.error("broker_refused", reason=str(reason), filter=self._filter)
             return
         self._backoff_s = 0.05
         self._boot = None
         # retainHandling=2 on the data: noLocal does not keep the broker from handing our own retained publishes back.
-        data = SubscribeOptions(qos=1, noLocal=True, retainAsPublished=True, retainHandling=2)
+        data = SubscribeOptions(qos=int(self._durable), noLocal=self._durable, retainAsPublished=True, retainHandling=2)
         boot = SubscribeOptions(qos=1, noLocal=False, retainAsPublished=True, retainHandling=0)
         self._client.subscribe([(BOOT_TOPIC, boot), (self._filter, data)])
 
-    def _subscribed(self, _client: Client, _data: Any, _mid: int, reasons: list[ReasonCode], _properties: Properties | None) -> None:
+    def _subscribed(
+        self, _client: Client, _data: Any, _mid: int, reasons: list[ReasonCode], _properties: Properties | None
+    ) -> None:
         refused = [str(reason) for reason in reasons if reason.is_failure]
         if refused:
             log.error("subscribe_refused", filter=self._filter, reasons=refused)
@@ -203,4 +211,3 @@ class BrokerSession:
             self._client.read_packets()
         if events & WRITE and self._socket is not None:
             self._client.loop_write()
-

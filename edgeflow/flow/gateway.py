@@ -11,7 +11,7 @@ MQTT 5.0: 3.3.2.3.5 response topic, 4.4 delivery retry; CloudEvents MQTT protoco
 import json
 import uuid
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
@@ -43,6 +43,7 @@ class Gateway:
         self._pending: list[_Taken] = []
         self._batch: list[_Taken] = []
         self._boot = ""
+        self._is_marker: Callable[[str, int], bool] | None = None
         self.session: BrokerSession | None = None
 
     def ready(self, boot: str) -> None:
@@ -53,8 +54,24 @@ class Gateway:
         """The session is gone: what was not ingested yet comes again as a redelivery."""
         self._pending.clear()
 
+    def hold(self, is_marker: Callable[[str, int], bool]) -> None:
+        """Collect, but let no round take it before `go_on`. `is_marker(topic, messages so far)` is asked about each message (see discovery.py)."""
+        self._is_marker = is_marker
+
+    def go_on(self, missed: Sequence[Message]) -> None:
+        """End the hold: `missed` came before everything that was collected."""
+        own, self._pending = self._pending, []
+        self._is_marker = None
+        for message in missed:
+            self.take(message)
+        self._pending += own
+
     def take(self, message: Message) -> None:
         """Collect one message."""
+        if self._is_marker is not None and self._is_marker(message.topic, len(self._pending)):
+            if self.session is not None:
+                self.session.ack(message)
+            return
         try:
             arrival: Arrival | EdgeflowError = self._arrival(message)
         except EdgeflowError as error:
@@ -63,8 +80,8 @@ class Gateway:
 
     @property
     def waiting(self) -> bool:
-        """Whether something was collected."""
-        return bool(self._pending)
+        """Whether a round should take what was collected."""
+        return bool(self._pending) and self._is_marker is None
 
     @property
     def channels(self) -> set[str]:
@@ -73,6 +90,8 @@ class Gateway:
 
     def collected(self) -> list[Arrival]:
         """What waits to be ingested, in order; `finish` gets the results."""
+        if self._is_marker is not None:
+            return []
         self._batch, self._pending = self._pending, []
         return [arrival for _, arrival in self._batch if isinstance(arrival, Arrival)]
 
@@ -100,7 +119,9 @@ class Gateway:
         if is_reserved(channel):
             raise BadName(f"channel {channel!r} is reserved", hint="Levels that begin with _ belong to edgeflow.")
         if len(payload) > self._limits.event_bytes:
-            raise TooLarge(f"the payload on {channel} has {len(payload)} bytes, an event may have {self._limits.event_bytes}")
+            raise TooLarge(
+                f"the payload on {channel} has {len(payload)} bytes, an event may have {self._limits.event_bytes}"
+            )
         properties = message.decoded
         attributes = dict(properties.user)
         content_type = properties.content_type
@@ -111,7 +132,9 @@ class Gateway:
             try:
                 document = json.loads(payload)
             except ValueError:
-                raise BadEvent(f"the payload on {channel} is not JSON, but its content type says CloudEvents JSON") from None
+                raise BadEvent(
+                    f"the payload on {channel} is not JSON, but its content type says CloudEvents JSON"
+                ) from None
             event, dataref = from_cloudevent(document, channel, id=fallback_id, source=self._source, now_ms=now)
             own_id = "id" in document
         else:
@@ -132,12 +155,22 @@ class Gateway:
         if topic is None or self.session is None:
             return
         if not topic.startswith(f"{self._namespace.name}/{RECEIPTS_LEVEL}/") or "+" in topic or "#" in topic:
-            log.warning("response_topic_refused", namespace=self._namespace.name, channel=message.topic, response_topic=topic[:200])
+            log.warning(
+                "response_topic_refused",
+                namespace=self._namespace.name,
+                channel=message.topic,
+                response_topic=topic[:200],
+            )
             return
         document: dict[str, Any]
         if isinstance(result, Receipt):
             document = result.to_json()
         else:
-            document = {"class": "refused", "code": result.error.code, "detail": result.error.message, "hint": result.error.hint}
+            document = {
+                "class": "refused",
+                "code": result.error.code,
+                "detail": result.error.message,
+                "hint": result.error.hint,
+            }
         properties = encode_properties(content_type="application/json", correlation=message.decoded.correlation)
         self.session.publish(topic, json.dumps(document).encode(), properties)

@@ -24,6 +24,8 @@ from edgeflow.core.retries import retry_delay_ms
 from edgeflow.core.routing import FunctionRoute, compile_routes
 from edgeflow.core.wire import Message
 from edgeflow.errors import EdgeflowError, NotFound, ProtocolError
+from edgeflow.flow.accounts import Accounts
+from edgeflow.flow.direct import DirectStats
 from edgeflow.flow.outputs import build_events, build_values
 from edgeflow.flow.reactor import READ, Reactor
 from edgeflow.flow.sessions import Held, InstanceSpec, Session
@@ -52,11 +54,15 @@ class Collected:
 class Instances:
     """The instance sockets of one PoP."""
 
-    def __init__(self, reactor: Reactor, store: Store, limits: Limits, on_committed: Callable[[str], None]) -> None:
+    def __init__(
+        self, reactor: Reactor, store: Store, limits: Limits, on_committed: Callable[[str], None], accounts: Accounts
+    ) -> None:
         self._reactor = reactor
         self._store = store
         self._limits = limits
         self._on_committed = on_committed
+        self._accounts = accounts
+        self._direct: dict[tuple[str, str], DirectStats] = defaultdict(DirectStats)
         self._listeners: dict[str, tuple[InstanceSpec, socket.socket]] = {}
         self._sessions: dict[str, Session] = {}
         self._maybe_work: set[_FunctionKey] = set()
@@ -75,14 +81,23 @@ class Instances:
         for instance in list(self._listeners):
             if instance not in wanted:
                 self._stop_listening(instance)
+        self._accounts.keep(
+            (document["namespace"], document["function"], document["revision"]) for document in wanted.values()
+        )
         for instance, document in wanted.items():
             if instance not in self._listeners:
-                spec = InstanceSpec(document["namespace"], document["function"], document["revision"], instance, document["socket"])
+                spec = InstanceSpec(
+                    document["namespace"], document["function"], document["revision"], instance, document["socket"]
+                )
                 try:
                     self._listen(spec)
                 except OSError as error:
                     log.error("instance_socket_failed", instance=instance, socket=spec.socket, error=str(error))
-            elif document.get("drain") and (session := self._sessions.get(instance)) is not None and session.state != "draining":
+            elif (
+                document.get("drain")
+                and (session := self._sessions.get(instance)) is not None
+                and session.state != "draining"
+            ):
                 session.state = "draining"
                 session.send({"t": "drain"})
                 session.flush()
@@ -112,6 +127,8 @@ class Instances:
             session.close()
         self._written_states.pop(instance, None)
         self._counts.pop(instance, None)
+        if (stats := self._direct.get((spec.namespace, spec.function))) is not None:
+            stats.forget(instance)
 
     def _accept(self, spec: InstanceSpec, listener: socket.socket) -> None:
         try:
@@ -127,7 +144,7 @@ class Instances:
             sock.close()
             return
         self._sessions[spec.instance] = Session(
-            self._reactor, sock, spec, route, self._store.pop, self._message, self._session_closed
+            self._reactor, sock, spec, route, self._store.pop, self._message, self._session_closed, self._welcome_direct
         )  # fmt: skip
         self._write_state(spec, "connected")
 
@@ -139,7 +156,9 @@ class Instances:
         document = self._store.local.get_doc("instance", spec.instance) or {}
         if "spec" not in document:
             return None
-        return compile_routes({"functions": {spec.function: document["spec"]}}, self._store.pop).find(spec.function, spec.revision)
+        return compile_routes({"functions": {spec.function: document["spec"]}}, self._store.pop).find(
+            spec.function, spec.revision
+        )
 
     def _session_closed(self, session: Session) -> None:
         spec = session.spec
@@ -150,11 +169,21 @@ class Instances:
         session.held.clear()
         if len(held) == 1 and session.state != "draining":
             claimed = held[0].claimed
-            self._failed(spec.namespace, session.route, claimed.id, claimed.attempt, "instance-crashed", "the instance ended while it worked on this", retry=True)
+            self._failed(
+                spec.namespace,
+                session.route,
+                claimed.id,
+                claimed.attempt,
+                "instance-crashed",
+                "the instance ended while it worked on this",
+                retry=True,
+            )
         elif held:
             # Which of them the instance died of is not known: none is blamed, each is claimed alone next time.
             namespace.release_claims(instance=spec.instance, suspect=True)
         self.notify(spec.namespace)
+        if session.route.direct:
+            self._settle_direct(spec)
         if spec.instance in self._listeners:
             self._write_state(spec, "hung" if session.state == "hung" else "lost")
 
@@ -170,6 +199,8 @@ class Instances:
     def _on_ready(self, session: Session, _message: Message) -> None:
         session.state = "ready"
         self._write_state(session.spec, "ready")
+        if session.route.direct:
+            self._settle_direct(session.spec)
 
     def _on_claim(self, session: Session, message: Message) -> None:
         limit = message.get("max")
@@ -202,11 +233,23 @@ class Instances:
             return
         detail = f"{message.get('error', '')}\n{message.get('traceback') or ''}".strip()[:DETAIL_CHARS]
         self._end_held(session, id)
-        self._failed(session.spec.namespace, session.route, id, attempt, "handler-failed", detail, retry=bool(message.get("retry", True)))
+        self._failed(
+            session.spec.namespace,
+            session.route,
+            id,
+            attempt,
+            "handler-failed",
+            detail,
+            retry=bool(message.get("retry", True)),
+        )
 
     def _on_release(self, session: Session, message: Message) -> None:
         pairs = message.get("invocations")
-        ids = [pair[0] for pair in pairs if isinstance(pair, list) and pair and pair[0] in session.held] if isinstance(pairs, list) else []
+        ids = (
+            [pair[0] for pair in pairs if isinstance(pair, list) and pair and pair[0] in session.held]
+            if isinstance(pairs, list)
+            else []
+        )
         for id in ids:
             self._end_held(session, id)
         if ids:
@@ -235,7 +278,9 @@ class Instances:
         self._reply(session, message, lambda: {"value": self._get(session, message)})
 
     def _get(self, session: Session, message: Message) -> dict[str, Any] | None:
-        value = self._store.namespace(session.spec.namespace).get(check_key(str(message.get("key"))), version=message.get("version"))
+        value = self._store.namespace(session.spec.namespace).get(
+            check_key(str(message.get("key"))), version=message.get("version")
+        )
         if value is None:
             return None
         return {"key": value.key, "version": value.version, "data": value.data, "content_type": value.content_type}
@@ -256,6 +301,43 @@ class Instances:
         except EdgeflowError as error:
             session.send({"t": "reply", "r": message.get("r"), "ok": False, "error": error.message, "code": error.code})
 
+    # -- instances that hear the broker themselves -----------------------------------------------------------------------
+
+    def _welcome_direct(self, session: Session) -> None:
+        self._accounts.grant(_account_key(session.spec), session.route, session.welcome)
+
+    def _settle_direct(self, spec: InstanceSpec) -> None:
+        """Let one instance of the function subscribe: while revisions change hands there are two, and the current one goes first."""
+        at = [
+            s for s in self._sessions.values()
+            if s.route.direct and s.state in ("ready", "parked") and (s.spec.namespace, s.spec.function) == (spec.namespace, spec.function)
+        ]  # fmt: skip
+        table = self._store.namespace(spec.namespace).routes()
+        heir = next((s for s in at if table.find(s.spec.function, s.spec.revision) is not None), at[0] if at else None)
+        for session in at:
+            if session is heir and session.state == "parked":
+                session.send({"t": "unpark"})
+            elif session is not heir and session.state == "ready":
+                session.send({"t": "park"})
+            session.flush()
+
+    def _on_grant(self, session: Session, _message: Message) -> None:
+        # The broker refused the account: it has lost or changed it.
+        def give(mqtt: dict[str, str]) -> None:
+            session.send({"t": "granted", "mqtt": mqtt})
+            session.flush()
+
+        if not session.route.direct:
+            raise ProtocolError("grant is for functions whose input has qos 0")
+        self._accounts.grant(_account_key(session.spec), session.route, give, anew=True)
+
+    def _on_stats(self, session: Session, message: Message) -> None:
+        spec = session.spec
+        self._counts[spec.instance][:] = self._direct[(spec.namespace, spec.function)].take(spec.instance, message)
+
+    def _on_context(self, session: Session, message: Message) -> None:
+        self._reply(session, message, lambda: {"values": self._context(session)})
+
     def _on_parked(self, session: Session, _message: Message) -> None:
         session.state = "parked"
         self._write_state(session.spec, "parked")
@@ -265,7 +347,9 @@ class Instances:
     def notify(self, namespace: str, inboxes: Iterable[str] | None = None) -> None:
         """Inboxes ("function:revision") of a namespace got work; None = any of them may have."""
         if inboxes is None:
-            self._maybe_work.update(_function_key(s.spec) for s in self._sessions.values() if s.spec.namespace == namespace)
+            self._maybe_work.update(
+                _function_key(s.spec) for s in self._sessions.values() if s.spec.namespace == namespace
+            )
         else:
             self._maybe_work.update((namespace, inbox) for inbox in inboxes)
 
@@ -292,14 +376,26 @@ class Instances:
     def claim(session: Session) -> Claim:
         """The outstanding claim of an instance."""
         spec, limit = session.spec, session.claim_max
-        return Claim(spec.function, spec.revision, spec.instance, limit, (session.route.retry.timeout_ms + _LEASE_SLACK_MS) * limit)
+        return Claim(
+            spec.function,
+            spec.revision,
+            spec.instance,
+            limit,
+            (session.route.retry.timeout_ms + _LEASE_SLACK_MS) * limit,
+        )
 
     def finish(self, collected: Collected, claiming: list[Session], result: RoundResult) -> None:
         """Answer commits and claims with what a round did."""
         done_us = time.time_ns() / 1000
         for (session, commit, message), ended in zip(collected.commits, result.ended, strict=True):
             if ended.status == "missing":
-                self._refuse(session, commit.id, commit.attempt, "bad-output", f"the output refers to {ended.detail}, which was never sent")
+                self._refuse(
+                    session,
+                    commit.id,
+                    commit.attempt,
+                    "bad-output",
+                    f"the output refers to {ended.detail}, which was never sent",
+                )
                 continue
             self._committed(session, commit, message, ended.status, done_us)
         for session, items in zip(claiming, result.claimed, strict=True):
@@ -309,7 +405,10 @@ class Instances:
     @property
     def has_work(self) -> bool:
         """Whether another round may find work to hand over."""
-        return any(s.claim_max and s.state == "ready" and _function_key(s.spec) in self._maybe_work for s in self._sessions.values())
+        return any(
+            s.claim_max and s.state == "ready" and _function_key(s.spec) in self._maybe_work
+            for s in self._sessions.values()
+        )
 
     def flush_sockets(self) -> None:
         """Write the answers."""
@@ -325,11 +424,15 @@ class Instances:
             timings = self._timings[(session.spec.namespace, session.spec.function)]
             timings.add(done_us - held.claimed.accepted_us, held.waiting_us + queued, handler - fetch)
             self._counts[session.spec.instance][0] += 1
-        session.send({"t": "committed", "invocation": commit.id, "attempt": commit.attempt, "status": status, "error": None})
+        session.send(
+            {"t": "committed", "invocation": commit.id, "attempt": commit.attempt, "status": status, "error": None}
+        )
 
     def _hand_over(self, session: Session, items: list[Claimed], now_us: float) -> None:
         if session.closed:
-            self._store.namespace(session.spec.namespace).release_claims(instance=session.spec.instance, ids=[item.id for item in items])
+            self._store.namespace(session.spec.namespace).release_claims(
+                instance=session.spec.instance, ids=[item.id for item in items]
+            )
             return
         context = self._context(session)
         idle_since_us = session.idle_since_us
@@ -344,7 +447,15 @@ class Instances:
             hop = max(item.event.hop for item in claimed.inputs)
             session.held[claimed.id] = Held(claimed, hop, waiting_us, time.monotonic())
             inputs = [{"name": item.name, "event": item.event.encode_positioned()} for item in claimed.inputs]
-            work.append({"invocation": claimed.id, "attempt": claimed.attempt, "deadline_ms": deadline_ms, "inputs": inputs, "context": context})
+            work.append(
+                {
+                    "invocation": claimed.id,
+                    "attempt": claimed.attempt,
+                    "deadline_ms": deadline_ms,
+                    "inputs": inputs,
+                    "context": context,
+                }
+            )
         session.send({"t": "work", "items": work})
 
     def _context(self, session: Session) -> dict[str, Any]:
@@ -353,7 +464,9 @@ class Instances:
             return {}
         infos = self._store.namespace(session.spec.namespace).heads_of(list(names.values()))
         return {
-            name: None if info is None else {"version": info.version, "digest": info.digest, "data": None, "content_type": info.content_type}
+            name: None
+            if info is None
+            else {"version": info.version, "digest": info.digest, "data": None, "content_type": info.content_type}
             for name, info in zip(names, infos, strict=True)
         }
 
@@ -368,7 +481,9 @@ class Instances:
         self._failed(session.spec.namespace, session.route, id, attempt, reason, detail, retry=False)
         session.send({"t": "committed", "invocation": id, "attempt": attempt, "status": "refused", "error": detail})
 
-    def _failed(self, name: str, route: FunctionRoute, id: str, attempt: int, reason: str, detail: str, *, retry: bool) -> None:
+    def _failed(
+        self, name: str, route: FunctionRoute, id: str, attempt: int, reason: str, detail: str, *, retry: bool
+    ) -> None:
         namespace = self._store.namespace(name)
         delay = retry_delay_ms(route.retry, namespace.failures(id) + 1, random.random()) if retry else None
         outcome = namespace.fail(id, attempt, reason, detail, delay)
@@ -390,7 +505,13 @@ class Instances:
                 continue
             id, held = next(iter(session.held.items()))
             self._end_held(session, id)
-            log.warning("attempt_timed_out", namespace=session.spec.namespace, function=session.spec.function, instance=session.spec.instance, invocation=id)
+            log.warning(
+                "attempt_timed_out",
+                namespace=session.spec.namespace,
+                function=session.spec.function,
+                instance=session.spec.instance,
+                invocation=id,
+            )
             self._failed(
                 session.spec.namespace, session.route, id, held.claimed.attempt, "timeout",
                 f"the handler did not return within {session.route.retry.timeout_ms} ms", retry=True,
@@ -404,7 +525,9 @@ class Instances:
 
     def expire(self, namespace: str, id: str, attempt: int, function: str) -> None:
         """A lease ended without its instance: the attempt failed."""
-        route = next((route for route in self._store.namespace(namespace).routes().functions if route.function == function), None)
+        route = next(
+            (route for route in self._store.namespace(namespace).routes().functions if route.function == function), None
+        )
         if route is not None:
             self._failed(namespace, route, id, attempt, "lease-expired", "nobody finished this in time", retry=True)
 
@@ -414,6 +537,8 @@ class Instances:
             self._write_state(session.spec, session.state)
         for (namespace, function), timings in self._timings.items():
             self._store.local.put_doc("function_stats", f"{namespace}/{function}", timings.to_json())
+        for (namespace, function), stats in self._direct.items():
+            self._store.local.put_doc("function_stats", f"{namespace}/{function}", stats.to_json())
 
     def close(self) -> None:
         """Give everything back and close: the agent leaves, the instances wait for it to return."""
@@ -453,11 +578,16 @@ _HANDLERS: dict[str, Callable[[Instances, Session, Message], None]] = {
     "ready": Instances._on_ready, "claim": Instances._on_claim, "commit": Instances._on_commit, "fail": Instances._on_fail,
     "release": Instances._on_release, "blob": Instances._on_blob, "fetch": Instances._on_fetch, "get": Instances._on_get,
     "list": Instances._on_list, "parked": Instances._on_parked,
+    "grant": Instances._on_grant, "stats": Instances._on_stats, "context": Instances._on_context,
 }  # fmt: skip
 
 
 def _function_key(spec: InstanceSpec) -> _FunctionKey:
     return (spec.namespace, f"{spec.function}:{spec.revision}")
+
+
+def _account_key(spec: InstanceSpec) -> tuple[str, str, str]:
+    return (spec.namespace, spec.function, spec.revision)
 
 
 def _named_attempt(message: Message) -> tuple[str, int]:

@@ -18,7 +18,9 @@ def build_events(
 ) -> list[Event]:  # fmt: skip
     """The events of a commit. Raises BadName, BadEvent or TooLarge naming the output that is wrong."""
     if len(outputs) > limits.outputs:
-        raise TooLarge(f"{route.function} emitted {len(outputs)} events in one invocation, the limit is {limits.outputs}")
+        raise TooLarge(
+            f"{route.function} emitted {len(outputs)} events in one invocation, the limit is {limits.outputs}"
+        )
     events = []
     inline_bytes = 0
     for index, output in enumerate(outputs):
@@ -33,7 +35,9 @@ def build_events(
         data, ref = _body(output, f"output {index} of {route.function}", limits.event_bytes)
         inline_bytes += len(data or b"")
         attributes = output.get("attributes") or {}
-        if not isinstance(attributes, Mapping) or not all(isinstance(name, str) and isinstance(value, str) for name, value in attributes.items()):
+        if not isinstance(attributes, Mapping) or not all(
+            isinstance(name, str) and isinstance(value, str) for name, value in attributes.items()
+        ):
             raise BadEvent(f"output {index} of {route.function} has attributes that are not text")
         event = make_event(
             channel, data or b"", id=output_id(invocation, index), source=f"/{namespace}/{route.function}", now_ms=now_ms,
@@ -44,7 +48,9 @@ def build_events(
             event = replace(event, data=None, ref=ref)
         events.append(event)
     if inline_bytes > limits.commit_bytes:
-        raise TooLarge(f"{route.function} returned {inline_bytes} inline bytes in one invocation, the limit is {limits.commit_bytes}")
+        raise TooLarge(
+            f"{route.function} returned {inline_bytes} inline bytes in one invocation, the limit is {limits.commit_bytes}"
+        )
     return events
 
 

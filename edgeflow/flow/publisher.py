@@ -26,7 +26,9 @@ _BOOT_DOCS = "publisher_boot"
 class Publisher:
     """One namespace's way out. `pump` publishes what is new, as far as the window allows."""
 
-    def __init__(self, namespace: Namespace, local: LocalState, settings: PopSettings, blob_url: Callable[[str, str], str]) -> None:
+    def __init__(
+        self, namespace: Namespace, local: LocalState, settings: PopSettings, blob_url: Callable[[str, str], str]
+    ) -> None:
         self._namespace = namespace
         self._local = local
         self._settings = settings
@@ -85,7 +87,9 @@ class Publisher:
             try:
                 mid = self._publish(released)
             except EdgeflowError as error:
-                log.error("publish_failed", namespace=self._namespace.name, n=released.n, code=error.code, error=error.message)
+                log.error(
+                    "publish_failed", namespace=self._namespace.name, n=released.n, code=error.code, error=error.message
+                )
                 self._order.append([released.n, 0])
                 continue
             self._order.append([released.n, mid])

@@ -12,7 +12,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 
@@ -56,6 +55,7 @@ class Session:
     def __init__(
         self, reactor: Reactor, sock: socket.socket, spec: InstanceSpec, route: FunctionRoute, pop: str,
         on_message: Callable[["Session", Message], None], on_closed: Callable[["Session"], None],
+        on_direct: Callable[["Session"], None] | None = None,
     ) -> None:  # fmt: skip
         sock.setblocking(False)
         self.spec = spec
@@ -74,6 +74,7 @@ class Session:
         self._sock = sock
         self._on_message = on_message
         self._on_closed = on_closed
+        self._on_direct = on_direct
         self._reader = FrameReader()
         self._greeted = False
         self._out = bytearray()
@@ -140,7 +141,9 @@ class Session:
                 if not self.closed:
                     self._dispatch(message)
         except EdgeflowError as error:
-            log.warning("instance_protocol_error", instance=self.spec.instance, function=self.spec.function, error=error.message)
+            log.warning(
+                "instance_protocol_error", instance=self.spec.instance, function=self.spec.function, error=error.message
+            )
             self.send({"t": "error", "code": error.code, "error": error.message})
             self.flush()
             self.close()
@@ -149,20 +152,26 @@ class Session:
         kind = message.get("t")
         if not self._greeted:
             if kind != "hello" or message.get("protocol") != PROTOCOL:
-                raise ProtocolError(f"expected hello of protocol {PROTOCOL}, got {kind!r} of {message.get('protocol')!r}")
+                raise ProtocolError(
+                    f"expected hello of protocol {PROTOCOL}, got {kind!r} of {message.get('protocol')!r}"
+                )
             self._greeted = True
-            self._welcome()
+            if self.route.direct and self._on_direct is not None:
+                self._on_direct(self)  # welcomes it once it has an account at the broker
+            else:
+                self.welcome()
             return
         self._on_message(self, message)
 
-    def _welcome(self) -> None:
+    def welcome(self, mqtt: dict[str, str] | None = None) -> None:
+        """Say who the instance is; `mqtt` is what it connects to the broker with when its input has qos 0."""
         route, spec = self.route, self.spec
         self.send(
             {
                 "t": "welcome", "protocol": PROTOCOL, "namespace": spec.namespace, "function": spec.function, "revision": spec.revision,
                 "instance": spec.instance, "pop": self._pop, "inputs": [{"name": name, "channel": channel} for name, channel in route.inputs],
                 "join": route.join["kind"] if route.join else None, "publish": list(route.publish), "context": dict(route.context),
-                "timeout_ms": route.retry.timeout_ms,
+                "timeout_ms": route.retry.timeout_ms, **({"mqtt": mqtt} if mqtt is not None else {}),
             }
         )  # fmt: skip
         self.flush()

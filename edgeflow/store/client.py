@@ -152,7 +152,9 @@ class LocalState:
 
     def docs(self, kind: str) -> dict[str, dict[str, Any]]:
         """All documents of a kind by id."""
-        return {id.decode(): json.loads(text) for id, text in self._connection.one("HGETALL", self._PREFIX + kind).items()}
+        return {
+            id.decode(): json.loads(text) for id, text in self._connection.one("HGETALL", self._PREFIX + kind).items()
+        }
 
     def delete_doc(self, kind: str, id: str) -> None:
         """Remove a document if it is there."""

@@ -51,7 +51,9 @@ class Connection:
         """A client with its own connections, for blocking reads."""
         return redis.Redis(unix_socket_path=str(self._socket), socket_timeout=None, protocol=2)
 
-    def run(self, commands: Sequence[Command], *, on_outage: Callable[[], Sequence[Command]] | None = None) -> list[Any]:
+    def run(
+        self, commands: Sequence[Command], *, on_outage: Callable[[], Sequence[Command]] | None = None
+    ) -> list[Any]:
         """Send all `commands` in one round trip; their replies in order, an error reply as an exception object in its place.
 
         After an outage the commands are sent again, as `on_outage` returns them if it is given. Raises StoreUnavailable after `retry_s`.

@@ -43,7 +43,6 @@ from edgeflow.store.records import (
     unpack_inputs,
 )
 
-
 RING_SIZE = 1024
 """Redeliveries that are recognised per namespace; more than twice any receive maximum."""
 
@@ -138,7 +137,9 @@ class Namespace:
 
     def set_routes(self, table: RouteTable) -> bool:
         """Install the table of this PoP; True when it changed."""
-        changed = self._connection.one(*self._command("ef_routes", {"version": table.version, "table": table.to_json()}))
+        changed = self._connection.one(
+            *self._command("ef_routes", {"version": table.version, "table": table.to_json()})
+        )
         self._fetched_routes = False
         return bool(changed)
 
@@ -167,7 +168,9 @@ class Namespace:
     def read_blob_range(self, digest: str, offset: int, length: int) -> bytes:
         """`length` bytes of a body from `offset`, not checked (the reader of the whole checks). Raises NotFound."""
         if self._connection.one("EXISTS", f"{self.prefix}blob:{digest}"):
-            part: bytes | None = self._connection.one("GETRANGE", f"{self.prefix}blob:{digest}", offset, offset + length - 1)
+            part: bytes | None = self._connection.one(
+                "GETRANGE", f"{self.prefix}blob:{digest}", offset, offset + length - 1
+            )
         else:
             part = self._files.read(digest, offset, length)
         if part is None:
@@ -253,7 +256,9 @@ class Namespace:
             commands = self._small_blobs(small)
             if taken:
                 commands.append(self._ingest_command(taken, again))
-            commands += [self._commit_command(commit, *packed) for commit, packed in zip(commits, packed_commits, strict=True)]
+            commands += [
+                self._commit_command(commit, *packed) for commit, packed in zip(commits, packed_commits, strict=True)
+            ]
             return commands
 
         claim_commands = [self._claim_command(claim) for claim in claims]
@@ -267,7 +272,9 @@ class Namespace:
             # Without the claims: what they got must not be claimed a second time.
             writes = self._routed(prepare)
         woken: set[str] = set()
-        ended = [_ended(msgpack.unpackb(reply), woken) for reply in writes[len(writes) - len(commits) :]] if commits else []
+        ended = (
+            [_ended(msgpack.unpackb(reply), woken) for reply in writes[len(writes) - len(commits) :]] if commits else []
+        )
         if taken:
             statuses, inboxes = msgpack.unpackb(writes[len(writes) - len(commits) - 1])
             woken.update(inboxes)
@@ -316,7 +323,13 @@ class Namespace:
         return self._command("ef_commit", call)
 
     def _claim_command(self, claim: Claim) -> Command:
-        call = {"f": claim.function, "r": claim.revision, "instance": claim.instance, "max": claim.limit, "lease_ms": claim.lease_ms}
+        call = {
+            "f": claim.function,
+            "r": claim.revision,
+            "instance": claim.instance,
+            "max": claim.limit,
+            "lease_ms": claim.lease_ms,
+        }
         return self._command("ef_claim", call)
 
     def _pack_arrival(self, position: int, arrival: Arrival, blobs: Rows[tuple[str, bytes]]) -> _PackedArrival:
@@ -365,19 +378,27 @@ class Namespace:
         return self._write(pack_value(key, None, None, None), if_version, False)
 
     def _write(self, value: Rows[Any], if_version: str | None, if_absent: bool) -> Receipt:
-        payload: dict[str, Any] = {"value": value, "id": "put|" + secrets.token_hex(16), "gate_ms": self._limits.gate_timeout_ms}
+        payload: dict[str, Any] = {
+            "value": value,
+            "id": "put|" + secrets.token_hex(16),
+            "gate_ms": self._limits.gate_timeout_ms,
+        }
         if if_version is not None:
             payload["if_version"] = if_version
         if if_absent:
             payload["if_absent"] = True
         status, epoch, seq, version = msgpack.unpackb(self._call("ef_put", **payload))
         if status == "mismatch":
-            raise VersionMismatch(f"{value[0]!r} has version {version}" if version else f"there is no value {value[0]!r}")
+            raise VersionMismatch(
+                f"{value[0]!r} has version {version}" if version else f"there is no value {value[0]!r}"
+            )
         return Receipt("durable", self.pop, epoch, seq, f"{self.pop}/{epoch}/{seq}", version)
 
     def head(self, key: str) -> ValueInfo | None:
         """A value without its body, None when there is none here."""
-        fields = self._connection.one("HMGET", f"{self.prefix}value:{key}", "version", "size", "type", "digest", "deleted")
+        fields = self._connection.one(
+            "HMGET", f"{self.prefix}value:{key}", "version", "size", "type", "digest", "deleted"
+        )
         return _value_info(key, fields)
 
     def heads_of(self, keys: Sequence[str]) -> Rows[ValueInfo | None]:
@@ -389,7 +410,9 @@ class Namespace:
 
     def get(self, key: str, *, version: str | None = None) -> Value | None:
         """A value with its body; None when there is none here, or not in that version (only the current one is kept by key)."""
-        fields = self._connection.one("HMGET", f"{self.prefix}value:{check_key(key)}", "version", "size", "type", "digest", "deleted", "data")
+        fields = self._connection.one(
+            "HMGET", f"{self.prefix}value:{check_key(key)}", "version", "size", "type", "digest", "deleted", "data"
+        )
         info = _value_info(key, fields)
         if info is None or (version is not None and version != info.version):
             return None
@@ -466,7 +489,9 @@ class Namespace:
         """How many attempts of an invocation have failed so far."""
         return int(self._call("ef_failures", id=id))
 
-    def release_claims(self, *, instance: str | None = None, ids: Sequence[str] | None = None, suspect: bool = False) -> int:
+    def release_claims(
+        self, *, instance: str | None = None, ids: Sequence[str] | None = None, suspect: bool = False
+    ) -> int:
         """Give claims back without blame: `ids` of an instance, all of an instance, or (neither) all. `suspect`: claim each alone next time."""
         payload: dict[str, Any] = {"suspect": suspect}
         if instance is not None:
@@ -477,7 +502,10 @@ class Namespace:
 
     def holds(self, instance: str) -> Rows[tuple[str, int]]:
         """(invocation, attempt) pairs that the store counts as claimed by an instance."""
-        return [(id.decode(), attempt) for id, attempt in msgpack.unpackb(self._call("ef_holds", instance=instance), raw=True)]
+        return [
+            (id.decode(), attempt)
+            for id, attempt in msgpack.unpackb(self._call("ef_holds", instance=instance), raw=True)
+        ]
 
     def tick(self) -> Rows[Expired]:
         """Carry out what the passing of time decides (retries due, join and gate timeouts); returns the attempts whose lease ended."""
@@ -509,11 +537,16 @@ class Namespace:
     def channels(self) -> Rows[ChannelInfo]:
         """The channels that have had events at this PoP."""
         counts = self._connection.one("HGETALL", self.prefix + "channels")
-        return sorted((ChannelInfo(name.decode(), int(events)) for name, events in counts.items()), key=lambda info: info.name)
+        return sorted(
+            (ChannelInfo(name.decode(), int(events)) for name, events in counts.items()), key=lambda info: info.name
+        )
 
     def counters(self) -> dict[str, int]:
         """All counters; they change inside the scripts, so they always agree with the log."""
-        return {name.decode(): int(value) for name, value in self._connection.one("HGETALL", self.prefix + "counters").items()}
+        return {
+            name.decode(): int(value)
+            for name, value in self._connection.one("HGETALL", self.prefix + "counters").items()
+        }
 
     def in_flight(self) -> int:
         """Invocations that are ready, delayed or claimed."""
@@ -535,7 +568,11 @@ class Namespace:
             oldest = max(0, now_ms() - int(since) // 1000) if since else 0
         counts = []
         for ids in (delayed, claimed):
-            owners = self._connection.run([("HMGET", f"{self.prefix}inv:{id.decode()}", "f", "r") for id in ids]) if ids else []
+            owners = (
+                self._connection.run([("HMGET", f"{self.prefix}inv:{id.decode()}", "f", "r") for id in ids])
+                if ids
+                else []
+            )
             counts.append(sum(1 for owner in owners if owner == [function.encode(), revision.encode()]))
         return InboxStats(ready, counts[0], counts[1], oldest)
 
@@ -572,7 +609,9 @@ class Namespace:
         return self._dead_letter(id, with_inputs=True)
 
     def _dead_letter(self, id: str, *, with_inputs: bool) -> DeadLetter | None:
-        fields = self._connection.one("HMGET", f"{self.prefix}dead:{id}", "f", "r", "reason", "detail", "at", "attempts", "in")
+        fields = self._connection.one(
+            "HMGET", f"{self.prefix}dead:{id}", "f", "r", "reason", "detail", "at", "attempts", "in"
+        )
         if fields[0] is None:
             return None
         function, revision, reason, detail = (field.decode(errors="replace") for field in fields[:4])

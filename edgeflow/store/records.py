@@ -35,7 +35,14 @@ class Receipt:
 
     def to_json(self) -> dict[str, Any]:
         """The receipt as it is sent: keys class, origin, epoch, seq, id, version, and duplicate when it was known already."""
-        document = {"class": self.class_, "origin": self.origin, "epoch": self.epoch, "seq": self.seq, "id": self.id, "version": self.version}
+        document = {
+            "class": self.class_,
+            "origin": self.origin,
+            "epoch": self.epoch,
+            "seq": self.seq,
+            "id": self.id,
+            "version": self.version,
+        }
         if self.duplicate:
             document["duplicate"] = True
         return document
@@ -261,7 +268,9 @@ def unpack_event(fields: Sequence[Any], origin: str, epoch: int, seq: int, index
             stored["m"] = content_type.decode()
         stored["p"] = (origin, epoch, seq, index, prev)
         if stored.get("c") != channel.decode():
-            raise CorruptEntry(f"event {index} of entry {origin}/{epoch}/{seq} is on another channel than its entry says")
+            raise CorruptEntry(
+                f"event {index} of entry {origin}/{epoch}/{seq} is on another channel than its entry says"
+            )
         return Event.decode(stored)
     except CorruptEntry:
         raise
@@ -274,7 +283,16 @@ def pack_value(key: str, data: bytes | None, ref: BlobRef | None, content_type: 
     body = b"" if data is None else data
     deleted = data is None and ref is None
     size = ref.size if ref else len(body)
-    return [key, "", ref.digest if ref else "", size, b"" if ref else body, zlib.crc32(body), content_type or "", int(deleted)]
+    return [
+        key,
+        "",
+        ref.digest if ref else "",
+        size,
+        b"" if ref else body,
+        zlib.crc32(body),
+        content_type or "",
+        int(deleted),
+    ]
 
 
 def unpack_input(fields: Sequence[Any]) -> Input:

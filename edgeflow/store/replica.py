@@ -26,9 +26,13 @@ class ReplicatedNamespace(Namespace):
             found[LogId(origin, int(epoch))] = int(seq)
         return found
 
-    def read_log(self, log: LogId, after: int, *, count: int = 64, max_bytes: int = 256 * 1024) -> list[tuple[int, bytes]]:
+    def read_log(
+        self, log: LogId, after: int, *, count: int = 64, max_bytes: int = 256 * 1024
+    ) -> list[tuple[int, bytes]]:
         """(seq, entry) pairs behind `after`, at least one if there is any, then up to `max_bytes` of entries."""
-        items = self._connection.one("XRANGE", f"{self.prefix}log:{log.origin}:{log.epoch}", f"({after}-0", "+", "COUNT", count)
+        items = self._connection.one(
+            "XRANGE", f"{self.prefix}log:{log.origin}:{log.epoch}", f"({after}-0", "+", "COUNT", count
+        )
         found: list[tuple[int, bytes]] = []
         size = 0
         for item_id, fields in items:
@@ -64,5 +68,7 @@ class ReplicatedNamespace(Namespace):
 
         head, missing, _ = msgpack.unpackb(self._routed(prepare)[-1])
         if head < first - 1:
-            raise LogGap(f"log {log.origin}/{log.epoch} of {self.name} is here up to {head}, the entries begin at {first}")
+            raise LogGap(
+                f"log {log.origin}/{log.epoch} of {self.name} is here up to {head}, the entries begin at {first}"
+            )
         return MirrorResult(head, list(missing))

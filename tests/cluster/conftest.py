@@ -53,7 +53,9 @@ class Watch:
                 raise
 
     def of_chunk(self, chunk: str, channel: str = "") -> list[ReceivedEvent]:
-        return [event for event in self.events if event.attributes.get("chunk") == chunk and event.channel.endswith(channel)]
+        return [
+            event for event in self.events if event.attributes.get("chunk") == chunk and event.channel.endswith(channel)
+        ]
 
 
 def violations(ids: Sequence[tuple[str, str | None]], chunk: str, count: int) -> list[str]:

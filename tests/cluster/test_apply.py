@@ -84,7 +84,11 @@ def test_functions_run_where_they_are_placed_and_change_when_applied_again(
     applied = apply_file(file, target)
     assert applied.status == "updated" and applied.functions["up"].state == "ready"
     assert answers(client, "one", "another word") == "Another Word"
-    wait_until(lambda: [one["revision"] for one in runs(cluster, "la", "one")] == [applied.functions["up"].revision], "the old one leaves", 20)
+    wait_until(
+        lambda: [one["revision"] for one in runs(cluster, "la", "one")] == [applied.functions["up"].revision],
+        "the old one leaves",
+        20,
+    )
     assert first["pid"] not in [one["pid"] for one in runs(cluster, "la", "one")]
 
 
@@ -99,7 +103,9 @@ def test_instances_survive_the_control_process_and_are_replaced_when_killed(
     assert [one["pid"] for one in runs(cluster, "la", "two")] == [before["pid"]]
     assert answers(client, "two", "still") == "STILL"
     os.kill(before["pid"], signal.SIGKILL)
-    wait_until(lambda: [one["pid"] for one in runs(cluster, "la", "two")] not in ([], [before["pid"]]), "another one runs", 20)
+    wait_until(
+        lambda: [one["pid"] for one in runs(cluster, "la", "two")] not in ([], [before["pid"]]), "another one runs", 20
+    )
     assert answers(client, "two", "again") == "AGAIN"
 
 
@@ -113,11 +119,15 @@ def test_a_handler_that_cannot_be_loaded_is_reported_with_its_last_lines(target:
 def test_requirements_that_cannot_be_had_are_reported(target: Target, tmp_path: Path) -> None:
     file = write(tmp_path, "four", {"bad": (AT_LA, UPPER)})
     (tmp_path / "bad" / "requirements.txt").write_text("not a requirement\n")
-    with pytest.raises(NotApplied, match="four/bad at la is failing: cannot install the requirements: ERROR: Invalid requirement"):
+    with pytest.raises(
+        NotApplied, match="four/bad at la is failing: cannot install the requirements: ERROR: Invalid requirement"
+    ):
         apply_file(file, target, timeout_s=60)
 
 
-def test_a_removed_manifest_ends_its_functions(cluster: LocalCluster, target: Target, client: Client, tmp_path: Path, wait_until: Wait) -> None:
+def test_a_removed_manifest_ends_its_functions(
+    cluster: LocalCluster, target: Target, client: Client, tmp_path: Path, wait_until: Wait
+) -> None:
     apply_file(write(tmp_path, "five", {"up": (AT_LA, UPPER)}), target)
     with PopApi(target) as api:
         assert api._http.delete("/v1/functions/five").status_code == 204
@@ -129,7 +139,11 @@ def test_a_wrong_manifest_changes_nothing(target: Target, tmp_path: Path) -> Non
     file = write(tmp_path, "six", {"up": ("subscribe: one/words, place: {pops: [paris]}, scale: {max: 3}", UPPER)})
     with pytest.raises(BadManifest) as caught:
         apply_file(file, target)
-    for words in ("'one' is another namespace" if "one" in _namespaces(target) else "paris", "PoP 'paris' does not exist", "scale.max: not available"):
+    for words in (
+        "'one' is another namespace" if "one" in _namespaces(target) else "paris",
+        "PoP 'paris' does not exist",
+        "scale.max: not available",
+    ):
         assert words in caught.value.message
     assert "six" not in _namespaces(target)
 
@@ -139,7 +153,9 @@ def _namespaces(target: Target) -> list[str]:
         return api.namespaces()
 
 
-def test_the_command_prints_json_and_progress_apart(cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_prints_json_and_progress_apart(
+    cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("EDGEFLOW_HOME", str(cluster.home.root))
     file = write(tmp_path, "seven", {"up": ("subscribe: words", UPPER)})
     done = CliRunner().invoke(app, ["apply", "-f", str(file), "--pop", "la", "-o", "json"])

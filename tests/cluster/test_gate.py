@@ -94,7 +94,10 @@ def watch_stream(video: Video, announced: Announced, stop: threading.Event) -> N
 
 def test_nobody_is_told_too_early(slow: Video, reader: None, wait_until: Wait) -> None:
     honest, cheat, stop = Announced(), Announced(), threading.Event()
-    threads = [threading.Thread(target=watch, args=(slow, seen, stop), daemon=True) for watch, seen in ((watch_stream, honest), (watch_log, cheat))]
+    threads = [
+        threading.Thread(target=watch, args=(slow, seen, stop), daemon=True)
+        for watch, seen in ((watch_stream, honest), (watch_log, cheat))
+    ]
     for thread in threads:
         thread.start()
     body = bytes(range(256)) * 2400  # 600 KiB: travels behind its entry
@@ -119,4 +122,10 @@ def test_nobody_is_told_too_early(slow: Video, reader: None, wait_until: Wait) -
 def test_the_files_of_the_application_are_those_that_run(video: Video) -> None:
     assert (ROOT / "functions" / "edgeflow.yaml").exists()
     for pop in POPS:
-        assert {one["function"] for one in video.client(pop).functions("vision")} == {"extract", "detect", "classify", "augment", "assemble"}
+        assert {one["function"] for one in video.client(pop).functions("vision")} == {
+            "extract",
+            "detect",
+            "classify",
+            "augment",
+            "assemble",
+        }

@@ -17,7 +17,20 @@ class Subscriber:
 
     def __init__(self, video: Video, pop: str, topic: str, *options: str, form: str = "%j") -> None:
         # Its output is line by line only on a terminal, unless stdbuf says so.
-        command = ["stdbuf", "-oL", "mosquitto_sub", *login(video, pop), "-t", topic, "-q", "1", "-F", form, "-d", *options]
+        command = [
+            "stdbuf",
+            "-oL",
+            "mosquitto_sub",
+            *login(video, pop),
+            "-t",
+            topic,
+            "-q",
+            "1",
+            "-F",
+            form,
+            "-d",
+            *options,
+        ]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, bufsize=1)
         assert self._process.stdout is not None
         # -d prints the SUBACK: from there on nothing can be missed.
@@ -49,7 +62,9 @@ def login(video: Video, pop: str) -> list[str]:
 
 
 def publish(video: Video, pop: str, topic: str, *options: str, stdin: bytes | None = None) -> None:
-    subprocess.run(["mosquitto_pub", *login(video, pop), "-t", topic, "-q", "1", *options], input=stdin, check=True, timeout=30)
+    subprocess.run(
+        ["mosquitto_pub", *login(video, pop), "-t", topic, "-q", "1", *options], input=stdin, check=True, timeout=30
+    )
 
 
 @pytest.fixture
@@ -66,7 +81,9 @@ def subscribe(video: Video) -> Any:
 
 
 @pytest.mark.parametrize("version", ["mqttv311", "mqttv5"])
-def test_a_clip_published_with_mosquitto_pub_runs_the_pipeline(video: Video, wait_until: Wait, tmp_path: Any, version: str) -> None:
+def test_a_clip_published_with_mosquitto_pub_runs_the_pipeline(
+    video: Video, wait_until: Wait, tmp_path: Any, version: str
+) -> None:
     clip = tmp_path / "clip.mp4"
     clip.write_bytes(video.clip)
     before = len(video.films.events)
@@ -78,7 +95,20 @@ def test_a_clip_published_with_mosquitto_pub_runs_the_pipeline(video: Video, wai
 
 def test_two_steps_at_two_pops(video: Video, wait_until: Wait) -> None:
     name = video.new_chunk()
-    publish(video, "la", "vision/chunks", "-V", "mqttv5", "-m", json.dumps({"dataref": f"ekv:vision/{name}"}), "-D", "publish", "user-property", "subject", name)
+    publish(
+        video,
+        "la",
+        "vision/chunks",
+        "-V",
+        "mqttv5",
+        "-m",
+        json.dumps({"dataref": f"ekv:vision/{name}"}),
+        "-D",
+        "publish",
+        "user-property",
+        "subject",
+        name,
+    )
     video.client("chicago").put(f"vision/{name}", video.clip, content_type="video/mp4")
     video.expect_exactly_once(name, wait_until)
 
@@ -91,14 +121,31 @@ def test_a_subscriber_sees_every_hop_also_between_functions_of_one_pop(video: Vi
     counts: dict[str, int] = {}
     for message in seen:
         counts[message["topic"]] = counts.get(message["topic"], 0) + 1
-    assert counts == {"vision/chunks": 1, **{f"vision/{name}": FRAMES for name in ("frames", "faces", "matches", "augmented")}, "vision/video": 1}
+    assert counts == {
+        "vision/chunks": 1,
+        **{f"vision/{name}": FRAMES for name in ("frames", "faces", "matches", "augmented")},
+        "vision/video": 1,
+    }
     assert chunk
 
 
 @pytest.mark.parametrize("version", ["mqttv311", "mqttv5"])
 def test_an_event_from_another_pop_arrives_with_its_attributes(video: Video, subscribe: Any, version: str) -> None:
     watcher = subscribe("ny", "vision/notes", "-V", version)
-    publish(video, "chicago", "vision/notes", "-V", "mqttv5", "-m", "hello", "-D", "publish", "user-property", "subject", "s1")
+    publish(
+        video,
+        "chicago",
+        "vision/notes",
+        "-V",
+        "mqttv5",
+        "-m",
+        "hello",
+        "-D",
+        "publish",
+        "user-property",
+        "subject",
+        "s1",
+    )
     (message,) = watcher.read(1)
     assert (message["topic"], message["payload"]) == ("vision/notes", "hello")
     if version == "mqttv5":
@@ -107,7 +154,9 @@ def test_an_event_from_another_pop_arrives_with_its_attributes(video: Video, sub
         assert known["subject"] == "s1" and known["origin"] == "chicago" and known["seq"].isdigit()
 
 
-def test_a_large_body_reaches_a_plain_subscriber_as_a_reference_that_can_be_fetched(video: Video, subscribe: Any) -> None:
+def test_a_large_body_reaches_a_plain_subscriber_as_a_reference_that_can_be_fetched(
+    video: Video, subscribe: Any
+) -> None:
     import httpx
 
     watcher = subscribe("ny", "vision/large", "-V", "mqttv311")
@@ -115,13 +164,26 @@ def test_a_large_body_reaches_a_plain_subscriber_as_a_reference_that_can_be_fetc
     publish(video, "chicago", "vision/large", "-s", stdin=body)
     (message,) = watcher.read(1)
     document = json.loads(message["payload"])
-    answer = httpx.get(document["dataref"], headers={"Authorization": f"Bearer {video.cluster.pop('ny').token}"}, timeout=20)
+    answer = httpx.get(
+        document["dataref"], headers={"Authorization": f"Bearer {video.cluster.pop('ny').token}"}, timeout=20
+    )
     assert answer.content == body
 
 
 def test_a_receipt_comes_on_the_response_topic_and_says_durable(video: Video, subscribe: Any) -> None:
     receipts = subscribe("chicago", "vision/_re/#", "-V", "mqttv5")
-    options = ["-V", "mqttv5", "-D", "publish", "response-topic", "vision/_re/me", "-D", "publish", "correlation-data", "c1"]
+    options = [
+        "-V",
+        "mqttv5",
+        "-D",
+        "publish",
+        "response-topic",
+        "vision/_re/me",
+        "-D",
+        "publish",
+        "correlation-data",
+        "c1",
+    ]
     publish(video, "chicago", "vision/notes", "-m", "hello", *options)
     publish(video, "chicago", "vision/notes", "-m", '{"dataref": "http://elsewhere"}', *options)
     durable, refused = (json.loads(message["payload"]) for message in receipts.read(2))
@@ -133,8 +195,33 @@ def test_what_cannot_be_an_event_is_refused_and_the_next_one_is_taken(video: Vid
     watcher = subscribe("ny", "vision/notes", "-V", "mqttv311")
     publish(video, "chicago", "vision/a//b", "-m", "empty level")
     publish(video, "chicago", "vision/_dead/x", "-m", "reserved")
-    publish(video, "chicago", "vision/notes", "-V", "mqttv5", "-m", "no json", "-D", "publish", "content-type", "application/cloudevents+json")
-    publish(video, "chicago", "vision/notes", "-V", "mqttv5", "-m", "bad time", "-D", "publish", "user-property", "time", "yesterday")
+    publish(
+        video,
+        "chicago",
+        "vision/notes",
+        "-V",
+        "mqttv5",
+        "-m",
+        "no json",
+        "-D",
+        "publish",
+        "content-type",
+        "application/cloudevents+json",
+    )
+    publish(
+        video,
+        "chicago",
+        "vision/notes",
+        "-V",
+        "mqttv5",
+        "-m",
+        "bad time",
+        "-D",
+        "publish",
+        "user-property",
+        "time",
+        "yesterday",
+    )
     publish(video, "chicago", "vision/notes", "-m", "good")
     assert [message["payload"] for message in watcher.read(1)] == ["good"]
 
@@ -142,5 +229,16 @@ def test_what_cannot_be_an_event_is_refused_and_the_next_one_is_taken(video: Vid
 def test_nobody_gets_in_without_the_password(video: Video) -> None:
     access = video.cluster.pop("la")
     for options in ([], ["-u", "operator", "-P", "wrong"]):
-        command = ["mosquitto_pub", "-h", access.mqtt_host, "-p", str(access.mqtt_port), *options, "-t", "vision/notes", "-m", "x"]
+        command = [
+            "mosquitto_pub",
+            "-h",
+            access.mqtt_host,
+            "-p",
+            str(access.mqtt_port),
+            *options,
+            "-t",
+            "vision/notes",
+            "-m",
+            "x",
+        ]
         assert subprocess.run(command, capture_output=True, timeout=20).returncode != 0

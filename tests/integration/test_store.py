@@ -12,7 +12,16 @@ from link_pops import RedisServer, make_settings
 from edgeflow.core.events import Event, make_event
 from edgeflow.core.ids import invocation_id, join_invocation_id
 from edgeflow.core.routing import compile_routes
-from edgeflow.errors import BadEvent, CorruptBlob, CorruptEntry, LogGap, NotFound, StoreUnavailable, TooLarge, VersionMismatch
+from edgeflow.errors import (
+    BadEvent,
+    CorruptBlob,
+    CorruptEntry,
+    LogGap,
+    NotFound,
+    StoreUnavailable,
+    TooLarge,
+    VersionMismatch,
+)
 from edgeflow.store import Arrival, Claim, Commit, Receipt, Refusal, Store, ValueWrite
 from edgeflow.store.replica import ReplicatedNamespace
 
@@ -49,7 +58,9 @@ def pops(programs: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
         pop.close()
 
 
-def function(*channels: str, publish: tuple[str, ...] = (), join: dict[str, Any] | None = None, attempts: int = 3) -> dict[str, Any]:
+def function(
+    *channels: str, publish: tuple[str, ...] = (), join: dict[str, Any] | None = None, attempts: int = 3
+) -> dict[str, Any]:
     return {
         "revision": "r1", "inputs": [{"name": channel, "channel": f"{NAME}/{channel}"} for channel in channels], "join": join,
         "publish": [f"{NAME}/{channel}" for channel in publish], "place": {"pops": ["a", "b"]},
@@ -97,7 +108,9 @@ JOIN_ALL = {"kind": "all", "by": "subject", "within_ms": 60_000, "on_timeout": "
 # -- log and release ---------------------------------------------------------------------------------------------------
 
 
-def test_positions_are_contiguous_and_each_event_names_the_one_before_it_on_its_channel(pops: Callable[..., Pop]) -> None:
+def test_positions_are_contiguous_and_each_event_names_the_one_before_it_on_its_channel(
+    pops: Callable[..., Pop],
+) -> None:
     ns = pops().ns
     receipts = ingest(ns, event("x", id="1"), event("y", id="2"), event("x", id="3"))
     assert [receipt.seq for receipt in receipts] == [1, 2, 3]
@@ -121,7 +134,9 @@ def test_an_own_id_is_one_event_within_the_window_and_gets_the_same_receipt(pops
     assert ns.counters()["events_duplicate"] == 1
 
 
-def test_a_redelivery_in_the_ring_is_taken_once_and_the_same_message_id_of_a_new_message_is_not_mistaken(pops: Callable[..., Pop]) -> None:
+def test_a_redelivery_in_the_ring_is_taken_once_and_the_same_message_id_of_a_new_message_is_not_mistaken(
+    pops: Callable[..., Pop],
+) -> None:
     ns = pops().ns
     ingest(ns, event("x", id="1"), via="mqtt", ring="boot:7:aaaa")
     ingest(ns, event("x", id="1-again"), via="mqtt", ring="boot:7:aaaa", again=True)
@@ -136,7 +151,12 @@ def test_what_is_refused_is_refused_by_name_and_the_rest_of_the_batch_is_taken(p
         Arrival(event("x", b"a" * 1001, id="large")), Arrival(event("x", id="good")), Arrival(event("x", id="ref"), dataref="http://elsewhere/x"),
         Arrival(event("x", id="foreign"), dataref="ekv:other/key"),
     ])  # fmt: skip
-    assert [type(result.error) if isinstance(result, Refusal) else "taken" for result in results] == [TooLarge, "taken", BadEvent, BadEvent]
+    assert [type(result.error) if isinstance(result, Refusal) else "taken" for result in results] == [
+        TooLarge,
+        "taken",
+        BadEvent,
+        BadEvent,
+    ]
     assert released(ns) == ["good"]
 
 
@@ -195,7 +215,9 @@ def test_the_later_version_wins_in_whatever_order_logs_arrive(pops: Callable[...
     assert versions[0] == versions[1] and versions[0] is not None and versions[0].data == b"from b, later"
 
 
-def test_a_clock_that_runs_behind_still_overwrites_what_it_has_seen(pops: Callable[..., Pop], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_runs_behind_still_overwrites_what_it_has_seen(
+    pops: Callable[..., Pop], monkeypatch: pytest.MonkeyPatch
+) -> None:
     a, b = pops("a"), pops("b")
     a.ns.put("k", b"old")
     replicate(a, b)
@@ -229,7 +251,9 @@ def test_a_dataref_keeps_what_it_meant_when_the_value_changes(pops: Callable[...
     assert ref is not None and ns.data_of(ref) == b"one" * 5000
 
 
-def test_a_dataref_that_never_becomes_readable_is_a_gap_and_a_dead_letter(pops: Callable[..., Pop], wait_until: Callable[..., Any]) -> None:
+def test_a_dataref_that_never_becomes_readable_is_a_gap_and_a_dead_letter(
+    pops: Callable[..., Pop], wait_until: Callable[..., Any]
+) -> None:
     ns = pops(gate_timeout_ms=50).ns
     install(ns, f=function("x"))
     ingest(ns, event("x", b"", id="ref"), dataref=f"ekv:{NAME}/never")
@@ -281,7 +305,9 @@ def test_a_damaged_entry_is_refused_and_nothing_is_written(pops: Callable[..., P
     assert b.ns.logs() == {}
 
 
-def test_a_body_that_never_comes_is_a_gap_here_and_later_events_go_on(pops: Callable[..., Pop], wait_until: Callable[..., Any]) -> None:
+def test_a_body_that_never_comes_is_a_gap_here_and_later_events_go_on(
+    pops: Callable[..., Pop], wait_until: Callable[..., Any]
+) -> None:
     a, b = pops("a"), pops("b", gate_timeout_ms=50)
     install(b.ns, f=function("x"))
     ingest(a.ns, event("x", b"big" * 5000, id="1"), event("x", id="2"))
@@ -299,7 +325,10 @@ def test_a_join_starts_once_both_are_here_in_either_order(pops: Callable[..., Po
     install(ns, j=function("frames", "faces", join=JOIN_ALL))
     ingest(ns, event("faces", b"B", id="1", subject="s2"), event("frames", b"A", id="2", subject="s1"))
     assert claim(ns, "j") == []
-    assert sorted((join.key, *join.have, join.needed) for join in ns.pending_joins()) == [("s1", "frames", 2), ("s2", "faces", 2)]
+    assert sorted((join.key, *join.have, join.needed) for join in ns.pending_joins()) == [
+        ("s1", "frames", 2),
+        ("s2", "faces", 2),
+    ]
     ingest(ns, event("frames", b"C", id="3", subject="s2"))
     (claimed,) = claim(ns, "j")
     assert {item.name: item.event.data for item in claimed.inputs} == {"faces": b"B", "frames": b"C"}
@@ -318,14 +347,20 @@ def test_a_second_arrival_for_the_same_slot_is_counted_and_the_first_stays(pops:
 def test_collect_starts_when_the_announced_number_is_here(pops: Callable[..., Pop]) -> None:
     ns = pops().ns
     install(ns, c=function("frames", join={**JOIN_ALL, "kind": "collect", "by": "chunk", "count": "count"}))
-    ingest(ns, *(event("frames", id=str(n), subject=None, chunk="c1", count="3") for n in range(2)), event("frames", id="o", chunk="c2", count="3"))
+    ingest(
+        ns,
+        *(event("frames", id=str(n), subject=None, chunk="c1", count="3") for n in range(2)),
+        event("frames", id="o", chunk="c2", count="3"),
+    )
     assert claim(ns, "c") == []
     ingest(ns, event("frames", id="2", chunk="c1", count="3"))
     (claimed,) = claim(ns, "c")
     assert [item.event.id for item in claimed.inputs] == ["0", "1", "2"]
 
 
-def test_a_join_that_stays_incomplete_says_what_is_missing(pops: Callable[..., Pop], wait_until: Callable[..., Any]) -> None:
+def test_a_join_that_stays_incomplete_says_what_is_missing(
+    pops: Callable[..., Pop], wait_until: Callable[..., Any]
+) -> None:
     ns = pops().ns
     install(ns, j=function("frames", "faces", join={**JOIN_ALL, "within_ms": 20}))
     ingest(ns, event("frames", b"A", id="1"))
@@ -354,7 +389,9 @@ def test_a_commit_shows_all_its_effects_at_once_and_a_repeated_one_changes_nothi
     receipt = ingest(ns, event("x", id="1"))[0]
     (claimed,) = claim(ns, "f")
     assert claimed.id == invocation_id("f", "a", receipt.epoch, receipt.seq, 0)
-    effects = Commit(claimed.id, claimed.attempt, [event("y", b"o" * 9000, id="o1"), event("y", id="o2")], [ValueWrite("k", b"v")])
+    effects = Commit(
+        claimed.id, claimed.attempt, [event("y", b"o" * 9000, id="o1"), event("y", id="o2")], [ValueWrite("k", b"v")]
+    )
     for _ in range(2):
         assert commit(ns, effects) == ["committed"]
     assert released(ns) == ["1", "o1", "o2"] and ns.in_flight() == 0
@@ -392,7 +429,9 @@ def test_a_commit_that_refers_to_a_body_that_is_not_here_writes_nothing(pops: Ca
     assert ns.get("k") is None and ns.in_flight() == 1
 
 
-def test_failures_are_retried_then_given_up_with_reason_and_inputs(pops: Callable[..., Pop], wait_until: Callable[..., Any]) -> None:
+def test_failures_are_retried_then_given_up_with_reason_and_inputs(
+    pops: Callable[..., Pop], wait_until: Callable[..., Any]
+) -> None:
     ns = pops().ns
     install(ns, f=function("x"))
     ingest(ns, event("x", b"input", id="1"))
@@ -419,7 +458,9 @@ def test_suspects_of_a_failed_batch_are_claimed_alone(pops: Callable[..., Pop]) 
     assert [len(claim(ns, "f")) for _ in range(5)] == [1, 1, 1, 1, 0]
 
 
-def test_a_lease_that_ends_is_reported_with_its_attempt(pops: Callable[..., Pop], wait_until: Callable[..., Any]) -> None:
+def test_a_lease_that_ends_is_reported_with_its_attempt(
+    pops: Callable[..., Pop], wait_until: Callable[..., Any]
+) -> None:
     ns = pops().ns
     install(ns, f=function("x"))
     ingest(ns, event("x", id="1"))
@@ -454,9 +495,14 @@ def test_conservation(pops: Callable[..., Pop]) -> None:
         ns.fail(claimed[0].id, claimed[0].attempt, "handler-failed", "", None)
     counters = ns.counters()
     pending = sum(len(join.have) for join in ns.pending_joins())
-    arrivals = sum(counters.get(name, 0) for name in ("arrivals_consumed", "arrivals_duplicate", "arrivals_expired", "arrivals_dropped:rejected"))
+    arrivals = sum(
+        counters.get(name, 0)
+        for name in ("arrivals_consumed", "arrivals_duplicate", "arrivals_expired", "arrivals_dropped:rejected")
+    )
     assert counters["arrivals"] == arrivals + pending
-    ended = counters["invocations_committed"] + sum(letter.reason == "handler-failed" for letter in ns.dead_letters(limit=1000))
+    ended = counters["invocations_committed"] + sum(
+        letter.reason == "handler-failed" for letter in ns.dead_letters(limit=1000)
+    )
     assert counters["invocations_accepted"] == ended + ns.in_flight()
 
 
@@ -512,14 +558,18 @@ def test_an_emptied_redis_starts_a_new_epoch(pops: Callable[..., Pop]) -> None:
     assert json.loads((pop.settings.state_dir / "epochs.json").read_text())[NAME][0] == 2
 
 
-def test_what_is_past_retention_goes_with_its_bodies_and_what_is_referred_to_stays(pops: Callable[..., Pop], wait_until: Callable[..., Any]) -> None:
+def test_what_is_past_retention_goes_with_its_bodies_and_what_is_referred_to_stays(
+    pops: Callable[..., Pop], wait_until: Callable[..., Any]
+) -> None:
     pop = pops(retention_ms=1)
     ns = pop.ns
     bodies = {name: (name * 300_000).encode()[:300_000] for name in ("a", "b")}
     ingest(ns, event("x", bodies["a"], id="1"))
     ingest(ns, event("x", bodies["b"], id="2"), put_key="kept")
     (log_id, head), *_ = ns.logs().items()
-    files = lambda: sorted(path.name for path in (pop.settings.state_dir / "blobs" / NAME).rglob("*") if len(path.name) == 64)  # noqa: E731
+    files = lambda: sorted(
+        path.name for path in (pop.settings.state_dir / "blobs" / NAME).rglob("*") if len(path.name) == 64
+    )  # noqa: E731
     assert len(files()) == 2
     time.sleep(0.01)
     ns.tidy({f"{log_id.origin}:{log_id.epoch}": head})

@@ -16,16 +16,24 @@ MAYBE_BYTES = st.none() | st.binary(max_size=40)
 
 
 @given(USER, MAYBE_TEXT, MAYBE_BYTES)
-def test_what_we_pack_paho_reads(user: list[tuple[str, str]], content_type: str | None, correlation: bytes | None) -> None:
+def test_what_we_pack_paho_reads(
+    user: list[tuple[str, str]], content_type: str | None, correlation: bytes | None
+) -> None:
     packed = encode_properties(user, content_type=content_type, response_topic="a/b", correlation=correlation)
     theirs = Properties(PacketTypes.PUBLISH)
     theirs.unpack(packed)
     assert getattr(theirs, "UserProperty", []) == user
-    assert (getattr(theirs, "ContentType", None), theirs.ResponseTopic, getattr(theirs, "CorrelationData", None)) == (content_type, "a/b", correlation)
+    assert (getattr(theirs, "ContentType", None), theirs.ResponseTopic, getattr(theirs, "CorrelationData", None)) == (
+        content_type,
+        "a/b",
+        correlation,
+    )
 
 
 @given(USER, MAYBE_TEXT, st.integers(0, 1), st.integers(1, 2**32 - 1), st.binary(max_size=50))
-def test_what_paho_packs_we_read(user: list[tuple[str, str]], content_type: str | None, form: int, expiry: int, rest: bytes) -> None:
+def test_what_paho_packs_we_read(
+    user: list[tuple[str, str]], content_type: str | None, form: int, expiry: int, rest: bytes
+) -> None:
     theirs = Properties(PacketTypes.PUBLISH)
     theirs.PayloadFormatIndicator = form
     theirs.MessageExpiryInterval = expiry
