@@ -208,7 +208,10 @@ class DataProcess:
     # -- rounds and seconds --------------------------------------------------------------------------------------------
 
     def _pump_publishers(self) -> bool:
-        return any([publisher.pump() for publisher in self._publishers.values()])
+        more = False
+        for publisher in self._publishers.values():
+            more = publisher.pump() or more
+        return more
 
     def _flush_sessions(self) -> bool:
         for session in self._sessions.values():
