@@ -1,9 +1,10 @@
 """Instances as hardened containers (Docker mode).
 
 What it is: a Driver over the local Docker engine. A container has no network, no capability, a read-only root, its limits, and one folder: that of its
-own socket.
+own socket. One whose function has a `qos: 0` input also has the folder with the broker's socket for functions.
 What it is not: an orchestrator: restarts are the reconciler's (restart policy none), and only the control process holds the engine's socket.
-What must stay true: nothing of the host, the store, the broker, other instances or the engine is reachable from a container but its own socket.
+What must stay true: nothing of the host, the store, the broker, other instances or the engine is reachable from a container but its own socket; with a
+`qos: 0` input also the broker, whose account admits it to its own channels only.
 
 Labels edgeflow.{cluster,pop,namespace,function,revision,instance} say what a container is; `stop_all` ends a cluster's containers by them.
 Logs stay with the engine (json-file, bounded); `logs` of a container that was removed are gone, its last lines are in the function's state.
@@ -12,6 +13,7 @@ Logs stay with the engine (json-file, bounded); `logs` of a container that was r
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import docker
@@ -24,7 +26,7 @@ from edgeflow.errors import BadManifest
 from edgeflow.runner import bundles, images
 from edgeflow.runner.driver import CannotStart, Observed, Prepared, Progress, StartSpec
 from edgeflow.runner.images import EngineUnavailable
-from edgeflow.settings import PopSettings
+from edgeflow.settings import BROKER_FOLDER, PopSettings
 
 log = structlog.get_logger()
 
@@ -122,13 +124,19 @@ class DockerDriver:
             "cluster": self._settings.cluster, "pop": self._settings.pop, "namespace": spec.namespace, "function": spec.function,
             "revision": spec.revision, "instance": spec.instance,
         }  # fmt: skip
-        mount = docker.types.Mount(SOCKET_FOLDER, f"{self._volume()}/i/{spec.instance}", type="bind", read_only=True)
+        mounts = [docker.types.Mount(SOCKET_FOLDER, f"{self._volume()}/i/{spec.instance}", type="bind", read_only=True)]
+        groups: list[int] = []
+        if spec.direct:
+            folder = self._broker_folder()
+            mounts.append(docker.types.Mount(BROKER_FOLDER, f"{self._volume()}/{folder.name}", type="bind", read_only=True))
+            groups.append(folder.stat().st_gid)
         return {
             "image": spec.prepared.image,
             "name": self._name(spec.instance),
             "labels": {_LABEL + key: value for key, value in labels.items()},
             "environment": {"HOME": "/tmp", **_ONE_THREAD, **spec.env, "EDGEFLOW_SOCKET": f"{SOCKET_FOLDER}/{spec.socket.name}"},
-            "mounts": [mount],
+            "mounts": mounts,
+            "group_add": groups,
             "network_mode": "none",
             "user": NOBODY,
             "cap_drop": ["ALL"],
@@ -157,6 +165,13 @@ class DockerDriver:
             except docker.errors.NotFound as error:
                 raise CannotStart(f"there is no volume {name!r}", hint="Correct runner.socket_volume in the settings of the PoP.") from error
         return self._mountpoint
+
+    def _broker_folder(self) -> Path:
+        """The folder with the broker's socket for functions: directly below run_dir, so that its name is enough to find it in the volume."""
+        path = self._settings.mqtt.function_socket
+        if path is None or path.parent.parent != self._settings.run_dir:
+            raise CannotStart("mqtt.function_socket is not set to <run_dir>/<folder>/<name>", hint="Provision the PoP again.")
+        return path.parent
 
     def _name(self, instance: str) -> str:
         return f"edgeflow-{self._settings.pop}-{instance}"

@@ -48,6 +48,8 @@ class StartSpec:
     cpus: float = 1.0
     memory_bytes: int = 512 * 1024 * 1024
     env: Mapping[str, str] = field(default_factory=dict)
+    direct: bool = False
+    """Whether it subscribes at the broker itself (`qos: 0`), so that it needs the broker's socket for functions."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,8 @@ class ProcessDriver:
                 hint="Add a handler.py (a Dockerfile alone needs a cluster started with `edgeflow up --mode docker`).",
             )
         requirements = folder / "requirements.txt"
-        python = self._venvs.ensure(requirements.read_bytes() if requirements.is_file() else b"", progress)
+        text = requirements.read_bytes() if requirements.is_file() else b""
+        python = self._venvs.ensure(text, progress, mqtt=function.direct)
         return Prepared(folder=folder, python=python)
 
     def observe(self) -> list[Observed]:

@@ -379,6 +379,7 @@ class Reconciler:
                 StartSpec(
                     namespace=namespace, function=name, revision=function.revision, instance=instance, socket=socket, prepared=build.prepared,
                     cpus=function.limits.cpus, memory_bytes=size_bytes(function.limits.memory), env=function.env,
+                    direct=function.direct,
                 )
             )  # fmt: skip
             log.info("instance_started", namespace=namespace, function=name, revision=function.revision, instance=instance)

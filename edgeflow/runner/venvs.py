@@ -8,6 +8,7 @@ depends on cannot be imported in it, so a function that forgets a requirement fa
 
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -54,13 +55,13 @@ class Venvs:
         self.python = Path(python or sys.executable)
         self._version = ""
 
-    def ensure(self, requirements: bytes, progress: Progress = lambda line: None) -> Path:
+    def ensure(self, requirements: bytes, progress: Progress = lambda line: None, *, mqtt: bool = False) -> Path:
         """Path of the interpreter of the environment for this requirements file; builds it when it is not there.
 
-        `progress` gets the lines of the build. Raises BuildFailed with the last of them. May take minutes.
+        `mqtt`: with paho-mqtt, which the SDK needs for a `qos: 0` input. `progress` gets the lines of the build. Raises BuildFailed with the last of them. May take minutes.
         """
         text = _significant(requirements)
-        name = self._name(text)
+        name = self._name(text, mqtt)
         target = self.folder / name
         interpreter = target / "bin" / "python"
         if self._finished(target):
@@ -73,14 +74,14 @@ class Venvs:
             # Built in place and marked last instead of built elsewhere and renamed: scripts in bin/ hold the path.
             shutil.rmtree(target, ignore_errors=True)
             try:
-                self._build(target, text, progress)
+                self._build(target, text, progress, mqtt)
             except BaseException:
                 shutil.rmtree(target, ignore_errors=True)
                 raise
             log.info("environment_built", path=str(target), seconds=round(time.monotonic() - started_s, 1))
         return interpreter
 
-    def _build(self, target: Path, text: str, progress: Progress) -> None:
+    def _build(self, target: Path, text: str, progress: Progress, mqtt: bool) -> None:
         progress("creating a virtual environment")
         has_pip = self._pip_can_install_elsewhere()
         plain = has_pip or not text
@@ -95,6 +96,8 @@ class Venvs:
         packages = _site_packages(target)
         if not _provides(packages, "msgpack") and not self._copy_msgpack(packages):
             self._run([*install, "msgpack>=1.0"], progress, "install msgpack for the SDK")
+        if mqtt and not _provides(packages, "paho"):
+            _copy_paho(packages)
         # A link to the package alone: a path entry would make everything beside it importable too.
         link = packages / "edgeflow"
         if not link.exists():
@@ -109,8 +112,8 @@ class Venvs:
     def _finished(target: Path) -> bool:
         return (target / _MARK).is_file() and (target / "bin" / "python").exists()
 
-    def _name(self, text: str) -> str:
-        parts = [self._python_version(), str(self.python), str(_package()), text]
+    def _name(self, text: str, mqtt: bool) -> str:
+        parts = [self._python_version(), str(self.python), str(_package()), text, *(["mqtt"] if mqtt else [])]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
     def _python_version(self) -> str:
@@ -171,6 +174,15 @@ class Venvs:
             errors = [line for line in last if line.lower().startswith("error")]
             reason = (errors or list(last) or [f"status {status}"])[-1 if not errors else 0]
             raise BuildFailed(f"cannot {what}: {reason}", list(last))
+
+
+def _copy_paho(packages: Path) -> None:
+    """Copy our paho-mqtt, which is plain Python and fits any interpreter: so it needs no network."""
+    spec = importlib.util.find_spec("paho")
+    if spec is None or not spec.submodule_search_locations:
+        raise BuildFailed("paho-mqtt, which a `qos: 0` input needs, is not installed beside the agent")
+    source = Path(next(iter(spec.submodule_search_locations)))
+    shutil.copytree(source, packages / "paho", ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def _significant(requirements: bytes) -> str:

@@ -64,6 +64,10 @@ class Connection:
             self._main.register(wake_fd, select.POLLIN)
         self._wake_fd = wake_fd
 
+    def fileno(self) -> int:
+        """The socket's descriptor, for an owner that waits for more than this connection."""
+        return self._sock.fileno()
+
     # --- out
 
     def queue(self, message: Mapping[str, Any]) -> None:
@@ -274,6 +278,11 @@ class AgentPort:
         )["items"]
         self.waited_s += time.perf_counter() - started_s
         return items
+
+    def context(self) -> Mapping[str, Any]:
+        """The heads of the function's context values, as in a work item."""
+        values: Mapping[str, Any] = self._connection.request({"t": "context"})["values"]
+        return values
 
     def store_blob(self, digest: str, data: bytes) -> None:
         """Sends a body ahead of the commit that refers to it."""

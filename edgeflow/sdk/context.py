@@ -111,6 +111,9 @@ class Outcome:
         self.outputs: list[Frame] = []
         self.values: dict[str, Frame] = {}
 
+    def check_write(self, key: str) -> None:
+        """Whether this attempt may write values at all. Raises BadOutput when it may not."""
+
     def body(self, data: bytes) -> Frame:
         """The fields that carry a body: inline, or as a reference to a blob that is sent now."""
         if len(data) <= INLINE_BYTES:
@@ -209,7 +212,7 @@ class Ekv:
 
     def put(self, key: str, data: Any, *, content_type: str | None = None) -> None:
         """Writes bytes, str or JSON-able data with the commit. Raises BadName, BadOutput."""
-        check_key(key)
+        self._outcome.check_write(check_key(key))
         body, guessed = encode_body(data, f"function {self._function!r} put under key {key!r}")
         self._outcome.values[key] = {
             "key": key,
@@ -220,8 +223,9 @@ class Ekv:
         }
 
     def delete(self, key: str) -> None:
-        """Deletes the value with the commit. Raises BadName."""
-        self._outcome.values[check_key(key)] = {"key": key, "content_type": None, "delete": True}
+        """Deletes the value with the commit. Raises BadName, BadOutput."""
+        self._outcome.check_write(check_key(key))
+        self._outcome.values[key] = {"key": key, "content_type": None, "delete": True}
 
     def list(self, prefix: str = "", *, after: str = "", limit: int = 100) -> Sequence[KeyInfo]:
         """Up to `limit` keys (1 to 1000) that begin with `prefix` and sort after `after`, in order, this attempt's own writes included."""

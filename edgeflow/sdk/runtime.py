@@ -25,7 +25,7 @@ from typing import Any
 
 from edgeflow import __version__
 from edgeflow.core.wire import Message
-from edgeflow.errors import BadHandler, BadOutput, EdgeflowError, Reject
+from edgeflow.errors import BadHandler, BadOutput, EdgeflowError, ProtocolError, Reject
 from edgeflow.sdk.connection import Abandoned, AgentPort, Connection, ConnectionLost, connect
 from edgeflow.sdk.context import Context, ContextCache, FunctionInfo, Log, Outcome
 from edgeflow.sdk.function import Handle, check_signature, load_handler
@@ -48,6 +48,7 @@ ERROR_BYTES = 1024
 TRACEBACK_BYTES = 8192
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SDK = Path(__file__).parent
 EXIT_STOPPED, EXIT_NO_AGENT, EXIT_KILLED, EXIT_BAD_HANDLER = 0, 1, 75, 78
 
 
@@ -147,6 +148,9 @@ class Instance:
         self._mean_s: float | None = None
         self.batching = False
         """Whether several invocations came at once lately: only then can a commit be held back behind another handler."""
+        self.grant: Mapping[str, str] | None = None
+        """Account at the broker of a function whose input has qos 0."""
+        self._channel = ""
         self.info = FunctionInfo(namespace="", function="")
         self.log = Log({"logger": "sdk"})
 
@@ -166,7 +170,7 @@ class Instance:
         while not self.stop.requested:
             started_s = time.monotonic()
             try:
-                connection = connect(self._socket_path, on_kill=self._killed, wake_fd=self.stop.read_fd)
+                connection = self.connect()
             except OSError as error:
                 reason = f"{error.strerror or error}"
             else:
@@ -174,6 +178,8 @@ class Instance:
                 try:
                     self._welcome(connection)
                     last_good_s = time.monotonic()
+                    if self.grant is not None:
+                        return self._serve_direct(self.grant, connection)
                     return Session(self, connection, AgentPort(connection, self._cache)).serve()
                 except ConnectionLost as lost:
                     reason = str(lost)
@@ -189,6 +195,39 @@ class Instance:
             self.stop.wait(pause_s * random.uniform(0.8, 1.2))
             pause_s = min(2.0, pause_s * 2)
         return EXIT_STOPPED
+
+    def _serve_direct(self, grant: Mapping[str, str], connection: Connection) -> int:
+        # Imported here because only a function with a qos 0 input has paho in its environment.
+        try:
+            from edgeflow.sdk.direct import Direct
+        except ModuleNotFoundError as missing:
+            raise BadHandler(
+                f"an input with qos 0 needs paho-mqtt, and the function's environment has no {missing.name}",
+                hint="Add paho-mqtt>=2.1,<3 to the image; environments and images that edgeflow makes have it.",
+            ) from None
+        try:
+            direct = Direct(self, grant, self._channel, reconnect_s=RECONNECT_S)
+        except ProtocolError as error:
+            raise ConnectionLost(error.message) from None
+        return direct.serve(connection)
+
+    def connect(self) -> Connection:
+        """A new connection to the agent, hello queued. Raises OSError when nobody listens."""
+        connection = connect(self._socket_path, on_kill=self._killed, wake_fd=self.stop.read_fd)
+        connection.queue({"t": "hello", "protocol": PROTOCOL, "sdk": f"python/{__version__}"})
+        return connection
+
+    def attach(self, connection: Connection | None) -> None:
+        """The connection that the watchdog looks at while a handler runs."""
+        self._connection = connection
+
+    @staticmethod
+    def describe(error: BaseException) -> tuple[str, str]:
+        """(one line, traceback) of what a handler raised, each cut to its limit."""
+        text = _text_of(error)
+        if isinstance(error, BadOutput):
+            text = f"{text} ({error.hint})"
+        return _cut(text, ERROR_BYTES), _traceback_of(error)
 
     def handler(self) -> Handle:
         """The loaded handler."""
@@ -218,7 +257,6 @@ class Instance:
         return self._context_cache.values(work.context, self.info.context, port)
 
     def _welcome(self, connection: Connection) -> None:
-        connection.queue({"t": "hello", "protocol": PROTOCOL, "sdk": f"python/{__version__}"})
         connection.flush()
         message: Message | None = None
         deadline_s = time.monotonic() + HANDSHAKE_S
@@ -243,7 +281,9 @@ class Instance:
                 pop=message["pop"], inputs=tuple(item["name"] for item in message["inputs"]), collect=message["join"] == "collect",
                 publish=tuple(message["publish"]), context=message["context"] or {}, timeout_ms=message["timeout_ms"],
             )  # fmt: skip
-        except (KeyError, TypeError) as error:
+            self._channel = message["inputs"][0]["channel"]
+            self.grant = message.get("mqtt")
+        except (KeyError, TypeError, IndexError) as error:
             raise ConnectionLost(f"the agent's welcome is incomplete: {error!r}") from None
         bound = {
             "pop": self.info.pop,
@@ -259,7 +299,8 @@ class Instance:
                 "handler_loaded", revision=self.info.revision, load_ms=round((time.monotonic() - started_s) * 1000)
             )
         check_signature(self._handle, self.info.inputs)
-        connection.queue({"t": "ready"})
+        if self.grant is None:
+            connection.queue({"t": "ready"})
 
     def _watch(self) -> None:
         """The watchdog: sends what was held back before a handler that turned out to be long, and looks for `kill` and for a socket that is gone."""
@@ -269,9 +310,14 @@ class Instance:
             idle = 0 if since_s else idle + 1
             if idle > WATCH_EVERY_S / WATCH_BATCHES_EVERY_S:
                 self.batching = False
-            if not since_s or connection is None:
+            if not since_s:
                 continue
             ran_s = time.monotonic() - since_s
+            if self.grant is not None and since_s == self._running_since_s and ran_s > self.info.timeout_ms / 1000:
+                # The agent does not know of this event: nobody else looks at the clock.
+                self._killed()
+            if connection is None:
+                continue
             try:
                 if ran_s >= WATCH_BATCHES_EVERY_S:
                     connection.flush()
@@ -454,16 +500,13 @@ class Session:
             self._flush()
 
     def _failure(self, work: Work, error: BaseException, log: Log) -> Message:
-        text = _text_of(error)
-        if isinstance(error, BadOutput):
-            text = f"{text} ({error.hint})"
-        trace = _traceback_of(error)
+        text, trace = self._instance.describe(error)
         retry = not isinstance(error, (Reject, BadOutput))
         log.error(
             "handler_failed",
             invocation=work.invocation,
             attempt=work.attempt,
-            error=_cut(text, ERROR_BYTES),
+            error=text,
             retry=retry,
             traceback=trace,
         )
@@ -471,7 +514,7 @@ class Session:
             "t": "fail",
             "invocation": work.invocation,
             "attempt": work.attempt,
-            "error": _cut(text, ERROR_BYTES),
+            "error": text,
             "traceback": trace,
             "retry": retry,
         }
@@ -513,7 +556,7 @@ def _text_of(error: BaseException) -> str:
 def _traceback_of(error: BaseException) -> str:
     """The traceback from the handler on, at most TRACEBACK_BYTES, the innermost frames kept."""
     trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+    while trace is not None and Path(trace.tb_frame.f_code.co_filename).parent == _SDK:
         trace = trace.tb_next
     text = "".join(traceback.format_exception(type(error), error, trace))
     encoded = text.encode("utf-8", "replace")
