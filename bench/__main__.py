@@ -18,7 +18,8 @@ import typer
 from rich.console import Console
 
 from bench import machine, measures, report
-from bench.stage import running
+from bench.pahos import NoAnswer
+from bench.stage import Stage, running
 from edgeflow.errors import EdgeflowError
 
 POPS = ("chicago", "la", "ny")
@@ -33,6 +34,7 @@ class Part(StrEnum):
 
     FLOW = "flow"
     RATE = "rate"
+    SOLO = "solo"
     QOS0 = "qos0"
     CHAIN = "chain"
     IDLE = "idle"
@@ -124,7 +126,9 @@ def measure(
                 "p99": round(measures.quantile(disk_ms, 0.99), 4),
             }
         if Part.FLOW in parts:
-            rows.append(report.flow_row(trips, disk_ms))
+            busy_disk_ms = measures.busy_fdatasyncs_ms(stage, 1.0)
+            document["fdatasync_ms"]["p50_while_events_flow"] = round(measures.quantile(busy_disk_ms, 0.5), 4)
+            rows.append(report.flow_row(trips, disk_ms, busy_disk_ms))
         if Part.RATE in parts:
             results = measures.floods(stage, rounds, seconds, window, os.getpid(), say)
             rows.append(report.rate_row(results, window))
@@ -132,24 +136,35 @@ def measure(
             middle = report.middle(results[measures.chain_path(1).name])
             document["cost_us"] = report.cost_groups(middle.processor_us, measured)
         if Part.QOS0 in parts:
-            fast = None
-            if stage.fast:
-                fast, _ = measures.round_trips(stage, [measures.FAST_ECHO, measures.FAST], rounds, seconds / 3, say)
-                document["round_trips"] = {
-                    **document.get("round_trips", {}),
-                    **{name: one.to_json() for name, one in fast.items()},
-                }
-            rows.append(report.fast_row(fast))
+            rows.append(_fast(stage, document, rounds, seconds / 3, say))
         if Part.CHAIN in parts:
             rows.append(report.chain_row(trips, disk_ms))
         after = machine.usage(pids)
         gc.enable()
+    if Part.SOLO in parts and len(pops) > 1:
+        with running(pops[:1], pops[0], say) as stage:
+            results = measures.floods(stage, rounds, seconds, window, os.getpid(), say, references=False)
+            document["rates_solo"] = [report.flood_json(one) for one in results[measures.chain_path(1).name]]
+            rows.append(report.solo_row(results, window))
+    rows.sort(key=lambda row: list(Part).index(Part(row.id)))
     document["rows"] = [report.row_json(row) for row in rows]
     document["busy_elsewhere_percent"] = report.busy_elsewhere_percent(
         machine.used(before, after), after.at_s - before.at_s, document["machine"]["cores"]
     )
     document["took_s"] = round(time.monotonic() - started_s, 1)
     return document
+
+
+def _fast(stage: Stage, document: dict[str, Any], rounds: int, seconds: float, say: Any) -> report.Row:
+    """The row of the `qos: 0` input, if there is such a thing."""
+    if not stage.fast:
+        return report.fast_row(None)
+    try:
+        trips, _ = measures.round_trips(stage, [measures.FAST_ECHO, measures.FAST], rounds, seconds, say)
+    except NoAnswer as error:
+        return report.fast_row(None, f"NO ANSWER ({error})")
+    document.setdefault("round_trips", {}).update({name: one.to_json() for name, one in trips.items()})
+    return report.fast_row(trips)
 
 
 if __name__ == "__main__":

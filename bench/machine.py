@@ -42,8 +42,8 @@ def describe() -> dict[str, Any]:
     }
 
 
-def fdatasyncs_ms(folder: Path, count: int) -> list[float]:
-    """How long each of `count` appends with fdatasync took, in a file of its own in `folder`."""
+def fdatasyncs_ms(folder: Path, count: int, *, pause_s: float = 0.0) -> list[float]:
+    """How long each of `count` appends with fdatasync took, in a file of its own in `folder`, `pause_s` apart."""
     path = folder / "bench-fdatasync"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     times_ms, data = [], b"x" * APPEND_BYTES
@@ -53,6 +53,8 @@ def fdatasyncs_ms(folder: Path, count: int) -> list[float]:
             os.pwrite(descriptor, data, number * APPEND_BYTES)
             os.fdatasync(descriptor)
             times_ms.append((time.perf_counter() - started_s) * 1000)
+            if pause_s:
+                time.sleep(pause_s)
     finally:
         os.close(descriptor)
         path.unlink()

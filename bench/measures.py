@@ -8,6 +8,7 @@ import secrets
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -126,6 +127,19 @@ def round_trips(
     return trips, disk_ms
 
 
+def busy_fdatasyncs_ms(stage: Stage, seconds: float) -> list[float]:
+    """Like the times between the turns, but while events flow one at a time: the disk as the stores of all PoPs share it."""
+    path = chain_path(1)
+    pinger = Pinger(stage.broker, path.answers)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            times_ms = pool.submit(fdatasyncs_ms, stage.cluster.home.root, FSYNCS, pause_s=seconds / FSYNCS)
+            _trips(pinger, path, seconds)
+            return times_ms.result()
+    finally:
+        pinger.close()
+
+
 def _trips(pinger: Pinger, path: Path, seconds: float) -> list[float]:
     samples = []
     until_s = time.monotonic() + seconds
@@ -199,8 +213,10 @@ def flood(broker: Broker, path: Path, seconds: float, window: int, pids: Mapping
     )  # fmt: skip
 
 
-def floods(stage: Stage, rounds: int, seconds: float, window: int, own_pid: int, say: Say) -> dict[str, list[Flood]]:
-    """Rounds of: one function; the bare echo; and the generator talking to itself through the broker (its ceiling)."""
+def floods(
+    stage: Stage, rounds: int, seconds: float, window: int, own_pid: int, say: Say, *, references: bool = True
+) -> dict[str, list[Flood]]:
+    """Rounds of: one function; and, as `references`, the bare echo and the generator talking to itself through the broker (its ceiling)."""
     broker = stage.broker
     attributes, content_type = published_attributes(stage)
     ceiling = Path("generator alone", f"{PLAIN}/self", f"{PLAIN}/self")
@@ -208,7 +224,7 @@ def floods(stage: Stage, rounds: int, seconds: float, window: int, own_pid: int,
     with bare_echo(broker, ECHO.requests, ECHO.answers, attributes, content_type) as echo_pid:
         pids = {**stage.pids(), "generator": own_pid, "bare echo": echo_pid}
         for number in range(1, rounds + 1):
-            for path, share in ((chain_path(1), 1.0), (ECHO, 0.4), (ceiling, 0.3)):
+            for path, share in ((chain_path(1), 1.0), (ECHO, 0.4), (ceiling, 0.3))[: 3 if references else 1]:
                 say(f"events per second: {path.name}, round {number} of {rounds}")
                 result = flood(broker, path, seconds * share, window, pids)
                 results.setdefault(path.name, []).append(result)
