@@ -19,7 +19,7 @@ import random
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -202,7 +202,7 @@ class Client:
         params = {"put": put} if put is not None else None
         return _receipt(self._call("POST", f"/v1/channels/{_path(channel)}", content=body, headers=headers, params=params).json())
 
-    def subscribe(self, pattern: str, *, from_: str | int = "now", reconnect_s: float | None = None) -> Iterator[ReceivedEvent | Gap]:
+    def subscribe(self, pattern: str, *, from_: str | int = "now", reconnect_s: float | None = None) -> Generator[ReceivedEvent | Gap, None, None]:
         """Events on a channel or MQTT filter (`vision/+/left`, `vision/#`), for ever; gaps as `Gap`.
 
         `from_`: "now", "start", or a cursor (everything behind it). Reconnects by itself; gives up after `reconnect_s` without a connection (None = never).

@@ -192,7 +192,7 @@ class TestSubscribing:
         assert large.data == big
         assert (picture.channel, picture.subject, picture.datacontenttype, dict(picture.attributes)) == ("vision/a", "s", "image/jpeg", {"chunk": "1"})
         assert (picture.origin, picture.epoch, picture.seq, picture.cursor) == ("chicago", 1, 1, "chicago:1")
-        events.close()  # type: ignore[attr-defined]
+        events.close()
 
     def test_it_resumes_and_yields_each_id_once(self) -> None:
         client, requests = scripted([
