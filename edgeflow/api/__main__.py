@@ -67,7 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     runner = Runner(settings, store)
     hub = make_hub(settings, store)
-    api = Api(settings, store, read_token(settings.api.token_file), hub, runner_alive=lambda: bool(runner.status()["running"]))
+    api = Api(
+        settings, store, read_token(settings.api.token_file), hub, runner_alive=lambda: bool(runner.status()["running"])
+    )
     listener = listen(settings.api.host, settings.api.port)
     runner.start()
     log.info("control_started", url=f"http://{settings.api.host}:{settings.api.port}", mode=settings.mode)
@@ -149,7 +151,9 @@ def configure_logging(settings: PopSettings) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(level=max(level, logging.WARNING), stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    logging.basicConfig(
+        level=max(level, logging.WARNING), stream=sys.stderr, format="%(levelname)s %(name)s %(message)s"
+    )
 
 
 def _name_pop(pop: str) -> structlog.typing.Processor:

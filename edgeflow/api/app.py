@@ -75,7 +75,9 @@ def _operation_id(route: APIRoute) -> str:
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes)
+        document = get_openapi(
+            title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes
+        )
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         for model in (problems.Problem, channels.EventMessage):
             schemas[model.__name__] = model.model_json_schema(ref_template="#/components/schemas/{model}")

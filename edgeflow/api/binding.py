@@ -58,14 +58,20 @@ def event_from_request(
     made_id, source = uuid.uuid4().hex, f"urn:edgeflow:{pop}:http"
     if kind.startswith("application/cloudevents"):
         if kind != STRUCTURED:
-            raise UnsupportedMediaType(f"{kind} is not supported", hint=f"Send {STRUCTURED}, one event per request, or ce-* headers and the data.")
+            raise UnsupportedMediaType(
+                f"{kind} is not supported",
+                hint=f"Send {STRUCTURED}, one event per request, or ce-* headers and the data.",
+            )
         document = _json(body)
         event, dataref = from_cloudevent(document, channel, id=made_id, source=source, now_ms=now_ms)
     else:
         if "datacontenttype" in attributes:
             raise BadEvent("ce-datacontenttype is not a header of the binary mode", hint="Send it as Content-Type.")
         if attributes.get("specversion", "1.0") != "1.0":
-            raise BadEvent(f"specversion {attributes['specversion'][:20]!r} is not supported", hint="Send ce-specversion: 1.0, or leave it out.")
+            raise BadEvent(
+                f"specversion {attributes['specversion'][:20]!r} is not supported",
+                hint="Send ce-specversion: 1.0, or leave it out.",
+            )
         dataref = attributes.get("dataref") or (dataref_of(body) if kind in ("application/json", "") else None)
         event = make_event(
             channel, b"" if dataref else body, id=attributes.get("id", made_id), source=attributes.get("source", source), now_ms=now_ms,
@@ -84,10 +90,18 @@ def stated_type(content_type: str | None) -> str | None:
 
 def _check_limits(event: Event, limits: Limits) -> None:
     if event.size_bytes > limits.event_bytes:
-        raise TooLarge(f"the event's data of {event.size_bytes} bytes is larger than the limit of {limits.event_bytes} bytes")
+        raise TooLarge(
+            f"the event's data of {event.size_bytes} bytes is larger than the limit of {limits.event_bytes} bytes"
+        )
     if len(event.attributes) > limits.attributes:
         raise BadEvent(f"{len(event.attributes)} extension attributes are more than the limit of {limits.attributes}")
-    for name, value in (("id", event.id), ("source", event.source), ("type", event.type), ("subject", event.subject or ""), *event.attributes.items()):
+    for name, value in (
+        ("id", event.id),
+        ("source", event.source),
+        ("type", event.type),
+        ("subject", event.subject or ""),
+        *event.attributes.items(),
+    ):
         if len(value.encode()) > limits.attribute_bytes:
             raise BadEvent(f"attribute {name} is longer than {limits.attribute_bytes} bytes")
 

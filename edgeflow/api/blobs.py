@@ -48,7 +48,11 @@ def get_blob(api: ApiDep, request: Request, namespace: str, digest: str) -> Resp
     size_bytes = handle.blob_size(digest)
     if size_bytes is None:
         raise NotFound(f"there is no blob {digest} in namespace {namespace!r} at this PoP")
-    headers = {"ETag": f'"{digest}"', "Cache-Control": "private, max-age=31536000, immutable", "Content-Length": str(size_bytes)}
+    headers = {
+        "ETag": f'"{digest}"',
+        "Cache-Control": "private, max-age=31536000, immutable",
+        "Content-Length": str(size_bytes),
+    }
     if request.method == "HEAD":
         return Response(media_type=OCTETS, headers=headers)
     return StreamingResponse(_chunks(handle, digest, size_bytes), media_type=OCTETS, headers=headers)
@@ -64,7 +68,11 @@ def _chunks(handle: Namespace, digest: str, size_bytes: int) -> Iterator[bytes]:
     "/v1/bundles/{sha256}",
     status_code=201,
     openapi_extra=RAW_BODY,
-    responses={200: {"model": BundleView, "description": "It was there already"}, 201: {"model": BundleView}, **responses(400, 408, 413)},
+    responses={
+        200: {"model": BundleView, "description": "It was there already"},
+        201: {"model": BundleView},
+        **responses(400, 408, 413),
+    },
 )
 def put_bundle(api: ApiDep, sha256: str, body: ValueBody) -> Response:
     """Store the archive (tar.gz) of a function folder under its SHA-256; manifests refer to it."""

@@ -43,10 +43,14 @@ class EventMessage(BaseModel):
 
 
 @router.get("/v1/channels", responses=responses(404))
-def list_channels(api: ApiDep, namespace: Annotated[str | None, Query(description="Only this namespace")] = None) -> ChannelList:
+def list_channels(
+    api: ApiDep, namespace: Annotated[str | None, Query(description="Only this namespace")] = None
+) -> ChannelList:
     """The channels that have had an event at this PoP."""
     names = [namespace] if namespace is not None else sorted(api.store.namespaces())
-    items = [ChannelView(channel=info.name, events=info.events) for name in names for info in api.namespace(name).channels()]
+    items = [
+        ChannelView(channel=info.name, events=info.events) for name in names for info in api.namespace(name).channels()
+    ]
     return ChannelList(items=sorted(items, key=lambda item: item.channel))
 
 
@@ -55,10 +59,15 @@ def list_channels(api: ApiDep, namespace: Annotated[str | None, Query(descriptio
     status_code=201,
     responses={
         201: {"model": ReceiptView, "description": "Durable at this PoP"},
-        WAITING_STATUS: {"model": ReceiptView, "description": "Kept; enters the log when the value it refers to is readable here"},
+        WAITING_STATUS: {
+            "model": ReceiptView,
+            "description": "Kept; enters the log when the value it refers to is readable here",
+        },
         **responses(400, 403, 408, 409, 413, 415),
     },
-    openapi_extra={"requestBody": {"required": False, "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}}},
+    openapi_extra={
+        "requestBody": {"required": False, "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}}
+    },
 )
 def publish_event(
     api: ApiDep,
@@ -66,7 +75,9 @@ def publish_event(
     namespace: str,
     path: str,
     body: EventBody,
-    put: Annotated[str | None, Query(description="Also put the body into the EKV under this key, in the same atomic step")] = None,
+    put: Annotated[
+        str | None, Query(description="Also put the body into the EKV under this key, in the same atomic step")
+    ] = None,
     ack: Annotated[str | None, Query(description="Acknowledgement class; only `durable`")] = None,
     prefer: Annotated[str | None, Header(description="`ack=durable`")] = None,
 ) -> Response:
@@ -80,8 +91,17 @@ def publish_event(
         f"{namespace}/{path}", headers, body, pop=api.settings.pop, now_ms=now_ms(), limits=api.settings.limits
     )
     if dataref is not None and put is not None:
-        raise BadParameter("put and a dataref exclude each other", hint="Publish the dataref of the value that is there, or put the data itself.")
-    arrival = Arrival(event=event, via="http", dataref=dataref, put_key=check_key(put) if put is not None else None, deduplicate=is_own_id)
+        raise BadParameter(
+            "put and a dataref exclude each other",
+            hint="Publish the dataref of the value that is there, or put the data itself.",
+        )
+    arrival = Arrival(
+        event=event,
+        via="http",
+        dataref=dataref,
+        put_key=check_key(put) if put is not None else None,
+        deduplicate=is_own_id,
+    )
     result = api.namespace_for_write(namespace).ingest([arrival])[0]
     if isinstance(result, Refusal):
         raise result.error
@@ -92,13 +112,18 @@ def publish_event(
     "/v1/channels/{namespace}/{path:path}",
     status_code=200,
     response_class=EventStream,
-    responses={200: {"content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/EventMessage"}}}}, **responses(400, 409, 422)},
+    responses={
+        200: {"content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/EventMessage"}}}},
+        **responses(400, 409, 422),
+    },
 )
 async def follow_channel(
     api: ApiDep,
     namespace: str,
     path: str,
-    from_: Annotated[str | None, Query(alias="from", description="`now` (default), `start`, or behind position <n>")] = None,
+    from_: Annotated[
+        str | None, Query(alias="from", description="`now` (default), `start`, or behind position <n>")
+    ] = None,
     last_event_id: Annotated[str | None, Header(description="Resume behind this frame (<pop>:<n>)")] = None,
 ) -> Response:
     """Follow a channel, or an MQTT filter with + and # (as %23), as server-sent events.
@@ -115,4 +140,6 @@ async def follow_channel(
         return api.store.namespace(namespace).release_head() if exists() else 0
 
     after = await run_in_threadpool(head) if start.after is None else start.after
-    return EventStream(ChannelStream(api.hub, FrameEncoder(api.settings.pop, api.settings.public.api_url), pattern, after, exists))
+    return EventStream(
+        ChannelStream(api.hub, FrameEncoder(api.settings.pop, api.settings.public.api_url), pattern, after, exists)
+    )

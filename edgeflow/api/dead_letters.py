@@ -44,7 +44,11 @@ def list_dead_letters(
 ) -> DeadLetterList:
     """The dead letters of one namespace page by page, or the first `limit` of all."""
     names = [namespace] if namespace is not None else sorted(api.store.namespaces())
-    found = [(name, letter) for name in names for letter in api.namespace(name).dead_letters(after=after if namespace else "", limit=limit + 1)]
+    found = [
+        (name, letter)
+        for name in names
+        for letter in api.namespace(name).dead_letters(after=after if namespace else "", limit=limit + 1)
+    ]
     found.sort(key=lambda pair: pair[1].at_ms)
     items = [_view(api, name, letter) for name, letter in found[:limit]]
     return DeadLetterList(items=items, next=items[-1].id if namespace and len(found) > limit else None)
@@ -55,7 +59,10 @@ def get_dead_letter(api: ApiDep, namespace: str, id: str) -> DeadLetterView:
     """One dead letter with its inputs."""
     letter = api.namespace(namespace).dead_letter(id)
     if letter is None:
-        raise NotFound(f"there is no dead letter {id!r} in namespace {namespace!r} at this PoP", hint="`edgeflow dlq list` lists them.")
+        raise NotFound(
+            f"there is no dead letter {id!r} in namespace {namespace!r} at this PoP",
+            hint="`edgeflow dlq list` lists them.",
+        )
     return _view(api, namespace, letter)
 
 

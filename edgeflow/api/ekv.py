@@ -21,11 +21,16 @@ MAX_LIST = 1000
 OCTETS = "application/octet-stream"
 RAW_BODY = {"requestBody": {"required": True, "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}}}
 RAW_ANSWER: dict[int | str, dict[str, object]] = {
-    200: {"content": {OCTETS: {"schema": {"type": "string", "format": "binary"}}}, "headers": {"ETag": {"schema": {"type": "string"}}}}
+    200: {
+        "content": {OCTETS: {"schema": {"type": "string", "format": "binary"}}},
+        "headers": {"ETag": {"schema": {"type": "string"}}},
+    }
 }
 
 IfMatch = Annotated[str | None, Header(description='Only if the value has this version: `"<version>"`, or `*` for any')]
-IfNoneMatch = Annotated[str | None, Header(description="PUT: only `*`, if there is no value yet. GET: 304 if it still has this version")]
+IfNoneMatch = Annotated[
+    str | None, Header(description="PUT: only `*`, if there is no value yet. GET: 304 if it still has this version")
+]
 
 
 class ValueList(BaseModel):
@@ -44,7 +49,10 @@ def version_of(tag: str, header: str) -> str:
     """The version in one strong entity tag. Raises BadParameter for anything else."""
     text = tag.strip()
     if len(text) < 3 or text[0] != '"' or text[-1] != '"' or "," in text:
-        raise BadParameter(f"{header}: {tag[:80]!r} is not one ETag in quotes", hint='Send the ETag of the value as it came, as in If-Match: "...".')
+        raise BadParameter(
+            f"{header}: {tag[:80]!r} is not one ETag in quotes",
+            hint='Send the ETag of the value as it came, as in If-Match: "...".',
+        )
     return text[1:-1]
 
 
@@ -72,7 +80,12 @@ def list_values(
     return ValueList(items=items, next=items[-1].key if len(found) > limit else None)
 
 
-@router.put("/v1/ekv/{namespace}/{key:path}", openapi_extra=RAW_BODY, response_model=ReceiptView, responses=responses(400, 403, 408, 412, 413, 422))
+@router.put(
+    "/v1/ekv/{namespace}/{key:path}",
+    openapi_extra=RAW_BODY,
+    response_model=ReceiptView,
+    responses=responses(400, 403, 408, 412, 413, 422),
+)
 def put_value(
     api: ApiDep,
     namespace: str,
@@ -89,11 +102,17 @@ def put_value(
         raise BadParameter(f"If-None-Match: {if_none_match[:80]!r} is not `*`")
     handle = api.namespace_for_write(namespace)
     if_version = _expected(handle.head(key), if_match) if if_match is not None else None
-    receipt = handle.put(key, body, content_type=stated_type(content_type), if_version=if_version, if_absent=if_none_match is not None)
+    receipt = handle.put(
+        key, body, content_type=stated_type(content_type), if_version=if_version, if_absent=if_none_match is not None
+    )
     return JSONResponse(receipt.to_json(), headers={"ETag": etag(receipt.version or "")})
 
 
-@router.get("/v1/ekv/{namespace}/{key:path}", response_class=Response, responses={**RAW_ANSWER, 304: {"description": "Unchanged"}, **responses(404, 412)})
+@router.get(
+    "/v1/ekv/{namespace}/{key:path}",
+    response_class=Response,
+    responses={**RAW_ANSWER, 304: {"description": "Unchanged"}, **responses(404, 412)},
+)
 def get_value(
     api: ApiDep,
     namespace: str,
@@ -105,7 +124,9 @@ def get_value(
     """A value as it was put, with its content type. `local` consistency: what this PoP has now."""
     handle = api.namespace(namespace)
     check_key(key)
-    if (if_match is not None or if_none_match is not None) and (early := _not_needed(handle.head(key), key, if_match, if_none_match)) is not None:
+    if (if_match is not None or if_none_match is not None) and (
+        early := _not_needed(handle.head(key), key, if_match, if_none_match)
+    ) is not None:
         return early
     value = handle.get(key, version=version)
     if value is None:
@@ -113,8 +134,14 @@ def get_value(
     return Response(value.data, headers=_headers(value))
 
 
-@router.head("/v1/ekv/{namespace}/{key:path}", response_class=Response, responses={304: {"description": "Unchanged"}, **responses(404, 412)})
-def head_value(api: ApiDep, namespace: str, key: str, if_match: IfMatch = None, if_none_match: IfNoneMatch = None) -> Response:
+@router.head(
+    "/v1/ekv/{namespace}/{key:path}",
+    response_class=Response,
+    responses={304: {"description": "Unchanged"}, **responses(404, 412)},
+)
+def head_value(
+    api: ApiDep, namespace: str, key: str, if_match: IfMatch = None, if_none_match: IfNoneMatch = None
+) -> Response:
     """Size, version and content type of a value."""
     info = api.namespace(namespace).head(check_key(key))
     if (early := _not_needed(info, key, if_match, if_none_match)) is not None:
@@ -124,7 +151,9 @@ def head_value(api: ApiDep, namespace: str, key: str, if_match: IfMatch = None, 
     return Response(headers={**_headers(info), "Content-Length": str(info.size)})
 
 
-@router.delete("/v1/ekv/{namespace}/{key:path}", status_code=204, response_class=Response, responses=responses(403, 404, 412))
+@router.delete(
+    "/v1/ekv/{namespace}/{key:path}", status_code=204, response_class=Response, responses=responses(403, 404, 412)
+)
 def delete_value(api: ApiDep, namespace: str, key: str, if_match: IfMatch = None) -> Response:
     """Delete a value everywhere. Deleting what is not there is 404, or 412 with If-Match."""
     _check_writable(namespace)
@@ -150,7 +179,11 @@ def _not_needed(info: ValueInfo | None, key: str, if_match: str | None, if_none_
     """304, or None when the value is to be sent. Raises VersionMismatch when If-Match does not hold."""
     if if_match is not None and (info is None or (if_match.strip() != "*" and info.version not in _tags(if_match))):
         raise VersionMismatch(f"{key!r} has version {info.version if info else None!r}, not the one asked for")
-    if if_none_match is not None and info is not None and (if_none_match.strip() == "*" or info.version in _tags(if_none_match)):
+    if (
+        if_none_match is not None
+        and info is not None
+        and (if_none_match.strip() == "*" or info.version in _tags(if_none_match))
+    ):
         return Response(status_code=304, headers={"ETag": etag(info.version)})
     return None
 

@@ -46,14 +46,20 @@ class FunctionView(BaseModel):
     function: str
     revision: str
     at: str = Field(description="PoP where it is placed")
-    state: str = Field(description="`building`, `starting`, `ready`, `failing`, `stopped`; `unknown` until the runner of that PoP has seen this revision")
+    state: str = Field(
+        description="`building`, `starting`, `ready`, `failing`, `stopped`; `unknown` until the runner of that PoP has seen this revision"
+    )
     reason: str | None = Field(description="Why it is in that state, when there is something to say")
     last_log_lines: list[str]
     inputs: list[str] = Field(description="Channels it subscribes to")
     publish: list[str] = Field(description="Channels it publishes to")
     join: dict[str, Any] | None
-    instances: list[dict[str, Any]] = Field(description="Its instances here: id, state, in_flight, committed, failed, ...")
-    inbox: dict[str, int] | None = Field(description="Invocations ready, delayed and claimed here; age of the oldest ready one, ms")
+    instances: list[dict[str, Any]] = Field(
+        description="Its instances here: id, state, in_flight, committed, failed, ..."
+    )
+    inbox: dict[str, int] | None = Field(
+        description="Invocations ready, delayed and claimed here; age of the oldest ready one, ms"
+    )
     stats: dict[str, Any] | None = Field(description="Counts and p50/p99 of platform, waiting and handler time, ms")
 
 
@@ -67,10 +73,21 @@ class FunctionList(BaseModel):
 def list_functions(api: ApiDep, namespace: str | None = None) -> FunctionList:
     """The functions of one or all namespaces with their status."""
     system = api.store.namespace(SYSTEM_NAMESPACE)
-    names = [namespace] if namespace else [info.key.removeprefix(PREFIX) for info in system.list(PREFIX, limit=MAX_NAMESPACES)]
+    names = (
+        [namespace]
+        if namespace
+        else [info.key.removeprefix(PREFIX) for info in system.list(PREFIX, limit=MAX_NAMESPACES)]
+    )
     found = [(name, _load(api, name)) for name in names]
     docs = _Docs(api)
-    return FunctionList(items=[_view(api, docs, name, function) for name, document in found if document for function in document["functions"].items()])
+    return FunctionList(
+        items=[
+            _view(api, docs, name, function)
+            for name, document in found
+            if document
+            for function in document["functions"].items()
+        ]
+    )
 
 
 @router.put(
@@ -159,19 +176,27 @@ def _read(api: Api, content_type: str | None, body: bytes) -> dict[str, Any]:
         parsed = manifests.parse(text, known_pops=pops, default_pop=api.settings.pop)
         for name, function in parsed.functions.items():
             if function.build is not None:
-                raise BadManifest(f"functions.{name}.build: folders are built by `edgeflow apply`, not over HTTP; give `image:`")
+                raise BadManifest(
+                    f"functions.{name}.build: folders are built by `edgeflow apply`, not over HTTP; give `image:`"
+                )
         return manifests.resolve(parsed, {}, applied_ms=now_ms(), default_pop=api.settings.pop)
-    raise UnsupportedMediaType(f"{kind!r} is not a manifest", hint="Send application/json (resolved) or application/yaml.")
+    raise UnsupportedMediaType(
+        f"{kind!r} is not a manifest", hint="Send application/json (resolved) or application/yaml."
+    )
 
 
-def _applied(status: Literal["created", "updated", "unchanged"], document: Mapping[str, Any], version: str, code: int) -> Response:
+def _applied(
+    status: Literal["created", "updated", "unchanged"], document: Mapping[str, Any], version: str, code: int
+) -> Response:
     revisions = {name: function["revision"] for name, function in document["functions"].items()}
     view = AppliedView(namespace=document["namespace"], status=status, version=version, revisions=revisions)
     return JSONResponse(view.model_dump(), code, {"ETag": etag(version)})
 
 
 def _no_manifest(namespace: str) -> NotFound:
-    return NotFound(f"there is no manifest for namespace {namespace!r}", hint="Apply one with `edgeflow apply -f edgeflow.yaml`.")
+    return NotFound(
+        f"there is no manifest for namespace {namespace!r}", hint="Apply one with `edgeflow apply -f edgeflow.yaml`."
+    )
 
 
 def _load(api: Api, namespace: str) -> dict[str, Any] | None:

@@ -23,7 +23,9 @@ PAGE = (Path(__file__).parent / "live.html").read_text()
 def _hashes(tag: str) -> str:
     """CSP sources of the page's inline <tag> blocks."""
     blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", PAGE, re.DOTALL)
-    return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()}'" for block in blocks)
+    return " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()}'" for block in blocks
+    )
 
 
 HEADERS = {

@@ -41,7 +41,9 @@ class _PopCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         settings = self._api.settings
-        yield InfoMetricFamily("edgeflow_pop", "This PoP", {"pop": settings.pop, "cluster": settings.cluster, "mode": settings.mode})
+        yield InfoMetricFamily(
+            "edgeflow_pop", "This PoP", {"pop": settings.pop, "cluster": settings.cluster, "mode": settings.mode}
+        )
         yield from self._namespaces()
         yield from self._functions()
         yield from self._links()
@@ -53,10 +55,18 @@ class _PopCollector(Collector):
         yield bodies
 
     def _namespaces(self) -> Iterator[Metric]:
-        counters = CounterMetricFamily("edgeflow_events", "What happened, by the store's own counters", labels=["namespace", "what", "reason"])
-        heads = GaugeMetricFamily("edgeflow_release_head", "Position of the newest released event", labels=["namespace"])
-        joins = GaugeMetricFamily("edgeflow_joins_pending", "Joins that wait for inputs", labels=["namespace", "function"])
-        gateways = GaugeMetricFamily("edgeflow_gateway_connected", "Whether the namespace's MQTT session is connected", labels=["namespace"])
+        counters = CounterMetricFamily(
+            "edgeflow_events", "What happened, by the store's own counters", labels=["namespace", "what", "reason"]
+        )
+        heads = GaugeMetricFamily(
+            "edgeflow_release_head", "Position of the newest released event", labels=["namespace"]
+        )
+        joins = GaugeMetricFamily(
+            "edgeflow_joins_pending", "Joins that wait for inputs", labels=["namespace", "function"]
+        )
+        gateways = GaugeMetricFamily(
+            "edgeflow_gateway_connected", "Whether the namespace's MQTT session is connected", labels=["namespace"]
+        )
         states = self._api.store.local.docs("gateway_state")
         for name in sorted(self._api.store.namespaces()):
             handle = self._api.store.namespace(name)
@@ -77,8 +87,16 @@ class _PopCollector(Collector):
         labels = ["namespace", "function"]
         depth = GaugeMetricFamily("edgeflow_inbox_invocations", "Invocations in an inbox", labels=[*labels, "state"])
         oldest = GaugeMetricFamily("edgeflow_inbox_oldest_seconds", "Age of the oldest ready invocation", labels=labels)
-        times = GaugeMetricFamily("edgeflow_function_seconds", "Times of a function over its recent window", labels=[*labels, "what", "quantile"])
-        ended = CounterMetricFamily("edgeflow_function_invocations", "Attempts that ended, since the data process started", labels=[*labels, "result"])
+        times = GaugeMetricFamily(
+            "edgeflow_function_seconds",
+            "Times of a function over its recent window",
+            labels=[*labels, "what", "quantile"],
+        )
+        ended = CounterMetricFamily(
+            "edgeflow_function_invocations",
+            "Attempts that ended, since the data process started",
+            labels=[*labels, "result"],
+        )
         ready = GaugeMetricFamily("edgeflow_function_ready", "Whether a function is ready", labels=labels)
         local = self._api.store.local
         for key, state in sorted(local.docs("function_state").items()):
@@ -101,10 +119,26 @@ class _PopCollector(Collector):
     def _links(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("edgeflow_link_up", "Whether the link to a peer is up", labels=["peer"])
         gauges = {
-            "entries_behind": (GaugeMetricFamily("edgeflow_link_behind_entries", "Entries the peer does not have yet", labels=["peer"]), 1.0),
-            "bytes_behind": (GaugeMetricFamily("edgeflow_link_behind_bytes", "Bytes the peer does not have yet", labels=["peer"]), 1.0),
-            "rtt_ms": (GaugeMetricFamily("edgeflow_link_round_trip_seconds", "Round trip time to the peer", labels=["peer"]), 0.001),
-            "staleness_ms": (GaugeMetricFamily("edgeflow_link_staleness_seconds", "Age of what arrives from the peer", labels=["peer"]), 0.001),
+            "entries_behind": (
+                GaugeMetricFamily(
+                    "edgeflow_link_behind_entries", "Entries the peer does not have yet", labels=["peer"]
+                ),
+                1.0,
+            ),
+            "bytes_behind": (
+                GaugeMetricFamily("edgeflow_link_behind_bytes", "Bytes the peer does not have yet", labels=["peer"]),
+                1.0,
+            ),
+            "rtt_ms": (
+                GaugeMetricFamily("edgeflow_link_round_trip_seconds", "Round trip time to the peer", labels=["peer"]),
+                0.001,
+            ),
+            "staleness_ms": (
+                GaugeMetricFamily(
+                    "edgeflow_link_staleness_seconds", "Age of what arrives from the peer", labels=["peer"]
+                ),
+                0.001,
+            ),
         }
         for peer, document in sorted(self._api.store.local.docs("link_state").items()):
             up.add_metric([peer], document.get("state") == "up")

@@ -32,11 +32,15 @@ class PopView(BaseModel):
     id: str
     cluster: str
     mode: str | None = Field(description="`embedded` or `docker`; null for a peer")
-    state: str = Field(description="`ready` or `degraded`; for a peer the state of the link: `up`, `connecting`, `down`, `unknown`")
+    state: str = Field(
+        description="`ready` or `degraded`; for a peer the state of the link: `up`, `connecting`, `down`, `unknown`"
+    )
     self_: bool = Field(serialization_alias="self", description="Whether this is the PoP that answers")
     api_url: str | None
     mqtt_ws_url: str | None
-    link: dict[str, Any] | None = Field(description="The link to a peer: state, rtt_ms, entries_behind, bytes_behind, staleness_ms, last_error")
+    link: dict[str, Any] | None = Field(
+        description="The link to a peer: state, rtt_ms, entries_behind, bytes_behind, staleness_ms, last_error"
+    )
     namespaces: list[NamespaceView] | None
 
 
@@ -72,7 +76,14 @@ def namespace_views(api: Api) -> list[NamespaceView]:
     views = []
     for name in sorted(api.store.namespaces()):
         handle = api.store.namespace(name)
-        views.append(NamespaceView(namespace=name, counters=handle.counters(), release_head=handle.release_head(), gateway=gateways.get(name)))
+        views.append(
+            NamespaceView(
+                namespace=name,
+                counters=handle.counters(),
+                release_head=handle.release_head(),
+                gateway=gateways.get(name),
+            )
+        )
     return views
 
 
@@ -80,7 +91,9 @@ def this_pop(api: Api) -> PopView:
     """The PoP that answers. `degraded` = some gateway session is not connected, or the runner does not run."""
     settings = api.settings
     namespaces = namespace_views(api)
-    is_whole = api.runner_alive() and all(view.gateway is None or view.gateway.get("connected", False) for view in namespaces)
+    is_whole = api.runner_alive() and all(
+        view.gateway is None or view.gateway.get("connected", False) for view in namespaces
+    )
     return PopView(
         id=settings.pop, cluster=settings.cluster, mode=settings.mode, state="ready" if is_whole else "degraded", self_=True,
         api_url=settings.public.api_url, mqtt_ws_url=settings.public.mqtt_ws_url, link=None, namespaces=namespaces,

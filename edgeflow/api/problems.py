@@ -57,7 +57,9 @@ class Reserved(EdgeflowError):
 
     code = "reserved"
     status = 403
-    hint = "Names below `system/` and channel levels that start with `_` are written by edgeflow only; read them freely."
+    hint = (
+        "Names below `system/` and channel levels that start with `_` are written by edgeflow only; read them freely."
+    )
 
 
 class ForeignCursor(EdgeflowError):
@@ -135,7 +137,10 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI entries that say which statuses come with a problem document. 401, 500 and 503 can come from every route."""
     entries: dict[int | str, dict[str, Any]] = {}
     for status in sorted({401, 500, 503, *statuses}):
-        entries[status] = {"description": HTTPStatus(status).phrase, "content": {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+        entries[status] = {
+            "description": HTTPStatus(status).phrase,
+            "content": {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
     return entries
 
 
@@ -185,5 +190,10 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def _bug(request: Request, error: Exception) -> JSONResponse:
-        log.error("request_failed", method=request.method, path=request.url.path, traceback="".join(traceback.format_exception(error)))
+        log.error(
+            "request_failed",
+            method=request.method,
+            path=request.url.path,
+            traceback="".join(traceback.format_exception(error)),
+        )
         return problem_response(Internal())

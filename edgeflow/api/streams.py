@@ -52,7 +52,10 @@ def parse_start(pop: str, from_: str | None, last_event_id: str | None) -> Start
         return Start(0)
     giver, colon, number = text.rpartition(":")
     if not (number.isascii() and number.isdigit() and len(number) <= 18):
-        raise BadParameter(f"{text[:80]!r} is not a cursor", hint="Use now, start, a position, or the id of an event of this stream (<pop>:<n>).")
+        raise BadParameter(
+            f"{text[:80]!r} is not a cursor",
+            hint="Use now, start, a position, or the id of an event of this stream (<pop>:<n>).",
+        )
     if colon and giver != pop:
         raise ForeignCursor(f"the cursor {text[:80]!r} was given by PoP {giver[:63]!r}, this is {pop!r}")
     return Start(int(number))
@@ -75,14 +78,23 @@ class FrameEncoder:
         except Unavailable:
             raise  # the store is away; the caller tries the same position again
         except (EdgeflowError, OSError) as error:
-            log.error("event_data_unreadable", namespace=handle.name, channel=event.channel, id=event.id, n=released.n, error=str(error))
+            log.error(
+                "event_data_unreadable",
+                namespace=handle.name,
+                channel=event.channel,
+                id=event.id,
+                n=released.n,
+                error=str(error),
+            )
             gap = {"reason": UNREADABLE, "from": released.n, "to": released.n, "channel": event.channel, "id": event.id}
             return self._frame("gap", released.n, gap)
         return self._frame("message", released.n, document)
 
     def gap(self, first: int, last: int, reason: str) -> bytes:
         """The frame of the hole from `first` to `last`."""
-        return self._frame("gap", last if reason == "retention" else first - 1, {"reason": reason, "from": first, "to": last})
+        return self._frame(
+            "gap", last if reason == "retention" else first - 1, {"reason": reason, "from": first, "to": last}
+        )
 
     def _document(self, handle: Namespace, event: Event) -> dict[str, Any]:
         if event.ref is None or event.ref.size <= INLINE_BYTES:
@@ -167,7 +179,9 @@ class ChannelStream:
                 self._known = await run_in_threadpool(self._exists)
             if not self._known:
                 return [], None
-            items, self._position, at_end = await run_in_threadpool(self._hub.read, self._namespace, self._pattern, self._position)
+            items, self._position, at_end = await run_in_threadpool(
+                self._hub.read, self._namespace, self._pattern, self._position
+            )
         except Unavailable:
             return [], None
         return items, at_end

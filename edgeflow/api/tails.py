@@ -170,7 +170,9 @@ class TailHub:
         items, position = self.encode(handle, released, (pattern,), after)
         return [item for item, _ in items], position, position == released[-1].n and len(released) < READ_COUNT
 
-    def encode(self, handle: Namespace, released: Sequence[Released], patterns: Sequence[str], after: int) -> tuple[list[tuple[Item, str | None]], int]:
+    def encode(
+        self, handle: Namespace, released: Sequence[Released], patterns: Sequence[str], after: int
+    ) -> tuple[list[tuple[Item, str | None]], int]:
         """(item, channel) of the released positions that any of `patterns` matches, up to about BATCH_BYTES, and the position reached.
 
         A channel of None is for every subscriber. A hole before the first position becomes a gap item.
@@ -249,7 +251,9 @@ class _Tail(threading.Thread):
 
     def _pause(self, failures: int, error: Exception) -> int:
         if failures == 0:
-            log.warning("tail_interrupted", namespace=self.namespace, error=str(error), exc_info=not hasattr(error, "code"))
+            log.warning(
+                "tail_interrupted", namespace=self.namespace, error=str(error), exc_info=not hasattr(error, "code")
+            )
         self._stopped.wait(RETRY_S[min(failures, len(RETRY_S) - 1)])
         return failures + 1
 

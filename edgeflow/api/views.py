@@ -18,13 +18,18 @@ class ReceiptView(BaseModel):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    class_: str = Field(alias="class", description="`durable`: in this PoP's log, on disk. `waiting`: kept, until the value it refers to is readable here")
+    class_: str = Field(
+        alias="class",
+        description="`durable`: in this PoP's log, on disk. `waiting`: kept, until the value it refers to is readable here",
+    )
     origin: str = Field(description="PoP where it entered")
     epoch: int = Field(description="Epoch of that PoP's log")
     seq: int = Field(description="Position in that log; 0 while waiting")
     id: str = Field(description="Id of the event, empty for a value")
     version: str | None = Field(description="Version of the value that was written with it, its ETag")
-    duplicate: bool = Field(default=False, description="The same source and id was accepted before; this is its receipt")
+    duplicate: bool = Field(
+        default=False, description="The same source and id was accepted before; this is its receipt"
+    )
 
 
 class ValueView(BaseModel):
@@ -46,7 +51,9 @@ class InputView(BaseModel):
 
 def value_view(info: ValueInfo) -> ValueView:
     """The view of one EKV entry."""
-    return ValueView(key=info.key, version=info.version, size=info.size, content_type=info.content_type, modified_ms=info.modified_ms)
+    return ValueView(
+        key=info.key, version=info.version, size=info.size, content_type=info.content_type, modified_ms=info.modified_ms
+    )
 
 
 def event_view(event: Event, blobs_url: str) -> dict[str, Any]:

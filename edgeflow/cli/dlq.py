@@ -45,7 +45,9 @@ def list_dead_letters(
 @app.command("show")
 def show_dead_letter(
     id_: Annotated[str, typer.Argument(help="Id of the invocation, or its beginning", metavar="ID")],
-    namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Its namespace; searched if not given.")] = None,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", "-n", help="Its namespace; searched if not given.")
+    ] = None,
     pop: AnyPopOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:

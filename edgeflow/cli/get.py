@@ -37,7 +37,12 @@ def functions(namespace: NamespaceOption = None, pop: AnyPopOption = None, outpu
         "REVISION": lambda item: item["revision"],
         "REASON": lambda item: item["reason"],
     }
-    show(output, [found[key] for key in sorted(found)], columns, empty="no functions; apply a manifest with `edgeflow apply -f edgeflow.yaml`")
+    show(
+        output,
+        [found[key] for key in sorted(found)],
+        columns,
+        empty="no functions; apply a manifest with `edgeflow apply -f edgeflow.yaml`",
+    )
 
 
 @app.command("channels")
@@ -69,7 +74,9 @@ def pops(pop: AnyPopOption = None, output: OutputOption = Output.TABLE) -> None:
     columns = {
         "POP": lambda item: item["id"],
         "STATE": lambda item: item["state"],
-        "NAMESPACES": lambda item: ", ".join(view["namespace"] for view in item["namespaces"] if view["namespace"] != "system"),
+        "NAMESPACES": lambda item: ", ".join(
+            view["namespace"] for view in item["namespaces"] if view["namespace"] != "system"
+        ),
         "LINKS": lambda item: ", ".join(_link(name, link) for name, link in item["links"].items()),
         "API": lambda item: item["api_url"],
     }
@@ -104,9 +111,15 @@ def _stat(item: dict[str, Any], name: str) -> Any:
 
 def _times(item: dict[str, Any], name: str) -> str | None:
     times = (item["stats"] or {}).get(name) or {}
-    return f"{times['p50']:.1f} / {times['p99']:.1f}" if times.get("p50") is not None and times.get("p99") is not None else None
+    return (
+        f"{times['p50']:.1f} / {times['p99']:.1f}"
+        if times.get("p50") is not None and times.get("p99") is not None
+        else None
+    )
 
 
 def _link(name: str, link: dict[str, Any]) -> str:
     rtt_ms = link.get("rtt_ms")
-    return f"{name} {link['state']}" + (f" {rtt_ms:.1f} ms" if isinstance(rtt_ms, int | float) and link["state"] == "up" else "")
+    return f"{name} {link['state']}" + (
+        f" {rtt_ms:.1f} ms" if isinstance(rtt_ms, int | float) and link["state"] == "up" else ""
+    )

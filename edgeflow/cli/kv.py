@@ -38,7 +38,9 @@ def get(
     with client_of(pop) as client:
         value = client.get(key, version=version)
     if value is None:
-        raise NotFound(f"there is no value {key!r} at this PoP", hint="`edgeflow kv list <namespace>/` lists what is there.")
+        raise NotFound(
+            f"there is no value {key!r} at this PoP", hint="`edgeflow kv list <namespace>/` lists what is there."
+        )
     if file is not None:
         file.write_bytes(value.data)
         return
@@ -50,8 +52,12 @@ def get(
 def put(
     key: KeyArgument,
     data: Annotated[str | None, typer.Option("--data", "-d", help="The value as text.")] = None,
-    file: Annotated[str | None, typer.Option("--file", "-f", help="A file with the value; - for standard input.")] = None,
-    content_type: Annotated[str | None, typer.Option("--content-type", help="Media type; guessed from the file's name.")] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", "-f", help="A file with the value; - for standard input.")
+    ] = None,
+    content_type: Annotated[
+        str | None, typer.Option("--content-type", help="Media type; guessed from the file's name.")
+    ] = None,
     if_version: IfVersion = None,
     if_absent: Annotated[bool, typer.Option("--if-absent", help="Only if there is no value yet.")] = False,
     pop: PopOption = None,
@@ -64,7 +70,15 @@ def put(
     with client_of(pop) as client:
         receipt = client.put(key, body, content_type=content_type, if_version=if_version, if_absent=if_absent)
     if output is Output.JSON:
-        print_json({"key": key, "version": receipt.version, "origin": receipt.origin, "epoch": receipt.epoch, "seq": receipt.seq})
+        print_json(
+            {
+                "key": key,
+                "version": receipt.version,
+                "origin": receipt.origin,
+                "epoch": receipt.epoch,
+                "seq": receipt.seq,
+            }
+        )
     else:
         print(f"{key}  {receipt.version}")
 

@@ -12,15 +12,30 @@ from edgeflow.cli.reach import Output, OutputOption, PopOption, client_of, print
 def publish(
     channel: Annotated[str, typer.Argument(help="<namespace>/<path>, as in vision/chunks")],
     data: Annotated[str | None, typer.Option("--data", "-d", help="The data as text.")] = None,
-    file: Annotated[str | None, typer.Option("--file", "-f", help="A file with the data; - for standard input.")] = None,
-    dataref: Annotated[str | None, typer.Option("--dataref", help="ekv:<namespace>/<key>: the data is that value.")] = None,
-    subject: Annotated[str | None, typer.Option("--subject", "-s", help="What the event is about; joins go by it.")] = None,
-    attribute: Annotated[list[str] | None, typer.Option("--attribute", "-a", help="name=value; repeatable.", metavar="NAME=VALUE")] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", "-f", help="A file with the data; - for standard input.")
+    ] = None,
+    dataref: Annotated[
+        str | None, typer.Option("--dataref", help="ekv:<namespace>/<key>: the data is that value.")
+    ] = None,
+    subject: Annotated[
+        str | None, typer.Option("--subject", "-s", help="What the event is about; joins go by it.")
+    ] = None,
+    attribute: Annotated[
+        list[str] | None, typer.Option("--attribute", "-a", help="name=value; repeatable.", metavar="NAME=VALUE")
+    ] = None,
     type_: Annotated[str | None, typer.Option("--type", help="CloudEvents type.")] = None,
-    id_: Annotated[str | None, typer.Option("--id", help="CloudEvents id; publishing the same id and source again has no effect.")] = None,
+    id_: Annotated[
+        str | None, typer.Option("--id", help="CloudEvents id; publishing the same id and source again has no effect.")
+    ] = None,
     source: Annotated[str | None, typer.Option("--source", help="CloudEvents source.")] = None,
-    content_type: Annotated[str | None, typer.Option("--content-type", help="Media type; guessed from the file's name.")] = None,
-    put: Annotated[str | None, typer.Option("--put", help="Also put the data into the EKV under this key, in the same step.", metavar="KEY")] = None,
+    content_type: Annotated[
+        str | None, typer.Option("--content-type", help="Media type; guessed from the file's name.")
+    ] = None,
+    put: Annotated[
+        str | None,
+        typer.Option("--put", help="Also put the data into the EKV under this key, in the same step.", metavar="KEY"),
+    ] = None,
     pop: PopOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -35,7 +50,13 @@ def publish(
             raise typer.BadParameter(f"--attribute {pair!r} is not name=value")
         attributes[name] = value
     if content_type is None:
-        content_type = mimetypes.guess_type(file)[0] if file is not None else "text/plain; charset=utf-8" if data is not None else None
+        content_type = (
+            mimetypes.guess_type(file)[0]
+            if file is not None
+            else "text/plain; charset=utf-8"
+            if data is not None
+            else None
+        )
     with client_of(pop) as client:
         receipt = client.publish(
             channel, body, subject=subject, attributes=attributes, datacontenttype=content_type, type=type_, id=id_, source=source,
@@ -46,4 +67,6 @@ def publish(
     elif receipt.class_ == "waiting":
         print(f"waiting for {dataref} to be readable  {receipt.id}")
     else:
-        print(f"{receipt.class_} at {receipt.origin}/{receipt.epoch}/{receipt.seq}  {receipt.id}{'  (known already)' if receipt.duplicate else ''}")
+        print(
+            f"{receipt.class_} at {receipt.origin}/{receipt.epoch}/{receipt.seq}  {receipt.id}{'  (known already)' if receipt.duplicate else ''}"
+        )

@@ -31,8 +31,12 @@ class Output(StrEnum):
 
 
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="`table` for people, `json` for programs.")]
-PopOption = Annotated[str | None, typer.Option("--pop", help="PoP to talk to; the first one if not given.", metavar="POP")]
-AnyPopOption = Annotated[str | None, typer.Option("--pop", help="Only this PoP; all of them if not given.", metavar="POP")]
+PopOption = Annotated[
+    str | None, typer.Option("--pop", help="PoP to talk to; the first one if not given.", metavar="POP")
+]
+AnyPopOption = Annotated[
+    str | None, typer.Option("--pop", help="Only this PoP; all of them if not given.", metavar="POP")
+]
 
 
 def complain(error: EdgeflowError) -> None:
@@ -71,7 +75,9 @@ def clients_of(pop: str | None) -> Iterator[tuple[str, Client]]:
         raise trouble
 
 
-def show(output: Output, items: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], object]], *, empty: str) -> None:
+def show(
+    output: Output, items: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], object]], *, empty: str
+) -> None:
     """Print `items`: as JSON in full, or as a table of `columns` (title -> cell). `empty` is said on stderr when there are none."""
     if output is Output.JSON:
         print_json(items)

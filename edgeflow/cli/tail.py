@@ -52,7 +52,15 @@ def _show_gap(gap: Gap, output: Output) -> None:
 
 def _line(event: ReceivedEvent) -> str:
     data = event.data
-    return "  ".join([time_text(event.time_ms)[11:], event.channel, event.subject or "-", size_text(len(data)), _preview(event, data)])
+    return "  ".join(
+        [
+            time_text(event.time_ms)[11:],
+            event.channel,
+            event.subject or "-",
+            size_text(len(data)),
+            _preview(event, data),
+        ]
+    )
 
 
 def _preview(event: ReceivedEvent, data: bytes) -> str:

@@ -42,7 +42,22 @@ SILENCE_S = 35.0
 Rows = list
 """`list` by another name: inside the class, `list` is the method."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
-_CE_FIELDS = frozenset({"specversion", "id", "source", "type", "time", "subject", "datacontenttype", "dataref", "data", "data_base64", "channel", "size"})
+_CE_FIELDS = frozenset(
+    {
+        "specversion",
+        "id",
+        "source",
+        "type",
+        "time",
+        "subject",
+        "datacontenttype",
+        "dataref",
+        "data",
+        "data_base64",
+        "channel",
+        "size",
+    }
+)
 _HEADER_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
 
 
@@ -158,7 +173,9 @@ class Client:
         try:
             pops = json.loads((folder / "cluster.json").read_text())["pops"]
         except (OSError, ValueError, KeyError):
-            raise NotFound(f"no cluster was started from {folder}", hint="Start one with `edgeflow up`, or set EDGEFLOW_HOME.") from None
+            raise NotFound(
+                f"no cluster was started from {folder}", hint="Start one with `edgeflow up`, or set EDGEFLOW_HOME."
+            ) from None
         name = pop if pop is not None else next(iter(pops), None)
         if name not in pops:
             raise NotFound(f"there is no PoP {name!r}; there are {', '.join(pops) or 'none'}")
@@ -172,7 +189,9 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     # -- events --------------------------------------------------------------------------------------------------------
@@ -200,9 +219,13 @@ class Client:
         if datacontenttype or content_type:
             headers["content-type"] = datacontenttype or content_type or ""
         params = {"put": put} if put is not None else None
-        return _receipt(self._call("POST", f"/v1/channels/{_path(channel)}", content=body, headers=headers, params=params).json())
+        return _receipt(
+            self._call("POST", f"/v1/channels/{_path(channel)}", content=body, headers=headers, params=params).json()
+        )
 
-    def subscribe(self, pattern: str, *, from_: str | int = "now", reconnect_s: float | None = None) -> Generator[ReceivedEvent | Gap, None, None]:
+    def subscribe(
+        self, pattern: str, *, from_: str | int = "now", reconnect_s: float | None = None
+    ) -> Generator[ReceivedEvent | Gap, None, None]:
         """Events on a channel or MQTT filter (`vision/+/left`, `vision/#`), for ever; gaps as `Gap`.
 
         `from_`: "now", "start", or a cursor (everything behind it). Reconnects by itself; gives up after `reconnect_s` without a connection (None = never).
@@ -219,7 +242,9 @@ class Client:
             params = {} if cursor else {"from": start}
             try:
                 timeout = httpx.Timeout(SILENCE_S, connect=10.0)
-                with self._http.stream("GET", f"/v1/channels/{_path(pattern)}", headers=headers, params=params, timeout=timeout) as response:
+                with self._http.stream(
+                    "GET", f"/v1/channels/{_path(pattern)}", headers=headers, params=params, timeout=timeout
+                ) as response:
                     if response.status_code != 200:
                         response.read()
                         raise _error(response)
@@ -259,7 +284,15 @@ class Client:
 
     # -- values --------------------------------------------------------------------------------------------------------
 
-    def put(self, key: str, data: Data, *, content_type: str | None = None, if_version: str | None = None, if_absent: bool = False) -> Receipt:
+    def put(
+        self,
+        key: str,
+        data: Data,
+        *,
+        content_type: str | None = None,
+        if_version: str | None = None,
+        if_absent: bool = False,
+    ) -> Receipt:
         """Put a value under the full key <namespace>/<key>, durably. Raises VersionMismatch when a condition does not hold."""
         body, default_type = encode_data(data)
         headers = {}
@@ -270,7 +303,9 @@ class Client:
         if if_absent:
             headers["if-none-match"] = "*"
         is_conditional = if_version is not None or if_absent
-        return _receipt(self._call("PUT", _key_path(key), content=body, headers=headers, is_repeatable=not is_conditional).json())
+        return _receipt(
+            self._call("PUT", _key_path(key), content=body, headers=headers, is_repeatable=not is_conditional).json()
+        )
 
     def get(self, key: str, *, version: str | None = None) -> Value | None:
         """A value, or None when this PoP has none (or not in that version)."""
@@ -278,7 +313,9 @@ class Client:
             response = self._call("GET", _key_path(key), params={"version": version} if version else None)
         except NotFound:
             return None
-        return Value(key, _version(response), len(response.content), response.headers.get("content-type"), response.content)
+        return Value(
+            key, _version(response), len(response.content), response.headers.get("content-type"), response.content
+        )
 
     def head(self, key: str) -> ValueInfo | None:
         """A value without its body, or None."""
@@ -286,7 +323,9 @@ class Client:
             response = self._call("HEAD", _key_path(key))
         except NotFound:
             return None
-        return ValueInfo(key, _version(response), int(response.headers["content-length"]), response.headers.get("content-type"))
+        return ValueInfo(
+            key, _version(response), int(response.headers["content-length"]), response.headers.get("content-type")
+        )
 
     def delete(self, key: str, *, if_version: str | None = None) -> bool:
         """Delete a value; False when there was none. Raises VersionMismatch when `if_version` does not hold."""
@@ -311,7 +350,12 @@ class Client:
 
     def apply_manifest(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """Apply a resolved manifest: {namespace, status: created | updated | unchanged, version, revisions}. Raises BadManifest."""
-        answer = self._call("PUT", f"/v1/functions/{_path(manifest['namespace'])}", content=json.dumps(manifest).encode(), headers={"content-type": "application/json"})
+        answer = self._call(
+            "PUT",
+            f"/v1/functions/{_path(manifest['namespace'])}",
+            content=json.dumps(manifest).encode(),
+            headers={"content-type": "application/json"},
+        )
         return _document(answer)
 
     def manifest(self, namespace: str) -> dict[str, Any] | None:
@@ -374,7 +418,9 @@ class Client:
     # -- calls ---------------------------------------------------------------------------------------------------------
 
     def _items(self, path: str, namespace: str | None) -> Rows[dict[str, Any]]:
-        items: Rows[dict[str, Any]] = self._call("GET", path, params={"namespace": namespace} if namespace else None).json()["items"]
+        items: Rows[dict[str, Any]] = self._call(
+            "GET", path, params={"namespace": namespace} if namespace else None
+        ).json()["items"]
         return items
 
     def _call(
@@ -405,7 +451,11 @@ class Client:
             repeated = True
 
     def _received(self, document: dict[str, Any], cursor: str) -> ReceivedEvent:
-        attributes = {name: str(value) for name, value in document.items() if name not in _CE_FIELDS and name not in LOG_ATTRIBUTES}
+        attributes = {
+            name: str(value)
+            for name, value in document.items()
+            if name not in _CE_FIELDS and name not in LOG_ATTRIBUTES
+        }
         return ReceivedEvent(
             channel=document["channel"], id=document["id"], source=document["source"], type=document["type"], time_ms=parse_time(document["time"]),
             subject=document.get("subject"), datacontenttype=document.get("datacontenttype"), attributes=attributes,
@@ -419,11 +469,17 @@ class Client:
         if "data" in document:
             value = document["data"]
             is_json = "json" in (document.get("datacontenttype") or "json")
-            return lambda: json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode() if is_json else str(value).encode()
+            return lambda: (
+                json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+                if is_json
+                else str(value).encode()
+            )
         # Only the path is taken: the token goes to this PoP and to no other host, whatever the event says.
         path = urlsplit(str(document.get("dataref", ""))).path
         if not path.startswith("/v1/blobs/"):
-            raise ApiError(f"the event {document.get('id')!r} refers to {document.get('dataref')!r}, which is not a blob of this PoP")
+            raise ApiError(
+                f"the event {document.get('id')!r} refers to {document.get('dataref')!r}, which is not a blob of this PoP"
+            )
         return lambda: self._call("GET", path).content
 
 
@@ -438,7 +494,9 @@ def encode_data(data: Data) -> tuple[bytes, str | None]:
     try:
         return json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode(), "application/json"
     except (TypeError, ValueError) as error:
-        raise BadRequest(f"a {type(data).__name__} cannot be sent: {error}", hint="Give bytes, text, or what JSON can hold.") from None
+        raise BadRequest(
+            f"a {type(data).__name__} cannot be sent: {error}", hint="Give bytes, text, or what JSON can hold."
+        ) from None
 
 
 def parse_sse(chunks: Iterator[bytes]) -> Iterator[tuple[str | None, str, str]]:
@@ -476,7 +534,11 @@ def _error(response: httpx.Response) -> EdgeflowError:
         code, detail, hint = str(problem["code"]), str(problem["detail"]), str(problem["hint"])
     except (ValueError, KeyError, TypeError):
         known = {401: "unauthorized", 404: "not-found", 412: "version-mismatch", 413: "too-large", 503: "unavailable"}
-        code, detail, hint = known.get(response.status_code, "internal"), f"HTTP {response.status_code} from {response.request.url}", EdgeflowError.hint
+        code, detail, hint = (
+            known.get(response.status_code, "internal"),
+            f"HTTP {response.status_code} from {response.request.url}",
+            EdgeflowError.hint,
+        )
     kind = _known_errors().get(code)
     error: EdgeflowError
     if kind is not None:

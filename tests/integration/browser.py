@@ -39,7 +39,11 @@ def need_chromium() -> str:
 def need_mqtt_js() -> bytes:
     """MQTT.js as one script."""
     found = sorted((ROOT / "build" / "browser").glob("mqtt-*.min.js"))
-    if not found and shutil.which("npm") is not None and subprocess.run([ROOT / "scripts" / "browser"], check=False).returncode == 0:
+    if (
+        not found
+        and shutil.which("npm") is not None
+        and subprocess.run([ROOT / "scripts" / "browser"], check=False).returncode == 0
+    ):
         found = sorted((ROOT / "build" / "browser").glob("mqtt-*.min.js"))
     if not found:
         missing("MQTT.js", "scripts/browser downloads it")
@@ -54,7 +58,11 @@ def chromium(*arguments: str, pipe: bool = False) -> Iterator[subprocess.Popen[b
     if pipe:
         # Chromium reads commands from descriptor 3 and answers on 4.
         command = ["bash", "-c", 'exec "$@" 3<&0 4>&1 1>/dev/null', "bash", *command, "--remote-debugging-pipe"]
-    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE} if pipe else {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    streams = (
+        {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        if pipe
+        else {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    )
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True, **streams)
     try:
         yield process
@@ -73,7 +81,9 @@ class Page:
         self._number = 0
         self._buffer = b""
         target = self._call("Target.createTarget", {"url": url})["targetId"]
-        self._session: str | None = self._call("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
+        self._session: str | None = self._call("Target.attachToTarget", {"targetId": target, "flatten": True})[
+            "sessionId"
+        ]
 
     def text(self, id: str) -> str:
         """The text of one element; empty while it is not there."""

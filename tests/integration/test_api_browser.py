@@ -16,7 +16,9 @@ from edgeflow.host.discover import PopAccess
 from edgeflow.host.local import LocalCluster
 from edgeflow.sdk.client import Client
 
-PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAFElEQVR4nGP8z8DAwMDAxMDAwMAAAA0EAQGzr1yAAAAAAElFTkSuQmCC")
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAFElEQVR4nGP8z8DAwMDAxMDAwMAAAA0EAQGzr1yAAAAAAElFTkSuQmCC"
+)
 
 MQTT_PAGE = """<!doctype html><title>mqtt</title><script src="/mqtt.js"></script><script>
 const config = CONFIG;
@@ -136,7 +138,9 @@ def live_page(pop: PopAccess, path: str, fragment: str) -> Iterator[Page]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "data", "is_picture"), [("image/png", PNG, True), (None, PNG, True), ("text/plain", b"<b>hello</b>", False)], ids=["typed", "sniffed", "text"]
+    ("kind", "data", "is_picture"),
+    [("image/png", PNG, True), (None, PNG, True), ("text/plain", b"<b>hello</b>", False)],
+    ids=["typed", "sniffed", "text"],
 )
 def test_the_live_page_shows_the_newest(
     pop: PopAccess, client: Client, wait_until: Callable[..., Any], kind: str | None, data: bytes, is_picture: bool
@@ -162,7 +166,9 @@ def test_the_live_page_shows_the_newest(
         feed.stop()
 
 
-def test_the_live_page_without_or_with_a_wrong_token_asks_for_one(pop: PopAccess, wait_until: Callable[..., Any]) -> None:
+def test_the_live_page_without_or_with_a_wrong_token_asks_for_one(
+    pop: PopAccess, wait_until: Callable[..., Any]
+) -> None:
     with live_page(pop, "live/augmented", "") as page:
         wait_until(lambda: "needs the token" in page.text("state"), "the question", deadline_s=20)
     with live_page(pop, "live/augmented", "token=wrong") as page:
@@ -174,6 +180,8 @@ def test_large_pictures_come_by_reference(pop: PopAccess, client: Client, wait_u
     feed = Feed(client, "live/large", PNG + bytes(1_200_000), "image/png")
     try:
         with live_page(pop, "live/large", f"token={pop.token}") as page:
-            wait_until(lambda: page.text("size").replace(",", "") == f"{len(PNG) + 1_200_000} B", "the picture", deadline_s=30)
+            wait_until(
+                lambda: page.text("size").replace(",", "") == f"{len(PNG) + 1_200_000} B", "the picture", deadline_s=30
+            )
     finally:
         feed.stop()

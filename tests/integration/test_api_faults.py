@@ -99,7 +99,9 @@ def test_sigterm_ends_streams_and_relays_and_leaves_with_0(cluster: LocalCluster
         client.publish("leave/a", b"x")
     headers = {"Authorization": f"Bearer {access.token}"}
     with (
-        httpx.stream("GET", f"{access.api_url}/v1/channels/leave/a?from=start", headers=headers, trust_env=False, timeout=20) as stream,
+        httpx.stream(
+            "GET", f"{access.api_url}/v1/channels/leave/a?from=start", headers=headers, trust_env=False, timeout=20
+        ) as stream,
         connect(access.mqtt_ws_url, subprotocols=[Subprotocol("mqtt")], proxy=None, compression=None) as websocket,
     ):
         chunks = stream.iter_bytes()

@@ -75,7 +75,9 @@ class FakeNamespace:
                     results.append(Receipt("waiting", self.pop, 0, 0, event.id))
                     continue
                 data = value.data
-            version = self.put(arrival.put_key, data, content_type=event.datacontenttype).version if arrival.put_key else None
+            version = (
+                self.put(arrival.put_key, data, content_type=event.datacontenttype).version if arrival.put_key else None
+            )
             if len(data) > INLINE_BYTES:
                 digest = digest_of(data)
                 self.blobs[digest] = data

@@ -64,11 +64,21 @@ def scripted(answers: list[httpx.Response | Exception], **options: Any) -> tuple
 
 
 def problem(status: int, code: str) -> httpx.Response:
-    return httpx.Response(status, json={"type": "t", "title": "T", "status": status, "detail": "what happened", "code": code, "hint": "do this"})
+    return httpx.Response(
+        status,
+        json={"type": "t", "title": "T", "status": status, "detail": "what happened", "code": code, "hint": "do this"},
+    )
 
 
 def frame(cursor: str, kind: str = "message", **document: Any) -> bytes:
-    base = {"channel": "vision/a", "source": "s", "type": "t", "time": "2026-01-01T00:00:00Z", "data": "x", "datacontenttype": "text/plain"}
+    base = {
+        "channel": "vision/a",
+        "source": "s",
+        "type": "t",
+        "time": "2026-01-01T00:00:00Z",
+        "data": "x",
+        "datacontenttype": "text/plain",
+    }
     return f"id: {cursor}\nevent: {kind}\ndata: {json.dumps({**base, **document})}\n\n".encode()
 
 
@@ -80,7 +90,13 @@ class TestPublishing:
         )  # fmt: skip
         assert (receipt.class_, receipt.origin, receipt.seq, receipt.id) == ("durable", "chicago", 1, "e 1")
         event = store.namespace("vision").arrivals[0].event
-        assert (event.channel, event.subject, event.id, event.source, event.type) == ("vision/a b/ü", "clip 7/ü%", "e 1", "/cam", "frame")
+        assert (event.channel, event.subject, event.id, event.source, event.type) == (
+            "vision/a b/ü",
+            "clip 7/ü%",
+            "e 1",
+            "/cam",
+            "frame",
+        )
         assert dict(event.attributes) == {"chunk": "a b", "traceparent": "00-1"}
         assert event.datacontenttype == "image/png"
 
@@ -99,7 +115,14 @@ class TestPublishing:
             encode_data({1, 2})  # type: ignore[arg-type]
 
     def test_a_repeat_has_the_same_id(self) -> None:
-        client, requests = scripted([problem(503, "store-unavailable"), httpx.ReadError("cut"), problem(503, "busy"), httpx.Response(201, json=RECEIPT)])
+        client, requests = scripted(
+            [
+                problem(503, "store-unavailable"),
+                httpx.ReadError("cut"),
+                problem(503, "busy"),
+                httpx.Response(201, json=RECEIPT),
+            ]
+        )
         client.publish("vision/a", b"x")
         ids = {(request.headers["ce-id"], request.headers["ce-source"]) for request in requests}
         assert len(requests) == 4
@@ -182,15 +205,27 @@ class TestValues:
 class TestSubscribing:
     def test_events_with_their_data(self, client: Client, vision: FakeNamespace) -> None:
         big = bytes(range(256)) * 5000
-        for data, kind in ((b"\xff", "image/jpeg"), (b'{"a": 1}', "application/json"), ("ü".encode(), "text/plain"), (big, None)):
+        for data, kind in (
+            (b"\xff", "image/jpeg"),
+            (b'{"a": 1}', "application/json"),
+            ("ü".encode(), "text/plain"),
+            (big, None),
+        ):
             client.publish("vision/a", data, datacontenttype=kind, subject="s", attributes={"chunk": "1"})
         events = client.subscribe("vision/#", from_="start")
-        picture, document, text, large = (item for _, item in zip(range(4), events, strict=False) if isinstance(item, ReceivedEvent))
+        picture, document, text, large = (
+            item for _, item in zip(range(4), events, strict=False) if isinstance(item, ReceivedEvent)
+        )
         assert picture.data == b"\xff"
         assert document.json() == {"a": 1}
         assert text.text() == "ü"
         assert large.data == big
-        assert (picture.channel, picture.subject, picture.datacontenttype, dict(picture.attributes)) == ("vision/a", "s", "image/jpeg", {"chunk": "1"})
+        assert (picture.channel, picture.subject, picture.datacontenttype, dict(picture.attributes)) == (
+            "vision/a",
+            "s",
+            "image/jpeg",
+            {"chunk": "1"},
+        )
         assert (picture.origin, picture.epoch, picture.seq, picture.cursor) == ("chicago", 1, 1, "chicago:1")
         events.close()
 
@@ -276,7 +311,10 @@ class TestFrames:
 class TestHome:
     def test_finds_a_pop(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "token").write_text("secret\n")
-        pops = {name: {"api": {"url": f"http://{name}.test", "token_file": str(tmp_path / "token")}} for name in ("chicago", "la")}
+        pops = {
+            name: {"api": {"url": f"http://{name}.test", "token_file": str(tmp_path / "token")}}
+            for name in ("chicago", "la")
+        }
         (tmp_path / "cluster.json").write_text(json.dumps({"pops": pops}))
         assert Client.from_home("la", home=tmp_path).url == "http://la.test"
         monkeypatch.setenv("EDGEFLOW_HOME", str(tmp_path))

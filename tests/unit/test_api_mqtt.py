@@ -86,7 +86,15 @@ def url(api: Api) -> Iterator[str]:
 
 
 def open_socket(url: str, *subprotocols: str, **options: Any) -> ClientConnection:
-    return connect(url, subprotocols=[Subprotocol(name) for name in subprotocols or (MQTT,)], compression=None, proxy=None, max_size=None, ping_interval=None, **options)
+    return connect(
+        url,
+        subprotocols=[Subprotocol(name) for name in subprotocols or (MQTT,)],
+        compression=None,
+        proxy=None,
+        max_size=None,
+        ping_interval=None,
+        **options,
+    )
 
 
 def test_bytes_go_both_ways_unchanged(url: str, broker: FakeBroker) -> None:
@@ -122,7 +130,9 @@ def test_the_older_subprotocol_and_the_order_of_choice(url: str, broker: FakeBro
 def test_over_tcp(api: Api) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         broker = FakeBroker(listener)
-        mqtt = api.settings.mqtt.model_copy(update={"socket": None, "host": "127.0.0.1", "port": listener.getsockname()[1]})
+        mqtt = api.settings.mqtt.model_copy(
+            update={"socket": None, "host": "127.0.0.1", "port": listener.getsockname()[1]}
+        )
         api.settings = api.settings.model_copy(update={"mqtt": mqtt})
         with served(api) as url, open_socket(url.replace("http", "ws") + "/mqtt") as websocket:
             websocket.send(b"hello")
@@ -185,7 +195,9 @@ def test_the_broker_leaving_ends_the_browser(url: str, broker: FakeBroker) -> No
 
 
 @pytest.mark.parametrize("is_graceful", [True, False])
-def test_the_browser_leaving_ends_the_broker_side(url: str, broker: FakeBroker, wait_until: Callable[..., Any], is_graceful: bool) -> None:
+def test_the_browser_leaving_ends_the_broker_side(
+    url: str, broker: FakeBroker, wait_until: Callable[..., Any], is_graceful: bool
+) -> None:
     with open_socket(url) as websocket:
         websocket.send(b"last words")
         if not is_graceful:

@@ -85,7 +85,9 @@ class TestAuthentication:
         "path",
         ["/v1/pops", "/v1/channels", "/v1/channels/vision/frames", "/v1/ekv/vision/k", "/metrics", "/openapi.json", "/nowhere", "/live", "/healthz/x", "//healthz"],
     )  # fmt: skip
-    @pytest.mark.parametrize("header", ["", "Bearer", "Bearer wrong", f"Basic {TOKEN}", TOKEN, f"Bearer {TOKEN}x", f"Bearer x{TOKEN}"])
+    @pytest.mark.parametrize(
+        "header", ["", "Bearer", "Bearer wrong", f"Basic {TOKEN}", TOKEN, f"Bearer {TOKEN}x", f"Bearer x{TOKEN}"]
+    )
     def test_everything_else_needs_the_token(self, http: httpx.Client, path: str, header: str) -> None:
         response = http.get(path, headers={"Authorization": header})
         check_problem(response, 401, "unauthorized")
@@ -140,10 +142,23 @@ class TestPublish:
         }  # fmt: skip
         response = http.post("/v1/channels/vision/cam/left", content=b"\xff\xd8", headers=headers)
         assert response.status_code == 201
-        assert response.json() == {"class": "durable", "origin": "chicago", "epoch": 1, "seq": 1, "id": "e1", "version": None}
+        assert response.json() == {
+            "class": "durable",
+            "origin": "chicago",
+            "epoch": 1,
+            "seq": 1,
+            "id": "e1",
+            "version": None,
+        }
         arrival = store.namespace("vision").arrivals[0]
         event = arrival.event
-        assert (event.channel, event.id, event.source, event.type, event.subject) == ("vision/cam/left", "e1", "/cam", "frame", "clip/ü")
+        assert (event.channel, event.id, event.source, event.type, event.subject) == (
+            "vision/cam/left",
+            "e1",
+            "/cam",
+            "frame",
+            "clip/ü",
+        )
         assert event.data == b"\xff\xd8"
         assert event.datacontenttype == "image/jpeg"
         assert event.time_ms == 1767323045006
@@ -158,14 +173,25 @@ class TestPublish:
         assert not store.namespace("vision").arrivals[0].deduplicate
 
     def test_structured_mode(self, http: httpx.Client, store: FakeStore) -> None:
-        document = {"specversion": "1.0", "id": "s1", "source": "/s", "type": "t", "data_base64": base64.b64encode(b"abc").decode(), "seq": 5}
-        response = http.post("/v1/channels/vision/frames", json=document, headers={"content-type": "application/cloudevents+json"})
+        document = {
+            "specversion": "1.0",
+            "id": "s1",
+            "source": "/s",
+            "type": "t",
+            "data_base64": base64.b64encode(b"abc").decode(),
+            "seq": 5,
+        }
+        response = http.post(
+            "/v1/channels/vision/frames", json=document, headers={"content-type": "application/cloudevents+json"}
+        )
         assert response.status_code == 201
         event = store.namespace("vision").arrivals[0].event
         assert (event.id, event.data, event.seq) == ("s1", b"abc", 0)
 
     def test_batches_are_refused_by_name(self, http: httpx.Client) -> None:
-        response = http.post("/v1/channels/vision/frames", content=b"[]", headers={"content-type": "application/cloudevents-batch+json"})
+        response = http.post(
+            "/v1/channels/vision/frames", content=b"[]", headers={"content-type": "application/cloudevents-batch+json"}
+        )
         assert "batch" in check_problem(response, 415, "unsupported-media-type")["detail"]
 
     def test_dataref_to_a_value(self, http: httpx.Client, store: FakeStore) -> None:
@@ -190,15 +216,27 @@ class TestPublish:
         assert receipt["version"] == store.namespace("vision").values["clips/a"].version
 
     def test_put_with_a_dataref_is_refused(self, http: httpx.Client) -> None:
-        check_problem(http.post("/v1/channels/vision/chunks?put=a", content=b'{"dataref": "ekv:vision/x"}'), 422, "bad-parameter")
+        check_problem(
+            http.post("/v1/channels/vision/chunks?put=a", content=b'{"dataref": "ekv:vision/x"}'), 422, "bad-parameter"
+        )
 
-    @pytest.mark.parametrize(("params", "headers"), [({"ack": "fast"}, {}), ({"ack": "replicated(2)"}, {}), ({}, {"Prefer": "wait=3, ack=replicated"})])
-    def test_other_acknowledgement_classes_are_refused_by_name(self, http: httpx.Client, params: dict[str, str], headers: dict[str, str]) -> None:
-        problem = check_problem(http.post("/v1/channels/vision/x", params=params, headers=headers, content=b""), 400, "ack-not-supported")
+    @pytest.mark.parametrize(
+        ("params", "headers"),
+        [({"ack": "fast"}, {}), ({"ack": "replicated(2)"}, {}), ({}, {"Prefer": "wait=3, ack=replicated"})],
+    )
+    def test_other_acknowledgement_classes_are_refused_by_name(
+        self, http: httpx.Client, params: dict[str, str], headers: dict[str, str]
+    ) -> None:
+        problem = check_problem(
+            http.post("/v1/channels/vision/x", params=params, headers=headers, content=b""), 400, "ack-not-supported"
+        )
         assert params.get("ack", "replicated") in problem["detail"]
 
     def test_durable_may_be_asked_for(self, http: httpx.Client) -> None:
-        assert http.post("/v1/channels/vision/x?ack=durable", headers={"Prefer": "ack=durable"}, content=b"").status_code == 201
+        assert (
+            http.post("/v1/channels/vision/x?ack=durable", headers={"Prefer": "ack=durable"}, content=b"").status_code
+            == 201
+        )
 
     @pytest.mark.parametrize(
         ("path", "status", "code"),
@@ -252,8 +290,16 @@ class TestLimits:
 
     def test_structured_json_may_be_longer_but_not_its_data(self, http: httpx.Client) -> None:
         def send(size: int) -> Any:
-            document = {"specversion": "1.0", "id": "1", "source": "s", "type": "t", "data_base64": base64.b64encode(b"x" * size).decode()}
-            return http.post("/v1/channels/vision/x", json=document, headers={"content-type": "application/cloudevents+json"})
+            document = {
+                "specversion": "1.0",
+                "id": "1",
+                "source": "s",
+                "type": "t",
+                "data_base64": base64.b64encode(b"x" * size).decode(),
+            }
+            return http.post(
+                "/v1/channels/vision/x", json=document, headers={"content-type": "application/cloudevents+json"}
+            )
 
         assert send(1000).status_code == 201
         check_problem(send(1001), 413, "too-large")
@@ -287,15 +333,25 @@ class TestValues:
         check_problem(http.put("/v1/ekv/vision/k", content=b"0", headers={"If-Match": "*"}), 412, "version-mismatch")
         first = http.put("/v1/ekv/vision/k", content=b"1", headers={"If-None-Match": "*"})
         assert first.status_code == 200
-        check_problem(http.put("/v1/ekv/vision/k", content=b"2", headers={"If-None-Match": "*"}), 412, "version-mismatch")
+        check_problem(
+            http.put("/v1/ekv/vision/k", content=b"2", headers={"If-None-Match": "*"}), 412, "version-mismatch"
+        )
         second = http.put("/v1/ekv/vision/k", content=b"2", headers={"If-Match": first.headers["etag"]})
         assert second.status_code == 200
-        check_problem(http.put("/v1/ekv/vision/k", content=b"3", headers={"If-Match": first.headers["etag"]}), 412, "version-mismatch")
-        check_problem(http.delete("/v1/ekv/vision/k", headers={"If-Match": first.headers["etag"]}), 412, "version-mismatch")
+        check_problem(
+            http.put("/v1/ekv/vision/k", content=b"3", headers={"If-Match": first.headers["etag"]}),
+            412,
+            "version-mismatch",
+        )
+        check_problem(
+            http.delete("/v1/ekv/vision/k", headers={"If-Match": first.headers["etag"]}), 412, "version-mismatch"
+        )
         assert http.get("/v1/ekv/vision/k", headers={"If-None-Match": second.headers["etag"]}).status_code == 304
         assert http.head("/v1/ekv/vision/k", headers={"If-None-Match": second.headers["etag"]}).status_code == 304
         assert http.get("/v1/ekv/vision/k", headers={"If-None-Match": first.headers["etag"]}).content == b"2"
-        check_problem(http.get("/v1/ekv/vision/k", headers={"If-Match": first.headers["etag"]}), 412, "version-mismatch")
+        check_problem(
+            http.get("/v1/ekv/vision/k", headers={"If-Match": first.headers["etag"]}), 412, "version-mismatch"
+        )
         assert http.delete("/v1/ekv/vision/k", headers={"If-Match": "*"}).status_code == 204
 
     @pytest.mark.parametrize("tag", ["abc", '"a", "b"', '""', '"'])
@@ -380,7 +436,9 @@ class TestFunctions:
     def test_yaml(self, http: httpx.Client) -> None:
         response = http.put("/v1/functions/vision", content=MANIFEST, headers={"content-type": "application/yaml"})
         assert response.status_code == 201
-        assert response.json()["revisions"] == {name: function["revision"] for name, function in self.resolved()["functions"].items()}
+        assert response.json()["revisions"] == {
+            name: function["revision"] for name, function in self.resolved()["functions"].items()
+        }
 
     @pytest.mark.parametrize(
         ("content", "kind", "word"),
@@ -396,29 +454,44 @@ class TestFunctions:
         assert word in check_problem(response, 400, "bad-manifest")["detail"]
 
     def test_a_missing_bundle_is_named(self, http: httpx.Client) -> None:
-        manifest = parse("namespace: vision\nfunctions:\n  a: {build: ./a, subscribe: x, publish: y, place: {pops: [la]}}\n")
+        manifest = parse(
+            "namespace: vision\nfunctions:\n  a: {build: ./a, subscribe: x, publish: y, place: {pops: [la]}}\n"
+        )
         document = resolve(manifest, {"a": Artifact(bundle="ab" * 32)}, applied_ms=1)
         assert "bundle" in check_problem(http.put("/v1/functions/vision", json=document), 400, "bad-manifest")["detail"]
 
     def test_another_media_type(self, http: httpx.Client) -> None:
-        check_problem(http.put("/v1/functions/vision", content=b"", headers={"content-type": "text/html"}), 415, "unsupported-media-type")
+        check_problem(
+            http.put("/v1/functions/vision", content=b"", headers={"content-type": "text/html"}),
+            415,
+            "unsupported-media-type",
+        )
 
     def test_status_here_and_elsewhere(self, http: httpx.Client, store: FakeStore) -> None:
         document = self.resolved()
         http.put("/v1/functions/vision", json=document)
         revision = {name: function["revision"] for name, function in document["functions"].items()}
         store.local.documents = {
-            "function_state": {"vision/detect": {"state": "ready", "revision": revision["detect"], "reason": "", "last_log_lines": []}},
-            "function_stats": {"vision/detect": {"invocations": 5, "failed": 0, "platform_ms": {"p50": 1.0, "p99": 2.0}}},
+            "function_state": {
+                "vision/detect": {"state": "ready", "revision": revision["detect"], "reason": "", "last_log_lines": []}
+            },
+            "function_stats": {
+                "vision/detect": {"invocations": 5, "failed": 0, "platform_ms": {"p50": 1.0, "p99": 2.0}}
+            },
             "instance": {"i1": {"namespace": "vision", "function": "detect", "revision": revision["detect"]}},
             "instance_state": {"i1": {"state": "ready", "in_flight": 1}},
         }
         here = http.get("/v1/functions/vision/detect").json()
         assert (here["state"], here["at"], here["inbox"]["ready"]) == ("ready", "chicago", 3)
-        assert here["instances"] == [{"instance": "i1", "state": "ready", "in_flight": 1, "revision": revision["detect"]}]
+        assert here["instances"] == [
+            {"instance": "i1", "state": "ready", "in_flight": 1, "revision": revision["detect"]}
+        ]
         there = http.get("/v1/functions/vision/classify").json()
         assert (there["state"], there["at"], there["inbox"]) == ("unknown", "la", None)
-        store.namespace("system").put("states/vision/classify/la", json.dumps({"state": "failing", "revision": revision["classify"], "reason": "no image"}).encode())
+        store.namespace("system").put(
+            "states/vision/classify/la",
+            json.dumps({"state": "failing", "revision": revision["classify"], "reason": "no image"}).encode(),
+        )
         there = http.get("/v1/functions/vision/classify").json()
         assert (there["state"], there["reason"]) == ("failing", "no image")
         assert len(http.get("/v1/functions").json()["items"]) == 2
@@ -439,7 +512,10 @@ class TestFunctions:
 
 class TestQuestions:
     def test_pops(self, http: httpx.Client, store: FakeStore, vision: FakeNamespace) -> None:
-        store.local.documents = {"link_state": {"la": {"state": "up", "rtt_ms": 1.5}}, "gateway_state": {"vision": {"connected": True}}}
+        store.local.documents = {
+            "link_state": {"la": {"state": "up", "rtt_ms": 1.5}},
+            "gateway_state": {"vision": {"connected": True}},
+        }
         here, la, ny = http.get("/v1/pops").json()["items"]
         assert (here["id"], here["self"], here["state"], here["mode"]) == ("chicago", True, "ready", "embedded")
         assert [view["namespace"] for view in here["namespaces"]] == ["system", "vision"]
@@ -452,10 +528,18 @@ class TestQuestions:
         vision.joins = [PendingJoin("classify", "clip/1", "all", ["frames"], 2, 1000, 2000)]
         assert http.get("/v1/joins?namespace=vision").json()["items"][0]["have"] == ["frames"]
         event = Event("vision/frames", "e1", "s", "t", 0, data=b"x")
-        vision.letters = [DeadLetter(f"d{i}", "classify", "r", "failed", "ValueError: no", 5 + i, 5, (Input("frames", event),)) for i in range(3)]
+        vision.letters = [
+            DeadLetter(f"d{i}", "classify", "r", "failed", "ValueError: no", 5 + i, 5, (Input("frames", event),))
+            for i in range(3)
+        ]
         page = http.get("/v1/dead-letters?namespace=vision&limit=2").json()
         assert [item["id"] for item in page["items"]] == ["d0", "d1"]
-        assert [item["id"] for item in http.get("/v1/dead-letters", params={"namespace": "vision", "after": page["next"]}).json()["items"]] == ["d2"]
+        assert [
+            item["id"]
+            for item in http.get("/v1/dead-letters", params={"namespace": "vision", "after": page["next"]}).json()[
+                "items"
+            ]
+        ] == ["d2"]
         assert len(http.get("/v1/dead-letters").json()["items"]) == 3
         assert http.get("/v1/dead-letters/vision/d1").json()["inputs"][0]["event"]["id"] == "e1"
         check_problem(http.get("/v1/dead-letters/vision/nope"), 404, "not-found")
@@ -463,14 +547,24 @@ class TestQuestions:
     def test_channels(self, http: httpx.Client) -> None:
         http.post("/v1/channels/vision/b", content=b"")
         http.post("/v1/channels/vision/a", content=b"")
-        assert http.get("/v1/channels").json()["items"] == [{"channel": "vision/a", "events": 1}, {"channel": "vision/b", "events": 1}]
+        assert http.get("/v1/channels").json()["items"] == [
+            {"channel": "vision/a", "events": 1},
+            {"channel": "vision/b", "events": 1},
+        ]
         check_problem(http.get("/v1/channels?namespace=other"), 404, "not-found")
 
     def test_metrics(self, http: httpx.Client, store: FakeStore, vision: FakeNamespace) -> None:
         vision.joins = [PendingJoin("classify", "clip/1", "all", ["frames"], 2, 1000, 2000)]
         store.local.documents = {
             "function_state": {"vision/detect": {"state": "ready", "revision": "r"}},
-            "function_stats": {"vision/detect": {"invocations": 5, "failed": 1, "platform_ms": {"p50": 1.5, "p99": 20}, "waiting_ms": None}},
+            "function_stats": {
+                "vision/detect": {
+                    "invocations": 5,
+                    "failed": 1,
+                    "platform_ms": {"p50": 1.5, "p99": 20},
+                    "waiting_ms": None,
+                }
+            },
             "link_state": {"la": {"state": "up", "rtt_ms": 1.5, "entries_behind": 3, "last_error": None}},
             "gateway_state": {"vision": {"connected": True}},
         }

@@ -49,7 +49,14 @@ def publish(namespace: FakeNamespace, channel: str, data: bytes, id: str) -> Non
 
 def stream_of(api: Api, pattern: str, after: int, **options: Any) -> ChannelStream:
     name = pattern.partition("/")[0]
-    return ChannelStream(api.hub, FrameEncoder("chicago", "http://pop.test"), pattern, after, lambda: api.store.has_namespace(name), **options)
+    return ChannelStream(
+        api.hub,
+        FrameEncoder("chicago", "http://pop.test"),
+        pattern,
+        after,
+        lambda: api.store.has_namespace(name),
+        **options,
+    )
 
 
 async def frames_of(stream: ChannelStream) -> AsyncIterator[Frame]:
@@ -125,7 +132,9 @@ class TestFollowing:
                 publish(vision, "vision/frames", str(n).encode(), f"e{n}")
             frames = frames_of(stream_of(api, "vision/frames", 0))
             first = await take(frames, 100)
-            writer = threading.Thread(target=lambda: [publish(vision, "vision/frames", b"", f"e{n}") for n in range(250, 600)])
+            writer = threading.Thread(
+                target=lambda: [publish(vision, "vision/frames", b"", f"e{n}") for n in range(250, 600)]
+            )
             writer.start()
             rest = await take(frames, 500)
             writer.join()
@@ -136,9 +145,13 @@ class TestFollowing:
 
     def test_many_subscribers_share_one_thread(self, api: Api, vision: FakeNamespace) -> None:
         async def run() -> None:
-            streams_ = [frames_of(stream_of(api, pattern, 0)) for pattern in ("vision/a", "vision/b", "vision/#", "vision/+")]
+            streams_ = [
+                frames_of(stream_of(api, pattern, 0)) for pattern in ("vision/a", "vision/b", "vision/#", "vision/+")
+            ]
             publish(vision, "vision/a", b"", "1")
-            tasks = [asyncio.create_task(take(frames, number)) for frames, number in zip(streams_, (2, 1, 3, 3), strict=True)]
+            tasks = [
+                asyncio.create_task(take(frames, number)) for frames, number in zip(streams_, (2, 1, 3, 3), strict=True)
+            ]
             async with asyncio.timeout(10):
                 while api.hub.subscribers() < 4:  # noqa: ASYNC110 - it is the threads that are waited for
                     await asyncio.sleep(0.01)
@@ -146,11 +159,18 @@ class TestFollowing:
             publish(vision, "vision/b", b"", "2")
             publish(vision, "vision/a", b"", "3")
             results = await asyncio.gather(*tasks)
-            assert [[frame[2]["id"] for frame in result] for result in results] == [["1", "3"], ["2"], ["1", "2", "3"], ["1", "2", "3"]]
+            assert [[frame[2]["id"] for frame in result] for result in results] == [
+                ["1", "3"],
+                ["2"],
+                ["1", "2", "3"],
+                ["1", "2", "3"],
+            ]
 
         asyncio.run(run())
 
-    def test_the_thread_ends_with_its_last_subscriber(self, api: Api, vision: FakeNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_thread_ends_with_its_last_subscriber(
+        self, api: Api, vision: FakeNamespace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(tails, "WAIT_S", 0.05)
 
         async def run() -> None:
@@ -240,8 +260,12 @@ class TestGaps:
 
     def test_the_stores_own_gaps_go_to_their_channel(self, api: Api, vision: FakeNamespace) -> None:
         async def run() -> None:
-            vision.release(None, {"channel": "vision/b", "origin": "la", "epoch": 1, "from": 3, "to": 5, "reason": "gate-timeout"})
-            vision.release(None, {"channel": "vision/a", "origin": "la", "epoch": 1, "from": 3, "to": 5, "reason": "gate-timeout"})
+            vision.release(
+                None, {"channel": "vision/b", "origin": "la", "epoch": 1, "from": 3, "to": 5, "reason": "gate-timeout"}
+            )
+            vision.release(
+                None, {"channel": "vision/a", "origin": "la", "epoch": 1, "from": 3, "to": 5, "reason": "gate-timeout"}
+            )
             ((cursor, kind, document),) = await take(frames_of(stream_of(api, "vision/a", 0)), 1)
             assert (cursor, kind) == ("chicago:2", "gap")
             assert document["channel"] == "vision/a"
@@ -263,7 +287,9 @@ class TestGaps:
 
         asyncio.run(run())
 
-    def test_a_damaged_entry_does_not_stop_the_stream(self, api: Api, vision: FakeNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_damaged_entry_does_not_stop_the_stream(
+        self, api: Api, vision: FakeNamespace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         read = vision.read_release
 
         def damaged(after: int, count: int = 100) -> list[Released]:
@@ -287,9 +313,17 @@ class TestForms:
     def test_bodies(self, api: Api, vision: FakeNamespace) -> None:
         async def run() -> None:
             big = bytes(1024 * 1024 + 1)
-            for kind, data in (("image/png", b"\x89"), ("application/json", b'{"a":1}'), ("text/plain", b"hi"), ("application/json", b"{"), (None, big)):
+            for kind, data in (
+                ("image/png", b"\x89"),
+                ("application/json", b'{"a":1}'),
+                ("text/plain", b"hi"),
+                ("application/json", b"{"),
+                (None, big),
+            ):
                 vision.ingest([Arrival(Event("vision/a", "x", "s", "t", 0, data=data, datacontenttype=kind))])
-            picture, document, text, broken, large = [frame[2] for frame in await take(frames_of(stream_of(api, "vision/a", 0)), 5)]
+            picture, document, text, broken, large = [
+                frame[2] for frame in await take(frames_of(stream_of(api, "vision/a", 0)), 5)
+            ]
             assert picture["data_base64"] == "iQ=="
             assert document["data"] == {"a": 1}
             assert text["data"] == "hi"
@@ -310,7 +344,9 @@ class TestOverHttp:
 
     @pytest.fixture
     def http(self, url: str) -> Iterator[httpx.Client]:
-        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False, timeout=10) as client:
+        with httpx.Client(
+            base_url=url, headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False, timeout=10
+        ) as client:
             yield client
 
     def test_now_is_fixed_when_the_headers_are_there(self, http: httpx.Client, vision: FakeNamespace) -> None:
@@ -329,7 +365,14 @@ class TestOverHttp:
         assert http.get("/v1/channels/vision/a?from=soon").json()["code"] == "bad-parameter"
         assert http.get("/v1/channels/vision/a/%23/b").json()["code"] == "bad-name"
 
-    def test_a_client_that_leaves_is_noticed(self, http: httpx.Client, api: Api, vision: FakeNamespace, wait_until: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_client_that_leaves_is_noticed(
+        self,
+        http: httpx.Client,
+        api: Api,
+        vision: FakeNamespace,
+        wait_until: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
         monkeypatch.setattr(tails, "WAIT_S", 0.05)
         with http.stream("GET", "/v1/channels/vision/a") as response:
             chunks = response.iter_raw()
@@ -349,7 +392,9 @@ class TestOverHttp:
         with socket.socket() as lazy:
             lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             lazy.connect(("127.0.0.1", port))
-            lazy.sendall(f"GET /v1/channels/vision/a HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode())
+            lazy.sendall(
+                f"GET /v1/channels/vision/a HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
+            )
             wait_until(lambda: api.hub.subscribers() == 1, "subscribed")
             end = time.monotonic() + 10
             n = 0
@@ -359,7 +404,9 @@ class TestOverHttp:
                 time.sleep(0.005)
             wait_until(lambda: api.hub.subscribers() == 0, "cut off", deadline_s=5)
 
-    def test_an_away_store_pauses_the_stream(self, http: httpx.Client, vision: FakeNamespace, api: Api, wait_until: Callable[..., Any]) -> None:
+    def test_an_away_store_pauses_the_stream(
+        self, http: httpx.Client, vision: FakeNamespace, api: Api, wait_until: Callable[..., Any]
+    ) -> None:
         publish(vision, "vision/a", b"", "e1")
         with http.stream("GET", "/v1/channels/vision/a?from=start") as response:
             frames = (json.loads(text) for _, _, text in parse_sse(response.iter_raw()) if text)
@@ -373,11 +420,15 @@ class TestOverHttp:
             publish(vision, "vision/a", b"", "e2")
             assert next(frames)["id"] == "e2"
 
-    def test_stopping_ends_streams_at_once(self, api: Api, vision: FakeNamespace, wait_until: Callable[..., Any]) -> None:
+    def test_stopping_ends_streams_at_once(
+        self, api: Api, vision: FakeNamespace, wait_until: Callable[..., Any]
+    ) -> None:
         ended = threading.Event()
 
         def follow(url: str) -> None:
-            with httpx.stream("GET", f"{url}/v1/channels/vision/a", headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False) as response:
+            with httpx.stream(
+                "GET", f"{url}/v1/channels/vision/a", headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False
+            ) as response:
                 for _ in response.iter_raw():
                     pass
             ended.set()
