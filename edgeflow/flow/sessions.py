@@ -1,7 +1,7 @@
 """One instance's connection: frames in, frames out, what it has claimed.
 
 What it is: the agent's side of the instance protocol (docs/protocol.md) on one unix socket.
-What it is not: the batched store calls (`work.py`), or starting and stopping instances (the runner).
+What it is not: the batched store calls (`rounds.py`), or starting and stopping instances (the runner).
 What must stay true: namespace, function and instance come from the socket, never from a message; whatever an instance sends, only its own
 session can suffer.
 """
