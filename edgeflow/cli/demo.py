@@ -33,10 +33,21 @@ LINE_S = 2.0
 
 
 def demo(
-    input: Annotated[str, typer.Option("--input", envvar="INPUT", help="A video of your own; the default one if not given.", metavar="FILE")] = "",
-    reference: Annotated[str, typer.Option(envvar="REFERENCE", help="A picture of the person whose face is replaced.", metavar="FILE")] = "",
-    replacement: Annotated[str, typer.Option(envvar="REPLACEMENT", help="A picture of the face to show instead.", metavar="FILE")] = "",
-    output_dir: Annotated[Path, typer.Option(help="Folder for augmented.mp4 and contact-sheet.png.")] = Path("demo-output"),
+    input: Annotated[
+        str,
+        typer.Option(
+            "--input", envvar="INPUT", help="A video of your own; the default one if not given.", metavar="FILE"
+        ),
+    ] = "",
+    reference: Annotated[
+        str, typer.Option(envvar="REFERENCE", help="A picture of the person whose face is replaced.", metavar="FILE")
+    ] = "",
+    replacement: Annotated[
+        str, typer.Option(envvar="REPLACEMENT", help="A picture of the face to show instead.", metavar="FILE")
+    ] = "",
+    output_dir: Annotated[Path, typer.Option(help="Folder for augmented.mp4 and contact-sheet.png.")] = Path(
+        "demo-output"
+    ),
     mode: Annotated[Mode, typer.Option(help="How to start a cluster if none runs.")] = Mode.AUTO,
     keep: Annotated[bool, typer.Option("--keep", help="Leave a cluster that was started for this running.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Install missing programs without a question.")] = False,
@@ -139,11 +150,15 @@ class _Watching:
         elif now.elapsed_s >= self._line_at_s:
             self._line_at_s = now.elapsed_s + LINE_S
             done = "  ".join(f"{name} {now.done[name]}" for name in STAGES)
-            say(f"{now.elapsed_s:5.1f} s  chunks {now.sent}/{now.chunks}  {done} of {now.wanted}  films {now.films}  newest {_age(now.age_ms)}")
+            say(
+                f"{now.elapsed_s:5.1f} s  chunks {now.sent}/{now.chunks}  {done} of {now.wanted}  films {now.films}  newest {_age(now.age_ms)}"
+            )
 
 
 def _age(age_ms: float | None) -> str:
-    return "-" if age_ms is None else f"{max(0.0, age_ms):.0f} ms old" if age_ms < 10_000 else f"{age_ms / 1000:.0f} s old"
+    return (
+        "-" if age_ms is None else f"{max(0.0, age_ms):.0f} ms old" if age_ms < 10_000 else f"{age_ms / 1000:.0f} s old"
+    )
 
 
 def _picture(now: demo_run.Now) -> Table:
@@ -153,13 +168,19 @@ def _picture(now: demo_run.Now) -> Table:
         count = now.done[name]
         filled = min(30, 30 * count // wanted)
         bar = f"[green]{'━' * filled}[/][dim]{'━' * (30 - filled)}[/]"
-        table.add_row(f"  {name}", bar, f"{count}/{now.wanted}", f"newest {_age(now.age_ms)}" if name == STAGES[-1] else "")
+        table.add_row(
+            f"  {name}", bar, f"{count}/{now.wanted}", f"newest {_age(now.age_ms)}" if name == STAGES[-1] else ""
+        )
     table.add_row("  video", "", f"{now.films}/{now.chunks}", f"{now.elapsed_s:.1f} s")
     return table
 
 
 def _report(outcome: demo_run.Outcome) -> None:
-    table = Table(title="p50 / p99 in ms; platform = all but waiting for a free instance and the handler", title_justify="left", title_style="dim")
+    table = Table(
+        title="p50 / p99 in ms; platform = all but waiting for a free instance and the handler",
+        title_justify="left",
+        title_style="dim",
+    )
     table.add_column("function", no_wrap=True)
     table.add_column("PoP", no_wrap=True)
     for column in ("done", "platform", "waiting", "handler"):
@@ -169,15 +190,24 @@ def _report(outcome: demo_run.Outcome) -> None:
         failed = f" (+{stage['failed']} failed)" if stage.get("failed") else ""
         table.add_row(name, stage["pop"], f"{stage['invocations']}{failed}", *times)
     out.print(table)
+    if any(stage["earlier"] for stage in outcome.stages.values()):
+        out.print(
+            "(the times include earlier runs on this cluster; `edgeflow down`, then `edgeflow demo` measures one run alone)",
+            style="dim",
+        )
     faster = "faster than the video plays" if outcome.total_s < outcome.length_s else "slower than the video plays"
     first = f", the first frame after {outcome.first_frame_s:.1f} s" if outcome.first_frame_s is not None else ""
-    out.print(f"{outcome.frames} frames, {outcome.length_s:.1f} s of video in {outcome.total_s:.1f} s ({faster}){first}")
+    out.print(
+        f"{outcome.frames} frames, {outcome.length_s:.1f} s of video in {outcome.total_s:.1f} s ({faster}){first}"
+    )
     _report_quality(outcome)
     out.print(f"film   {escape(outcome.film)}")
     if outcome.sheet:
         out.print(f"sheet  {escape(outcome.sheet)}")
     if not outcome.failures:
-        out.print(f"[green]✓[/] every one of the {outcome.frames} frames came out exactly once, on each of {len(STAGES)} channels")
+        out.print(
+            f"[green]✓[/] every one of the {outcome.frames} frames came out exactly once, on each of {len(STAGES)} channels"
+        )
     for failure in outcome.failures:
         out.print(f"[red]✗[/] {escape(failure)}")
     sys.stdout.flush()
@@ -197,7 +227,10 @@ def _report_quality(outcome: demo_run.Outcome) -> None:
             out.print(f"{what:<44} {share:.3f}   asked for {asked}")
     out.print(f"{'change outside the face (grey levels)':<44} {quality.change:.3f}   asked for <= 2")
     if quality.recall is None:
-        out.print(f"(recall and accuracy need a known truth; measured on {outcome.measured_frames} frames, {quality.frames_changed} of them changed)", style="dim")
+        out.print(
+            f"(recall and accuracy need a known truth; measured on {outcome.measured_frames} frames, {quality.frames_changed} of them changed)",
+            style="dim",
+        )
 
 
 def _times(times: Mapping[str, float | None]) -> str:

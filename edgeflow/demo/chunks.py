@@ -46,12 +46,19 @@ def cut(path: Path) -> Iterator[Chunk]:
             rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
             length_s = container.duration / av().time_base if container.duration else 0.0
             small = path.stat().st_size <= CHUNK_BYTES and 0 < length_s <= CHUNK_S + 0.5
-            if small and "mp4" in container.format.name and length_s * rate <= CHUNK_FRAMES and stream.width <= WIDEST_PX:
+            if (
+                small
+                and "mp4" in container.format.name
+                and length_s * rate <= CHUNK_FRAMES
+                and stream.width <= WIDEST_PX
+            ):
                 yield Chunk(path.read_bytes(), length_s, stream.frames)
             else:
                 yield from _encoded(container, stream, rate)
     except av().error.FFmpegError as error:
-        raise BadRequest(f"{path} is not a video that FFmpeg can read: {error}", hint="Give a video file, for example an mp4.") from error
+        raise BadRequest(
+            f"{path} is not a video that FFmpeg can read: {error}", hint="Give a video file, for example an mp4."
+        ) from error
 
 
 def _encoded(container: Any, stream: Any, rate: Fraction) -> Iterator[Chunk]:

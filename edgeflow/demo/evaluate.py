@@ -57,7 +57,9 @@ class Quality:
             if share is not None and share < least:
                 missed.append(f"{what} is {share:.3f}, at least {least} is asked for")
         if self.change > CHANGE_MOST:
-            missed.append(f"change outside the replaced face is {self.change:.2f} grey levels, at most {CHANGE_MOST} is asked for")
+            missed.append(
+                f"change outside the replaced face is {self.change:.2f} grey levels, at most {CHANGE_MOST} is asked for"
+            )
         return missed
 
 
@@ -92,7 +94,9 @@ def evaluate(
             change = _Change(before, after)
             changes.append(change.outside(own))
             if truth is not None:
-                count.replaced += sum(change.inside(box) >= REPLACED_CHANGE for box in count.shown(truth[number], person, matching))
+                count.replaced += sum(
+                    change.inside(box) >= REPLACED_CHANGE for box in count.shown(truth[number], person, matching)
+                )
     return count.quality(sum(changes) / len(changes) if changes else 0.0, len(changes), truth is not None)
 
 
@@ -173,7 +177,9 @@ class _Change:
     def inside(self, box: Box) -> float:
         """Mean change in the middle half of `box` (grey levels)."""
         left, top, width, height = box
-        part = self._levels[int(top + height / 4) : int(top + 3 * height / 4), int(left + width / 4) : int(left + 3 * width / 4)]
+        part = self._levels[
+            int(top + height / 4) : int(top + 3 * height / 4), int(left + width / 4) : int(left + 3 * width / 4)
+        ]
         return float(part.mean()) if part.size else 0.0
 
 

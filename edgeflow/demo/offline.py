@@ -75,7 +75,9 @@ def measure(clip: video.Clip, ran: Run) -> Quality:
 
 
 def _event(output: Output) -> Any:
-    return event(output.data, subject=output.subject, attributes=output.attributes, datacontenttype=output.datacontenttype)
+    return event(
+        output.data, subject=output.subject, attributes=output.attributes, datacontenttype=output.datacontenttype
+    )
 
 
 def main() -> int:
@@ -84,7 +86,11 @@ def main() -> int:
     for name in sys.argv[1:] or [video.DEFAULT.name, video.HELD_OUT.name]:
         scene = video.SCENES[name]
         clip = video.write(scene, Path("demo-output"))
-        ran = run(clip.path.read_bytes(), person.make_model(faces.portrait(scene.person_of_interest)), person.replacement_face())
+        ran = run(
+            clip.path.read_bytes(),
+            person.make_model(faces.portrait(scene.person_of_interest)),
+            person.replacement_face(),
+        )
         quality = measure(clip, ran)
         per_frame = {stage: round(spent / len(ran.frames), 2) for stage, spent in ran.cpu_ms.items()}
         passed = passed and not quality.failures()

@@ -61,7 +61,11 @@ def make_model(picture: Any) -> bytes:
     margin = float(_MARGIN_PX)
     left, top, side = faces.FACE_BOX_IN_PATCH
     others = [
-        (cv2().copyMakeBorder(faces.grey_face(number), *[_MARGIN_PX] * 4, cv2().BORDER_REPLICATE), (left + margin, top + margin, side, side), 0.0)
+        (
+            cv2().copyMakeBorder(faces.grey_face(number), *[_MARGIN_PX] * 4, cv2().BORDER_REPLICATE),
+            (left + margin, top + margin, side, side),
+            0.0,
+        )
         for number in faces.BACKGROUND
     ]
     looks = [_views(*one, chance) for one in [*others, find_face(picture)]]
@@ -81,7 +85,9 @@ def make_model(picture: Any) -> bytes:
     person = ((looks[-1] - mean) @ projection).mean(0)
     person /= np.linalg.norm(person)
     narrow = np.float32
-    return bytes(model.PersonModel(mean.astype(narrow), projection.astype(narrow), person.astype(narrow), THRESHOLD).save())
+    return bytes(
+        model.PersonModel(mean.astype(narrow), projection.astype(narrow), person.astype(narrow), THRESHOLD).save()
+    )
 
 
 def _views(grey: Any, box: tuple[float, float, float, float], roll_deg: float, chance: Any) -> Any:
@@ -96,7 +102,12 @@ def _views(grey: Any, box: tuple[float, float, float, float], roll_deg: float, c
         method = cv2().INTER_AREA if shrink < 1 else cv2().INTER_CUBIC
         seen = cv2().resize(seen.astype(np.float32), None, fx=shrink, fy=shrink, interpolation=method)
         seen += chance.normal(0, chance.uniform(0, 4), seen.shape)
-        roll, right, down, size = chance.normal(roll_deg, 6), chance.normal(0, 0.035), chance.normal(0, 0.035), chance.normal(1, 0.05)
+        roll, right, down, size = (
+            chance.normal(roll_deg, 6),
+            chance.normal(0, 0.035),
+            chance.normal(0, 0.035),
+            chance.normal(1, 0.05),
+        )
         small = tuple(length * shrink for length in box)
         looks.append(model.features(model.cut(np.clip(seen, 0, 255).astype(np.uint8), small, roll, right, down, size)))
     return np.stack(looks)

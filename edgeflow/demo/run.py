@@ -23,7 +23,13 @@ from edgeflow.sdk.client import Client
 
 NAMESPACE = "vision"
 ENTRY_POP, MIDDLE_POP, EXIT_POP = "chicago", "la", "ny"
-FUNCTIONS = {"extract": ENTRY_POP, "detect": MIDDLE_POP, "classify": MIDDLE_POP, "augment": EXIT_POP, "assemble": EXIT_POP}
+FUNCTIONS = {
+    "extract": ENTRY_POP,
+    "detect": MIDDLE_POP,
+    "classify": MIDDLE_POP,
+    "augment": EXIT_POP,
+    "assemble": EXIT_POP,
+}
 MODEL_KEY, REPLACEMENT_KEY = f"{NAMESPACE}/models/person-of-interest", f"{NAMESPACE}/models/replacement-face"
 KEPT_FRAMES = 1500
 """How many frames are kept in memory to be measured; a longer video is measured on its first ones."""
@@ -84,7 +90,8 @@ class Outcome:
     first_frame_s: float | None
     """Until the first augmented frame was out."""
     stages: dict[str, dict[str, Any]]
-    """Per function: pop, invocations, failed, p50 and p99 of platform, waiting and handler time (ms)."""
+    """Per function: pop, invocations and failed of this run, earlier = invocations before it that the times include too, and p50 and p99
+    of platform, waiting and handler time (ms)."""
     quality: evaluate.Quality | None
     measured_frames: int
     dead_letters: int
@@ -107,7 +114,7 @@ class Show(Protocol):
 class Material:
     """What the run needs besides a cluster."""
 
-    source: Path
+    pieces: list[chunks.Chunk]
     clip: video.Clip | None
     """With the truth; None for a user's own video."""
     model: bytes
@@ -119,20 +126,30 @@ def prepare(request: Request, show: Show) -> Material:
     request.output_dir.mkdir(parents=True, exist_ok=True)
     clip = None
     if request.input is None:
-        show.say(f"making the default video ({video.DEFAULT.seconds} s, {video.DEFAULT.frames} frames, {video.DEFAULT.width}x{video.DEFAULT.height})")
+        show.say(
+            f"making the default video ({video.DEFAULT.seconds} s, {video.DEFAULT.frames} frames, {video.DEFAULT.width}x{video.DEFAULT.height})"
+        )
         clip = video.write(video.DEFAULT, request.output_dir)
-    source = clip.path if clip else Path(request.input or "")
+    pieces = list(chunks.cut(clip.path if clip else Path(request.input or "")))
     show.say("making the person model" + (f" from {request.reference}" if request.reference else ""))
-    picture = person.read_reference(request.reference) if request.reference else faces.portrait(video.DEFAULT.person_of_interest)
+    picture = (
+        person.read_reference(request.reference)
+        if request.reference
+        else faces.portrait(video.DEFAULT.person_of_interest)
+    )
     if request.reference is not None:
         clip = None  # the truth names another person
     replacement = person.check_replacement(request.replacement) if request.replacement else person.replacement_face()
-    return Material(source, clip, person.make_model(picture), replacement)
+    return Material(pieces, clip, person.make_model(picture), replacement)
 
 
 def run(request: Request, material: Material, cluster: Cluster, show: Show) -> Outcome:
     """The video of `material` through the functions, which are ready. Raises DemoStalled, Unavailable."""
-    with _client(cluster.pop(ENTRY_POP)) as entry, _client(cluster.pop(MIDDLE_POP)) as middle, _client(cluster.pop(EXIT_POP)) as out:
+    with (
+        _client(cluster.pop(ENTRY_POP)) as entry,
+        _client(cluster.pop(MIDDLE_POP)) as middle,
+        _client(cluster.pop(EXIT_POP)) as out,
+    ):
         show.say(f"putting the person model and the replacement face into the EKV at {ENTRY_POP}")
         for key, data in ((MODEL_KEY, material.model), (REPLACEMENT_KEY, material.replacement)):
             version = entry.put(key, data, content_type="application/octet-stream").version
@@ -142,7 +159,9 @@ def run(request: Request, material: Material, cluster: Cluster, show: Show) -> O
         films_key = f"demo-{uuid.uuid4().hex[:8]}"
         watch = Watch(out, NAMESPACE, lambda chunk: chunk.startswith(films_key), KEPT_FRAMES)
         watch.start(REPLICATION_S)
-        sent, length_s, began_s, first_frame_s = _stream((entry, middle, out), material.source, films_key, watch, show, letters_before)
+        sent, length_s, began_s, first_frame_s = _stream(
+            (entry, middle, out), material.pieces, films_key, watch, show, letters_before
+        )
         total_s = time.monotonic() - began_s
         watch.close()
         stages = _stages(cluster, before, len(sent))
@@ -160,17 +179,19 @@ def _wait_for_value(key: str, version: str | None, clients: tuple[Client, ...]) 
     for client in clients:
         while (info := client.head(key)) is None or info.version != version:
             if time.monotonic() > deadline_s:
-                raise DemoStalled(f"{client.url} does not have {key} after {REPLICATION_S:.0f} s", hint="`edgeflow status` shows whether the links are up.")
+                raise DemoStalled(
+                    f"{client.url} does not have {key} after {REPLICATION_S:.0f} s",
+                    hint="`edgeflow status` shows whether the links are up.",
+                )
             time.sleep(0.05)
 
 
 def _stream(
-    clients: tuple[Client, ...], source: Path, name: str, watch: Watch, show: Show, letters_before: int
+    clients: tuple[Client, ...], pieces: list[chunks.Chunk], name: str, watch: Watch, show: Show, letters_before: int
 ) -> tuple[list[str], float, float, float | None]:
     """Publish the chunks, at most two ahead of what is out, and wait for the films: (chunk names, length, start, first frame)."""
     sent: list[str] = []
     length_s = 0.0
-    pieces = list(chunks.cut(source))
     began_s = time.monotonic()
     first_frame_s: float | None = None
     watch.progress_s = began_s
@@ -198,10 +219,15 @@ def _stream(
             # What was given up will not come any more, so there is nothing to wait for.
             given_up = _dead_letters(clients) - letters_before
             if given_up:
-                raise DemoStalled(f"{given_up} invocations became dead letters.", hint=f"`edgeflow dlq list {NAMESPACE}` shows each with its reason.")
+                raise DemoStalled(
+                    f"{given_up} invocations became dead letters.",
+                    hint=f"`edgeflow dlq list {NAMESPACE}` shows each with its reason.",
+                )
         if now_s - watch.progress_s > STALL_S:
             out = ", ".join(f"{count} {stage}" for stage, count in done.items())
-            raise DemoStalled(f"Nothing came out for {STALL_S:.0f} s; so far {out} of {wanted} frames and {len(watch.films)} of {len(pieces)} films.")
+            raise DemoStalled(
+                f"Nothing came out for {STALL_S:.0f} s; so far {out} of {wanted} frames and {len(watch.films)} of {len(pieces)} films."
+            )
         time.sleep(0.1)
 
 
@@ -217,15 +243,25 @@ def _state(cluster: Cluster, function: str) -> dict[str, Any]:
 def _difference(after: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
     """The stats after the run, with counts of this run only: a data process counts from 0 when it starts, which `since_ms` shows."""
     same_process = after.get("since_ms") == before.get("since_ms")
-    counts = {name: int(after.get(name) or 0) - (int(before.get(name) or 0) if same_process else 0) for name in ("invocations", "failed")}
-    return {**counts, **{name: after.get(name) for name in ("platform_ms", "waiting_ms", "handler_ms")}}
+    counts = {
+        name: int(after.get(name) or 0) - (int(before.get(name) or 0) if same_process else 0)
+        for name in ("invocations", "failed")
+    }
+    earlier = int(after.get("invocations") or 0) - counts["invocations"]
+    return {
+        **counts,
+        "earlier": earlier,
+        **{name: after.get(name) for name in ("platform_ms", "waiting_ms", "handler_ms")},
+    }
 
 
 def _stages(cluster: Cluster, before: Mapping[str, Mapping[str, Any]], films: int) -> dict[str, dict[str, Any]]:
     """Per function its PoP and stats. They are written about once a second, so the last invocations are waited for a moment."""
     deadline_s = time.monotonic() + STATS_S
     while True:
-        stages = {name: {"pop": pop, **_difference(_state(cluster, name), before[name])} for name, pop in FUNCTIONS.items()}
+        stages = {
+            name: {"pop": pop, **_difference(_state(cluster, name), before[name])} for name, pop in FUNCTIONS.items()
+        }
         if stages["assemble"]["invocations"] >= films or time.monotonic() > deadline_s:
             return stages
         time.sleep(0.2)
@@ -254,10 +290,19 @@ def _judge(
     quality, sheet_path, measured = None, None, 0
     order = [key for key in sorted(wanted) if all(watch.channels[name].bodies.get(key) is not None for name in STAGES)]
     if order:
-        frames, found, matches, augmented = ([watch.channels[name].bodies[key] or b"" for key in order] for name in STAGES)
+        frames, found, matches, augmented = (
+            [watch.channels[name].bodies[key] or b"" for key in order] for name in STAGES
+        )
         truth = material.clip.truth if material.clip and len(order) == len(wanted) else None
         person_name = material.clip.person_of_interest if material.clip else None
-        quality = evaluate.evaluate(frames, [json.loads(one) for one in found], [json.loads(one) for one in matches], augmented, truth, person_name)
+        quality = evaluate.evaluate(
+            frames,
+            [json.loads(one) for one in found],
+            [json.loads(one) for one in matches],
+            augmented,
+            truth,
+            person_name,
+        )
         failures += quality.failures()
         measured = len(order)
         sheet_path = request.output_dir / "contact-sheet.png"
@@ -286,11 +331,15 @@ def once(watch: Watch, wanted: set[tuple[str, int]], sent: list[str]) -> list[st
         channel = watch.channels[name]
         missing, foreign = wanted - set(channel.bodies), set(channel.bodies) - wanted
         if missing:
-            failures.append(f"{name}: {len(missing)} frames are missing, the first is {'/'.join(map(str, min(missing)))}")
+            failures.append(
+                f"{name}: {len(missing)} frames are missing, the first is {'/'.join(map(str, min(missing)))}"
+            )
         if foreign:
             failures.append(f"{name}: {len(foreign)} frames are not of this video")
         if channel.twice:
-            failures.append(f"{name}: {len(channel.twice)} frames came twice, the first is {'/'.join(map(str, channel.twice[0]))}")
+            failures.append(
+                f"{name}: {len(channel.twice)} frames came twice, the first is {'/'.join(map(str, channel.twice[0]))}"
+            )
         if not channel.twice and len(channel.ids) != len(channel.bodies):
             failures.append(f"{name}: {len(channel.ids)} ids for {len(channel.bodies)} frames")
     if watch.films_twice:

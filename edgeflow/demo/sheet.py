@@ -18,13 +18,22 @@ _GREEN, _RED, _WHITE = (80, 220, 80), (60, 60, 235), (255, 255, 255)
 
 def moments(matches: Sequence[bytes]) -> list[int]:
     """Numbers of a few frames, spread over the video, that show a match where there are enough of those."""
-    matching = [number for number, body in enumerate(matches) if any(face["match"] for face in json.loads(body)["faces"])]
+    matching = [
+        number for number, body in enumerate(matches) if any(face["match"] for face in json.loads(body)["faces"])
+    ]
     pool = matching if len(matching) >= MOMENTS else list(range(len(matches)))
     count = min(MOMENTS, len(pool))
     return [pool[(2 * place + 1) * len(pool) // (2 * count)] for place in range(count)]
 
 
-def write(path: Path, frames: Sequence[bytes], faces: Sequence[bytes], matches: Sequence[bytes], augmented: Sequence[bytes], fps: float) -> None:
+def write(
+    path: Path,
+    frames: Sequence[bytes],
+    faces: Sequence[bytes],
+    matches: Sequence[bytes],
+    augmented: Sequence[bytes],
+    fps: float,
+) -> None:
     """Write the sheet; all four lists are by frame."""
     rows = []
     for number in moments(matches):

@@ -210,7 +210,9 @@ def _draw(picture: Any, pose: _Pose, patch: Any, mask: Any) -> None:
     neck = tuple(0.75 * channel * pose.brightness for channel in pose.walker.skin_bgr)
     shoulders_y, half_width = round(y + 1.45 * size), round(0.92 * size)
     cv2().rectangle(picture, (round(x - 0.2 * size), round(y)), (round(x + 0.2 * size), shoulders_y), neck, -1)
-    cv2().ellipse(picture, (round(x), shoulders_y), (half_width, round(0.85 * size)), 0, 180, 360, shirt, -1, cv2().LINE_AA)
+    cv2().ellipse(
+        picture, (round(x), shoulders_y), (half_width, round(0.85 * size)), 0, 180, 360, shirt, -1, cv2().LINE_AA
+    )
     cv2().rectangle(picture, (round(x) - half_width, shoulders_y), (round(x) + half_width, picture.shape[0]), shirt, -1)
     left, top = int(x - size), int(y - size)
     right, bottom = min(picture.shape[1], left + int(2 * size)), min(picture.shape[0], top + int(2 * size))

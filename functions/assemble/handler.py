@@ -43,7 +43,9 @@ def encode(pictures: list[Any], fps: Fraction) -> bytes:
                 stream.pix_fmt = "yuv420p"
                 stream.codec_context.thread_count = 1
                 stream.options = {"preset": "superfast", "crf": "23", "threads": "1"}
-            flat = frame.reformat(stream.width, stream.height, format="yuv420p", src_color_range="JPEG", dst_color_range="MPEG")
+            flat = frame.reformat(
+                stream.width, stream.height, format="yuv420p", src_color_range="JPEG", dst_color_range="MPEG"
+            )
             flat.pts, flat.time_base = number, 1 / fps
             container.mux(stream.encode(flat))
         if stream is not None:

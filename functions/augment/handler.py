@@ -48,7 +48,9 @@ def replacement(data: bytes) -> tuple[np.ndarray, tuple[float, float, float, flo
     return picture, (left, top, width, height)
 
 
-def replace_faces(jpeg: bytes, faces: list[dict[str, Any]], source: np.ndarray, source_box: tuple[float, float, float, float]) -> bytes:
+def replace_faces(
+    jpeg: bytes, faces: list[dict[str, Any]], source: np.ndarray, source_box: tuple[float, float, float, float]
+) -> bytes:
     """The JPEG with the face of `source` in place of each of `faces`. Raises Reject when `jpeg` is no picture."""
     picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
     if picture is None:
@@ -81,7 +83,9 @@ def blend(
     align = cv2.getRotationMatrix2D(source_middle, roll_deg, box[2] / source_box[2])
     align[:, 2] += (middle[0] - left - source_middle[0], middle[1] - top - source_middle[1])
     shrinking = box[2] < source_box[2]
-    face = cv2.warpAffine(source, align, size, flags=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    face = cv2.warpAffine(
+        source, align, size, flags=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+    )
 
     mask = np.zeros(size[::-1], np.uint8)
     axes = (HALF_AXES[0] * source_box[2], HALF_AXES[1] * source_box[3])

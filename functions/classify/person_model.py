@@ -17,7 +17,15 @@ FORMAT = 1
 SIDE_PX = 32
 SHARE_OF_BOX = 0.86
 """How much of the detector's box is looked at: the rest is hair and background."""
-SEARCH = ((0.0, 0.0, 1.0), (0.05, 0.0, 1.0), (-0.05, 0.0, 1.0), (0.0, 0.05, 1.0), (0.0, -0.05, 1.0), (0.0, 0.0, 0.92), (0.0, 0.0, 1.08))
+SEARCH = (
+    (0.0, 0.0, 1.0),
+    (0.05, 0.0, 1.0),
+    (-0.05, 0.0, 1.0),
+    (0.0, 0.05, 1.0),
+    (0.0, -0.05, 1.0),
+    (0.0, 0.0, 0.92),
+    (0.0, 0.0, 1.08),
+)
 """Shifts (right, down, in boxes) and sizes that are tried, because a detector's box is never exact."""
 _HOG = cv2.HOGDescriptor((SIDE_PX, SIDE_PX), (16, 16), (8, 8), (8, 8), 8)
 
@@ -42,7 +50,14 @@ class PersonModel:
     def save(self) -> bytes:
         """The model as bytes, for the EKV."""
         output = io.BytesIO()
-        np.savez(output, format=FORMAT, mean=self.mean, projection=self.projection, person=self.person, threshold=self.threshold)
+        np.savez(
+            output,
+            format=FORMAT,
+            mean=self.mean,
+            projection=self.projection,
+            person=self.person,
+            threshold=self.threshold,
+        )
         return output.getvalue()
 
     @classmethod
@@ -50,9 +65,14 @@ class PersonModel:
         """The model in `data`. Raises BadModel when it is none."""
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
-                found, model = int(file["format"]), cls(file["mean"], file["projection"], file["person"], float(file["threshold"]))
+                found, model = (
+                    int(file["format"]),
+                    cls(file["mean"], file["projection"], file["person"], float(file["threshold"])),
+                )
         except (ValueError, KeyError, OSError, EOFError) as error:
-            raise BadModel(f"{len(data)} bytes are no person model: {error}; make one with edgeflow.demo.person.make_model") from error
+            raise BadModel(
+                f"{len(data)} bytes are no person model: {error}; make one with edgeflow.demo.person.make_model"
+            ) from error
         if found != FORMAT:
             raise BadModel(f"the person model has format {found}, this function reads {FORMAT}; make it again")
         return model

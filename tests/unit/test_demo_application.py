@@ -88,14 +88,19 @@ def test_a_turned_head_is_found(clip: video.Clip, ran: offline.Run) -> None:
 
 def test_without_a_model_nobody_matches_and_frames_pass(ran: offline.Run) -> None:
     number = SHORT.frames // 2
-    frame, found = (event(one.data, subject=one.subject, attributes=one.attributes) for one in (ran.frames[number], ran.faces[number]))
+    frame, found = (
+        event(one.data, subject=one.subject, attributes=one.attributes)
+        for one in (ran.frames[number], ran.faces[number])
+    )
     result = call(function_module("classify").handle, frames=frame, faces=found, context={"model": None})
     assert result.output.json()["faces"]
     assert not any(face["match"] for face in result.output.json()["faces"])
     assert result.logs[0]["event"] == "no_person_model"
 
     matches = event(ran.matches[number].data)
-    result = call(function_module("augment").handle, frames=frame, faces=found, matches=matches, context={"replacement": None})
+    result = call(
+        function_module("augment").handle, frames=frame, faces=found, matches=matches, context={"replacement": None}
+    )
     assert result.output.data == frame.data
 
 
@@ -157,7 +162,11 @@ def test_a_face_at_the_edge_changes_nothing_else(left: float) -> None:
 def test_casts_share_no_face() -> None:
     assert not set(faces.BACKGROUND) & (set(faces.DEFAULT_CAST) | set(faces.HELD_OUT_CAST))
     assert not set(faces.DEFAULT_CAST) & set(faces.HELD_OUT_CAST)
-    for scene, cast in ((video.DEFAULT, faces.DEFAULT_CAST), (video.TUNING, faces.DEFAULT_CAST), (video.HELD_OUT, faces.HELD_OUT_CAST)):
+    for scene, cast in (
+        (video.DEFAULT, faces.DEFAULT_CAST),
+        (video.TUNING, faces.DEFAULT_CAST),
+        (video.HELD_OUT, faces.HELD_OUT_CAST),
+    ):
         assert {walker.face for walker in scene.walkers} <= set(cast)
         assert scene.person_of_interest in {walker.face for walker in scene.walkers}
 
@@ -171,7 +180,9 @@ def test_rendering_is_deterministic() -> None:
 
 def test_a_model_is_the_same_each_time_and_survives_saving(model: bytes) -> None:
     loaded = function_module("classify", "person_model").PersonModel.load(model)
-    again = function_module("classify", "person_model").PersonModel.load(person.make_model(faces.portrait(SHORT.person_of_interest)))
+    again = function_module("classify", "person_model").PersonModel.load(
+        person.make_model(faces.portrait(SHORT.person_of_interest))
+    )
     assert numpy.allclose(loaded.person, again.person, atol=1e-4)
     assert len(model) < 256 * 1024
 
@@ -197,12 +208,18 @@ def test_the_example_draws_boxes(ran: offline.Run) -> None:
 
     handle = load_handler(REPOSITORY / "examples" / "annotate" / "annotate")
     number = SHORT.frames // 2
-    result = call(handle, frames=event(ran.frames[number].data, subject="clip/1"), faces=json.loads(ran.faces[number].data))
+    result = call(
+        handle, frames=event(ran.frames[number].data, subject="clip/1"), faces=json.loads(ran.faces[number].data)
+    )
     drawn = cv2.imdecode(numpy.frombuffer(result.output.data, numpy.uint8), cv2.IMREAD_COLOR)
     green = (drawn[:, :, 1] > 200) & (drawn[:, :, 0] < 90) & (drawn[:, :, 2] < 90)
     assert green.sum() > 100
 
 
 def test_at_most_two_environments() -> None:
-    files = {path.read_bytes() for folder in (application_folder(), REPOSITORY / "examples") for path in folder.rglob("requirements.txt")}
+    files = {
+        path.read_bytes()
+        for folder in (application_folder(), REPOSITORY / "examples")
+        for path in folder.rglob("requirements.txt")
+    }
     assert len(files) == 2

@@ -46,7 +46,9 @@ class FakeClient:
 
 def watched(*extra: ReceivedEvent | Gap, without: str = "") -> Watch:
     events: list[ReceivedEvent | Gap] = [received("demo", "probe", None, chunk="")]
-    events += [received(name, f"{name}-{frame}", frame) for name in STAGES for frame in (0, 1) if f"{name}-{frame}" != without]
+    events += [
+        received(name, f"{name}-{frame}", frame) for name in STAGES for frame in (0, 1) if f"{name}-{frame}" != without
+    ]
     events += [received("video", "film", None), received("frames", "other", 0, chunk="somebody-else"), *extra]
     watch = Watch(FakeClient(events), "vision", lambda chunk: chunk.startswith("run-"), 10)  # type: ignore[arg-type]
     watch.start(5)
@@ -67,7 +69,9 @@ def test_a_missing_frame_fails() -> None:
 
 
 def test_the_same_frame_under_a_new_id_fails() -> None:
-    assert once(watched(received("augmented", "new", 1)), WANTED, ["run-0"]) == ["augmented: 1 frames came twice, the first is run-0/1"]
+    assert once(watched(received("augmented", "new", 1)), WANTED, ["run-0"]) == [
+        "augmented: 1 frames came twice, the first is run-0/1"
+    ]
 
 
 def test_a_second_film_and_a_gap_fail() -> None:
@@ -119,7 +123,9 @@ def test_a_match_without_a_changed_face_fails() -> None:
 
 def test_a_match_where_nobody_is_counts_as_a_wrong_answer() -> None:
     nowhere = (400.0, 170.0, 60.0, 60.0)
-    assert any("accuracy" in line for line in judge(found=[BOX, OTHER, nowhere], matching=[BOX, nowhere], painted=[BOX]))
+    assert any(
+        "accuracy" in line for line in judge(found=[BOX, OTHER, nowhere], matching=[BOX, nowhere], painted=[BOX])
+    )
 
 
 def test_a_short_mp4_is_one_chunk_as_it_is(tmp_path: Path) -> None:
