@@ -97,7 +97,7 @@ def test_every_counter_and_metric_is_documented() -> None:
     lua = "".join(file.read_text() for file in (ROOT / "edgeflow" / "store" / "lua").glob("*.lua"))
     counters = set(re.findall(r"\bcount\(\w+, '([a-z_:-]+)'", lua))
     source = (ROOT / "edgeflow" / "api" / "metrics.py").read_text()
-    metrics = set(re.findall(r'MetricFamily\("(edgeflow_\w+)"', source))
+    metrics = set(re.findall(r'MetricFamily\(\s*"(edgeflow_\w+)"', source))
     assert len(counters) > 15 and sorted(name for name in counters if f"`{name}`" not in text) == []
     assert len(metrics) > 10 and sorted(name for name in metrics if name not in text) == []
 
