@@ -137,9 +137,9 @@ class Namespace:
 
     def set_routes(self, table: RouteTable) -> bool:
         """Install the table of this PoP; True when it changed."""
-        changed = self._connection.one(
-            *self._command("ef_routes", {"version": table.version, "table": table.to_json()})
-        )
+        inboxes = [f"{route.function}:{route.revision}" for route in table.functions]
+        call = {"version": table.version, "table": table.to_json(), "inboxes_here": inboxes}
+        changed = self._connection.one(*self._command("ef_routes", call))
         self._fetched_routes = False
         return bool(changed)
 
@@ -256,9 +256,8 @@ class Namespace:
             commands = self._small_blobs(small)
             if taken:
                 commands.append(self._ingest_command(taken, again))
-            commands += [
-                self._commit_command(commit, *packed) for commit, packed in zip(commits, packed_commits, strict=True)
-            ]
+            if commits:
+                commands.append(self._commit_command(commits, packed_commits))
             return commands
 
         claim_commands = [self._claim_command(claim) for claim in claims]
@@ -272,11 +271,13 @@ class Namespace:
             # Without the claims: what they got must not be claimed a second time.
             writes = self._routed(prepare)
         woken: set[str] = set()
-        ended = (
-            [_ended(msgpack.unpackb(reply), woken) for reply in writes[len(writes) - len(commits) :]] if commits else []
-        )
+        ended: Rows[Ended] = []
+        if commits:
+            outcomes, inboxes = msgpack.unpackb(writes.pop())
+            woken.update(inboxes)
+            ended = [Ended("committed" if status == "ok" else status, detail) for status, detail in outcomes]
         if taken:
-            statuses, inboxes = msgpack.unpackb(writes[len(writes) - len(commits) - 1])
+            statuses, inboxes = msgpack.unpackb(writes.pop())
             woken.update(inboxes)
             for packed, status in zip(taken, statuses, strict=True):
                 results[packed.position] = self._receipt(packed.arrival, *status)
@@ -314,13 +315,15 @@ class Namespace:
             "ef_ingest", {"arrivals": items, "rv": table.version, "gate_ms": self._limits.gate_timeout_ms, "ring_size": RING_SIZE, "by": self._by}
         )  # fmt: skip
 
-    def _commit_command(self, commit: Commit, events: Rows[Any], values: Rows[Any]) -> Command:
+    def _commit_command(self, commits: Sequence[Commit], packed: Sequence[tuple[Rows[Any], Rows[Any]]]) -> Command:
         table = self.routes()
-        call = {
-            "id": commit.id, "attempt": commit.attempt, "ev": events, "va": values, "rv": table.version, "by": self._by,
-            "d": [table.route(event) for event in commit.events], "gate_ms": self._limits.gate_timeout_ms,
-        }  # fmt: skip
-        return self._command("ef_commit", call)
+        items = [
+            {"id": commit.id, "attempt": commit.attempt, "ev": events, "va": values, "d": [table.route(event) for event in commit.events]}
+            for commit, (events, values) in zip(commits, packed, strict=True)
+        ]
+        return self._command(
+            "ef_commit", {"commits": items, "rv": table.version, "gate_ms": self._limits.gate_timeout_ms, "by": self._by}
+        )
 
     def _claim_command(self, claim: Claim) -> Command:
         call = {
@@ -407,6 +410,21 @@ class Namespace:
             [("HMGET", f"{self.prefix}value:{key}", "version", "size", "type", "digest", "deleted") for key in keys]
         ) if keys else []  # fmt: skip
         return [_value_info(key, fields) for key, fields in zip(keys, replies, strict=True)]
+
+    def small_values(self, keys: Sequence[str]) -> Rows[Value | None]:
+        """Several values in one round trip. Those that are blobs (`digest` is set) come without their bodies: `data` is empty."""
+        replies = self._connection.run(
+            [("HMGET", f"{self.prefix}value:{key}", "version", "size", "type", "digest", "deleted", "data") for key in keys]
+        ) if keys else []  # fmt: skip
+        values: Rows[Value | None] = []
+        for key, fields in zip(keys, replies, strict=True):
+            info = _value_info(key, fields)
+            if info is None:
+                values.append(None)
+                continue
+            data = b"" if info.digest is not None else fields[5]
+            values.append(Value(key, info.version, info.size, info.content_type, info.digest, data))
+        return values
 
     def get(self, key: str, *, version: str | None = None) -> Value | None:
         """A value with its body; None when there is none here, or not in that version (only the current one is kept by key)."""
@@ -552,14 +570,15 @@ class Namespace:
         """Invocations that are ready, delayed or claimed."""
         inboxes = self._connection.one("SMEMBERS", self.prefix + "inboxes")
         commands: Rows[Command] = [("ZCARD", self.prefix + "delayed"), ("ZCARD", self.prefix + "claimed")]
-        commands += [("ZCARD", self.prefix + "ready:" + inbox.decode()) for inbox in inboxes]
+        commands += [("ZCARD", f"{self.prefix}{kind}:{inbox.decode()}") for inbox in inboxes for kind in ("ready", "alone")]
         return sum(self._connection.run(commands))
 
     def inbox_stats(self, function: str, revision: str) -> InboxStats:
         """Depths of the inbox of one revision."""
-        ready_key = f"{self.prefix}ready:{function}:{revision}"
-        ready, head, delayed, claimed = self._connection.run([
-            ("ZCARD", ready_key), ("ZRANGE", ready_key, 0, 0),
+        inbox = f"{function}:{revision}"
+        ready, alone, head, delayed, claimed = self._connection.run([
+            ("ZCARD", f"{self.prefix}ready:{inbox}"), ("ZCARD", f"{self.prefix}alone:{inbox}"),
+            ("ZRANGE", f"{self.prefix}ready:{inbox}", 0, 0),
             ("ZRANGE", self.prefix + "delayed", 0, -1), ("ZRANGE", self.prefix + "claimed", 0, -1),
         ])  # fmt: skip
         oldest = 0
@@ -574,7 +593,7 @@ class Namespace:
                 else []
             )
             counts.append(sum(1 for owner in owners if owner == [function.encode(), revision.encode()]))
-        return InboxStats(ready, counts[0], counts[1], oldest)
+        return InboxStats(ready + alone, counts[0], counts[1], oldest)
 
     def pending_joins(self, function: str | None = None, limit: int = 1000) -> Rows[PendingJoin]:
         """Joins that wait, the one that is due first in front."""
@@ -641,12 +660,6 @@ def _released(item_id: bytes, flat: Any) -> Released:
         return Released(n, None, gap, "", at)
     event = unpack_event(msgpack.unpackb(fields[b"e"], raw=True), origin, epoch, int(fields[b"s"]), int(fields[b"i"]))
     return Released(n, event, None, fields[b"v"].decode(), at)
-
-
-def _ended(reply: Sequence[Any], woken: set[str]) -> Ended:
-    status, detail, inboxes = reply
-    woken.update(inboxes)
-    return Ended("committed" if status == "ok" else status, detail)
 
 
 def _claimed(item: Sequence[Any]) -> Claimed:

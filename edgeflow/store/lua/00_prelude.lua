@@ -11,7 +11,8 @@ local VA_KEY, VA_VERSION, VA_DIGEST, VA_SIZE, VA_DATA, VA_DCRC, VA_TYPE, VA_DELE
 
 local function call(...) return redis.call(...) end
 
--- Counters and wake-ups are gathered in the call and written once at its end, by `finish_call`.
+-- What many events of one call would write again and again (counters, heads, running numbers, done marks, wake-ups) is gathered in `c` and
+-- written once at its end, by `finish_call`. Every operation that gathers must end there.
 local function count(c, name, by)
   c.counts[name] = (c.counts[name] or 0) + (by or 1)
 end
@@ -25,8 +26,29 @@ end
 
 local function start_call(keys, args)
   local c = cmsgpack.unpack(args[1])
-  c.counts, c.woken, c.inboxes = {}, {}, {}
+  c.counts, c.woken, c.inboxes, c.channels = {}, {}, {}, {}
+  c.done, c.done_at, c.unclaimed, c.unheld = {}, {}, {}, {}
   return keys[1], c
+end
+
+-- The next of a running number kept under `name`: read once a call, written back by `finish_call`.
+local function next_number(p, c, name)
+  c.numbers = c.numbers or {}
+  local n = (c.numbers[name] or tonumber(call('GET', p .. name)) or 0) + 1
+  c.numbers[name] = n
+  return string.format('%d', n)
+end
+
+local function own_epoch(p, c)
+  if not c.epoch_here then c.epoch_here = tonumber(call('GET', p .. 'epoch')) end
+  return c.epoch_here
+end
+
+-- Lua passes at most some thousand arguments at once.
+local function call_with_all(command, key, arguments)
+  for from = 1, #arguments, 1000 do
+    call(command, key, unpack(arguments, from, math.min(from + 999, #arguments)))
+  end
 end
 
 -- Tells whoever waits that something was released in this namespace, and which inboxes ("function:revision") got work.
@@ -34,7 +56,13 @@ local function finish_call(p, c, changed)
   for name, by in pairs(c.counts) do
     if by ~= 0 then call('HINCRBY', p .. 'counters', name, by) end
   end
-  for channel, by in pairs(c.channels or {}) do call('HINCRBY', p .. 'channels', channel, by) end
+  for channel, by in pairs(c.channels) do call('HINCRBY', p .. 'channels', channel, by) end
+  for name, n in pairs(c.numbers or {}) do call('SET', p .. name, string.format('%d', n)) end
+  if c.head_here then call('HSET', p .. 'heads', c.pop .. ':' .. c.epoch_here, string.format('%d', c.head_here)) end
+  call_with_all('HSET', p .. 'done', c.done)
+  call_with_all('ZADD', p .. 'done:at', c.done_at)
+  call_with_all('ZREM', p .. 'claimed', c.unclaimed)
+  for instance, ids in pairs(c.unheld) do call_with_all('SREM', p .. 'holds:' .. instance, ids) end
   if changed then call('PUBLISH', 'ef:wake', cmsgpack.pack({c.ns, c.by or '', c.inboxes})) end
 end
 

@@ -7,8 +7,7 @@ local function accept(p, c, f, r, id, inputs)
     return
   end
   call('HSET', p .. 'inv:' .. id, 'f', f, 'r', r, 'in', cmsgpack.pack(inputs), 'n', 0, 'x', 0, 'st', 'ready', 'acc', c.us, 'rdy', c.us)
-  call('ZADD', p .. 'ready:' .. f .. ':' .. r, call('INCR', p .. 'order'), id)
-  call('SADD', p .. 'inboxes', f .. ':' .. r)
+  call('ZADD', p .. 'ready:' .. f .. ':' .. r, next_number(p, c, 'order'), id)
   woke(c, f .. ':' .. r)
   count(c, 'invocations_accepted')
 end

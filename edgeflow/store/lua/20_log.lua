@@ -5,7 +5,7 @@ local function log_key(p, origin, epoch)
 end
 
 local function release_gap(p, c, origin, epoch, channel, from, to, why)
-  call('XADD', p .. 'release', call('INCR', p .. 'release:n') .. '-0',
+  call('XADD', p .. 'release', next_number(p, c, 'release:n') .. '-0',
     'o', origin, 'h', epoch, 't', c.now, 'g', cmsgpack.pack({channel, from, to, why}))
   count(c, 'gaps')
 end
@@ -24,17 +24,21 @@ local function apply_value(p, c, value)
   if value[VA_DELETED] == 1 then call('ZREM', p .. 'keys', value[VA_KEY]) else call('ZADD', p .. 'keys', 0, value[VA_KEY]) end
 end
 
-local function release_events(p, c, origin, epoch, seq, events, directives, via)
+-- `own`: appended here in this call, so that nothing of its lane can be missing in front of it.
+local function release_events(p, c, origin, epoch, seq, events, directives, via, own)
   for i = 1, #events do
     local event = events[i]
     local channel = event[EV_CHANNEL]
-    local lane = origin .. ':' .. epoch .. ':' .. channel
-    local seen = tonumber(call('HGET', p .. 'seen', lane)) or 0
-    if event[EV_PREV] > seen then release_gap(p, c, origin, epoch, channel, seen, event[EV_PREV], 'lost') end
-    call('HSET', p .. 'seen', lane, seq)
-    call('XADD', p .. 'release', call('INCR', p .. 'release:n') .. '-0',
+    if not own then
+      local lane = origin .. ':' .. epoch .. ':' .. channel
+      local seen = tonumber(call('HGET', p .. 'seen', lane)) or 0
+      -- A tail of this PoP's own log that a peer gives back goes on where the part that was kept ended.
+      if origin == c.pop then seen = math.max(seen, tonumber(call('HGET', p .. 'prev', epoch .. ':' .. channel)) or 0) end
+      if event[EV_PREV] > seen then release_gap(p, c, origin, epoch, channel, seen, event[EV_PREV], 'lost') end
+      call('HSET', p .. 'seen', lane, seq)
+    end
+    call('XADD', p .. 'release', next_number(p, c, 'release:n') .. '-0',
       'o', origin, 'h', epoch, 's', seq, 'i', i - 1, 'v', via, 't', c.now, 'e', cmsgpack.pack(event))
-    c.channels = c.channels or {}
     c.channels[channel] = (c.channels[channel] or 0) + 1
     local routed = directives and directives[i] or {}
     for j = 1, #routed do
@@ -43,9 +47,9 @@ local function release_events(p, c, origin, epoch, seq, events, directives, via)
   end
 end
 
-local function release_entry(p, c, origin, epoch, seq, entry, directives, via)
+local function release_entry(p, c, origin, epoch, seq, entry, directives, via, own)
   for i = 1, #entry.va do apply_value(p, c, entry.va[i]) end
-  release_events(p, c, origin, epoch, seq, entry.ev, directives, via)
+  release_events(p, c, origin, epoch, seq, entry.ev, directives, via, own)
   for i = 1, #entry.va do drain_waiting(p, c, entry.va[i][VA_KEY]) end
 end
 
@@ -64,7 +68,6 @@ end
 
 local function store_entry(p, origin, epoch, seq, packed, entry)
   call('XADD', log_key(p, origin, epoch), seq .. '-0', 'e', packed)
-  call('HSET', p .. 'heads', origin .. ':' .. epoch, seq)
   for i = 1, #entry.ev do hold_blob(p, entry.ev[i][EV_DIGEST]) end
   for i = 1, #entry.va do hold_blob(p, entry.va[i][VA_DIGEST]) end
 end
@@ -72,8 +75,9 @@ end
 -- Appends one entry to this PoP's own log and releases it here. All its data is readable: the caller made sure.
 -- events without prev, values without version: both are set here. Returns epoch, seq, version of the last value.
 local function append(p, c, kind, ended, events, values, directives, via)
-  local epoch = tonumber(call('GET', p .. 'epoch'))
-  local seq = (tonumber(call('HGET', p .. 'heads', c.pop .. ':' .. epoch)) or 0) + 1
+  local epoch = own_epoch(p, c)
+  local seq = (c.head_here or tonumber(call('HGET', p .. 'heads', c.pop .. ':' .. epoch)) or 0) + 1
+  c.head_here = seq
   local version = ''
   for i = 1, #values do
     version = next_version(p, c.pop, c.now)
@@ -88,6 +92,6 @@ local function append(p, c, kind, ended, events, values, directives, via)
   for lane in pairs(last) do call('HSET', p .. 'prev', lane, seq) end
   local entry = {v = 1, k = kind, t = c.now, x = ended or false, ev = events, va = values}
   store_entry(p, c.pop, epoch, seq, cmsgpack.pack(entry), entry)
-  release_entry(p, c, c.pop, epoch, seq, entry, directives, via)
+  release_entry(p, c, c.pop, epoch, seq, entry, directives, via, true)
   return epoch, seq, version
 end

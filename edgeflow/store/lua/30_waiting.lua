@@ -56,16 +56,17 @@ end
 local function expire_waiting(p, c, channel)
   local waiting = head_waiting(p, channel)
   while waiting and waiting.due <= c.now do
-    local nxt = pop_waiting(p, channel, waiting)
+    pop_waiting(p, channel, waiting)
     local ref = waiting.a.ref
-    release_gap(p, c, c.pop, tonumber(call('GET', p .. 'epoch')), channel, 0, 0, 'data never became readable: ' .. (ref and ref.key or '?'))
+    release_gap(p, c, c.pop, own_epoch(p, c), channel, 0, 0, 'data never became readable: ' .. (ref and ref.key or '?'))
     count(c, 'events_dropped:gate-timeout')
     for _, d in ipairs(waiting.a.d or {}) do
       local input = {d.s, c.pop, 0, 0, 0, waiting.a.ev}
       bury(p, c, redis.sha1hex(d.f .. '|gate|' .. waiting.a.ev[EV_HEAD]), d.f, d.r, 'gate-timeout',
         'the value ' .. (ref and ref.key or '?') .. ' did not become readable at ' .. c.pop .. ' in time', 0, cmsgpack.pack({input}))
     end
-    waiting = nxt
+    -- What waited only behind it is not late: it goes on.
+    drain_channel(p, c, channel)
+    waiting = head_waiting(p, channel)
   end
-  if waiting then drain_channel(p, c, channel) end
 end

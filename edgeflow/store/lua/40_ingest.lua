@@ -3,7 +3,7 @@
 -- Returns per arrival {status, epoch, seq, version}: "ok" | "again" (known already) | "waiting" (for its dataref).
 redis.register_function('ef_ingest', function(keys, args)
   local p, c = start_call(keys, args)
-  if not call('GET', p .. 'epoch') then return redis.error_reply('NOEPOCH') end
+  if not own_epoch(p, c) then return redis.error_reply('NOEPOCH') end
   if not routes_are_current(p, c) then return redis.error_reply('STALEROUTES') end
   local results, ring_grew = {}, false
   for i, arrival in ipairs(c.arrivals) do
@@ -44,7 +44,7 @@ end)
 -- put: one value, with an optional condition. Returns {status, epoch, seq, version}; "mismatch" carries the current version.
 redis.register_function('ef_put', function(keys, args)
   local p, c = start_call(keys, args)
-  if not call('GET', p .. 'epoch') then return redis.error_reply('NOEPOCH') end
+  if not own_epoch(p, c) then return redis.error_reply('NOEPOCH') end
   if not routes_are_current(p, c) then return redis.error_reply('STALEROUTES') end
   local have = call('HMGET', p .. 'value:' .. c.value[VA_KEY], 'version', 'deleted')
   local current = have[1] and have[2] ~= '1' and have[1] or ''

@@ -60,16 +60,17 @@ end
 
 redis.register_function('ef_mirror', function(keys, args)
   local p, c = start_call(keys, args)
-  if not call('GET', p .. 'epoch') then return redis.error_reply('NOEPOCH') end
+  if not own_epoch(p, c) then return redis.error_reply('NOEPOCH') end
   if not routes_are_current(p, c) then return redis.error_reply('STALEROUTES') end
   local head = tonumber(call('HGET', p .. 'heads', c.origin .. ':' .. c.epoch)) or 0
-  local wanted = {}
+  local wanted, grown = {}, false
   for i, packed in ipairs(c.entries) do
     local seq = c.first + i - 1
     if seq == head + 1 then
       local entry = cmsgpack.unpack(packed)
       store_entry(p, c.origin, c.epoch, seq, packed, entry)
       head = seq
+      grown = true
       local missing = {}
       for _, digest in ipairs(entry_digests(entry)) do
         if not readable(p, digest) then
@@ -89,6 +90,7 @@ redis.register_function('ef_mirror', function(keys, args)
       end
     end
   end
+  if grown then call('HSET', p .. 'heads', c.origin .. ':' .. c.epoch, head) end
   finish_call(p, c, true)
   return cmsgpack.pack({head, wanted, c.inboxes})
 end)
@@ -114,6 +116,8 @@ end)
 -- The data of a held entry never came: its events become gaps and dead letters, its values go on waiting without a lane.
 local function expire_held(p, c, name)
   local record = call('HMGET', p .. 'held:' .. name, 'e', 'missing', 'd')
+  -- One that only waits behind another is not late itself: it goes when that one does.
+  if record[1] and tonumber(record[2]) <= 0 then return end
   call('ZREM', p .. 'held', name)
   if not record[1] then return end
   local origin, epoch, seq = split_name(name)

@@ -2,48 +2,61 @@
 
 local function to_ready(p, c, id, f, r)
   call('HSET', p .. 'inv:' .. id, 'st', 'ready', 'rdy', c.us)
-  call('ZADD', p .. 'ready:' .. f .. ':' .. r, call('INCR', p .. 'order'), id)
+  call('ZADD', p .. 'ready:' .. f .. ':' .. r, next_number(p, c, 'order'), id)
   woke(c, f .. ':' .. r)
 end
 
--- Returns a list of {id, attempt, accepted_us, ready_us, inputs}. An invocation that was in a failed batch is claimed alone.
+-- An invocation that was in a failed batch waits here, to be claimed alone and before the others.
+local function to_ready_alone(p, c, id, f, r)
+  call('HSET', p .. 'inv:' .. id, 'st', 'ready', 'rdy', c.us)
+  call('ZADD', p .. 'alone:' .. f .. ':' .. r, next_number(p, c, 'order'), id)
+  woke(c, f .. ':' .. r)
+end
+
+-- Returns a list of {id, attempt, accepted_us, ready_us, inputs}.
 redis.register_function('ef_claim', function(keys, args)
   local p, c = start_call(keys, args)
-  local ready = p .. 'ready:' .. c.f .. ':' .. c.r
-  local claimed = {}
-  for _ = 1, c.max do
-    local head = call('ZRANGE', ready, 0, 0)
-    if #head == 0 then break end
-    local id = head[1]
+  local inbox = c.f .. ':' .. c.r
+  local popped = call('ZPOPMIN', p .. 'alone:' .. inbox, 1)
+  if #popped == 0 then popped = call('ZPOPMIN', p .. 'ready:' .. inbox, c.max) end
+  local claimed, ids, leases = {}, {}, {}
+  local lease = string.format('%d', c.now + c.lease_ms)
+  for i = 1, #popped, 2 do
+    local id = popped[i]
     local key = p .. 'inv:' .. id
-    local record = call('HMGET', key, 'in', 'acc', 'rdy', 'alone')
-    if not record[1] then
-      call('ZREM', ready, id)
-    else
-      local alone = record[4] == '1'
-      if alone and #claimed > 0 then break end
-      call('ZREM', ready, id)
-      local attempt = call('HINCRBY', key, 'n', 1)
-      call('HSET', key, 'st', 'claimed', 'by', c.instance)
-      call('ZADD', p .. 'claimed', c.now + c.lease_ms, id)
-      call('SADD', p .. 'holds:' .. c.instance, id)
+    local record = call('HMGET', key, 'in', 'acc', 'rdy', 'n')
+    if record[1] then
+      local attempt = tonumber(record[4]) + 1
+      call('HSET', key, 'st', 'claimed', 'by', c.instance, 'n', attempt)
+      ids[#ids + 1] = id
+      leases[#leases + 1] = lease
+      leases[#leases + 1] = id
       claimed[#claimed + 1] = {id, attempt, tonumber(record[2]), tonumber(record[3]), record[1]}
-      if alone then break end
     end
+  end
+  if #ids > 0 then
+    call('ZADD', p .. 'claimed', unpack(leases))
+    call('SADD', p .. 'holds:' .. c.instance, unpack(ids))
   end
   return cmsgpack.pack(claimed)
 end)
 
-local function unclaim(p, id, instance)
-  call('ZREM', p .. 'claimed', id)
-  if instance then call('SREM', p .. 'holds:' .. instance, id) end
+local function unclaim(p, c, id, instance)
+  c.unclaimed[#c.unclaimed + 1] = id
+  if instance then
+    local ids = c.unheld[instance] or {}
+    ids[#ids + 1] = id
+    c.unheld[instance] = ids
+  end
 end
 
 local function finish(p, c, id, record_by, inputs, mark)
-  unclaim(p, id, record_by)
+  unclaim(p, c, id, record_by)
   call('DEL', p .. 'inv:' .. id)
-  call('HSET', p .. 'done', id, mark)
-  call('ZADD', p .. 'done:at', c.now, id)
+  c.done[#c.done + 1] = id
+  c.done[#c.done + 1] = tostring(mark)
+  c.done_at[#c.done_at + 1] = string.format('%d', c.now)
+  c.done_at[#c.done_at + 1] = id
   if inputs then
     for _, input in ipairs(inputs) do drop_blob(p, input[6][EV_DIGEST], c.now) end
   end
@@ -60,30 +73,41 @@ local function attempt_state(p, id, attempt)
   return 'stale'
 end
 
--- One log entry ends the attempt: its events, its values and the done mark appear together or not at all.
+local function missing_digest(p, commit)
+  for _, event in ipairs(commit.ev) do
+    if not readable(p, event[EV_DIGEST]) then return event[EV_DIGEST] end
+  end
+  for _, value in ipairs(commit.va) do
+    if not readable(p, value[VA_DIGEST]) then return value[VA_DIGEST] end
+  end
+end
+
+-- One log entry ends an attempt: its events, its values and the done mark appear together or not at all. `commits` are independent of each other.
+-- Returns {per commit {status, detail}, inboxes that got work}.
 redis.register_function('ef_commit', function(keys, args)
   local p, c = start_call(keys, args)
+  if not own_epoch(p, c) then return redis.error_reply('NOEPOCH') end
   if not routes_are_current(p, c) then return redis.error_reply('STALEROUTES') end
-  local state = attempt_state(p, c.id, c.attempt)
-  if state ~= 'current' then
-    if state == 'stale' then count(c, 'commits_stale') end
-    finish_call(p, c, false)
-    return cmsgpack.pack({state == 'again' and 'ok' or 'stale', '', {}})
+  local results = {}
+  for i, commit in ipairs(c.commits) do
+    local state = attempt_state(p, commit.id, commit.attempt)
+    local missing = state == 'current' and missing_digest(p, commit)
+    if missing then
+      results[i] = {'missing', missing}
+    elseif state == 'current' then
+      local record = call('HMGET', p .. 'inv:' .. commit.id, 'f', 'by', 'in')
+      append(p, c, 'commit', {commit.id, 'committed', record[1], commit.attempt}, commit.ev, commit.va, commit.d, '')
+      finish(p, c, commit.id, record[2], cmsgpack.unpack(record[3]), commit.attempt)
+      count(c, 'invocations_committed')
+      count(c, 'events_emitted', #commit.ev)
+      results[i] = {'ok', ''}
+    else
+      if state == 'stale' then count(c, 'commits_stale') end
+      results[i] = {state == 'again' and 'ok' or 'stale', ''}
+    end
   end
-  for _, event in ipairs(c.ev) do
-    if not readable(p, event[EV_DIGEST]) then return cmsgpack.pack({'missing', event[EV_DIGEST], {}}) end
-  end
-  for _, value in ipairs(c.va) do
-    if not readable(p, value[VA_DIGEST]) then return cmsgpack.pack({'missing', value[VA_DIGEST], {}}) end
-  end
-  local record = call('HMGET', p .. 'inv:' .. c.id, 'f', 'by', 'in')
-  local inputs = cmsgpack.unpack(record[3])
-  append(p, c, 'commit', {c.id, 'committed', record[1], c.attempt}, c.ev, c.va, c.d, '')
-  finish(p, c, c.id, record[2], inputs, c.attempt)
-  count(c, 'invocations_committed')
-  count(c, 'events_emitted', #c.ev)
   finish_call(p, c, true)
-  return cmsgpack.pack({'ok', '', c.inboxes})
+  return cmsgpack.pack({results, c.inboxes})
 end)
 
 -- Ends an attempt without a result: `retry_ms` later again, or (retry_ms < 0) as a dead letter.
@@ -105,10 +129,10 @@ redis.register_function('ef_fail', function(keys, args)
     finish_call(p, c, true)
     return 'dead'
   end
-  finish_call(p, c, false)
-  unclaim(p, c.id, call('HGET', key, 'by'))
+  unclaim(p, c, c.id, call('HGET', key, 'by'))
   call('HSET', key, 'st', 'delayed', 'why', c.reason)
   call('ZADD', p .. 'delayed', c.now + c.retry_ms, c.id)
+  finish_call(p, c, false)
   return 'retry'
 end)
 
@@ -127,9 +151,8 @@ redis.register_function('ef_release', function(keys, args)
   for _, id in ipairs(ids) do
     local record = call('HMGET', p .. 'inv:' .. id, 'f', 'r', 'st', 'by')
     if record[3] == 'claimed' and (not c.instance or record[4] == c.instance) then
-      unclaim(p, id, record[4])
-      if c.suspect then call('HSET', p .. 'inv:' .. id, 'alone', '1') end
-      to_ready(p, c, id, record[1], record[2])
+      unclaim(p, c, id, record[4])
+      if c.suspect then to_ready_alone(p, c, id, record[1], record[2]) else to_ready(p, c, id, record[1], record[2]) end
       released[#released + 1] = id
     end
   end

@@ -3,7 +3,7 @@ local BATCH = 200
 
 redis.register_function('ef_tick', function(keys, args)
   local p, c = start_call(keys, args)
-  if not call('GET', p .. 'epoch') then return redis.error_reply('NOEPOCH') end
+  if not own_epoch(p, c) then return redis.error_reply('NOEPOCH') end
   local moved = false
   for _, id in ipairs(call('ZRANGEBYSCORE', p .. 'delayed', '-inf', c.now, 'LIMIT', 0, BATCH)) do
     call('ZREM', p .. 'delayed', id)
@@ -103,6 +103,7 @@ redis.register_function('ef_routes', function(keys, args)
   local p, c = start_call(keys, args)
   if call('GET', p .. 'routes:version') == c.version then return 0 end
   call('MSET', p .. 'routes:version', c.version, p .. 'routes', c.table)
+  if #c.inboxes_here > 0 then call('SADD', p .. 'inboxes', unpack(c.inboxes_here)) end
   finish_call(p, c, true)
   return 1
 end)
