@@ -36,6 +36,8 @@ from edgeflow.errors import BadRequest, EdgeflowError, NotFound, Unavailable
 Data = bytes | bytearray | memoryview | str | int | float | bool | list[Any] | dict[str, Any] | None
 """Bytes are sent as they are, text as UTF-8, anything else as JSON."""
 
+CLUSTER_FILES = ("cluster.json", "docker/cluster.json")
+"""Below the home folder: of local processes, of containers. Paths in them are relative to the home folder."""
 SEEN_EVENTS = 10_000
 SILENCE_S = 35.0
 """Longest silence (s) of a stream before it is taken for dead; the PoP sends a heartbeat every 10 s."""
@@ -167,15 +169,12 @@ class Client:
     def from_home(cls, pop: str | None = None, *, home: Path | None = None, **options: Any) -> Self:
         """A client of a running local cluster: of `pop`, else of the first one. `home` defaults to $EDGEFLOW_HOME, else `.edgeflow`.
 
-        Raises NotFound when no cluster was started there or it has no such PoP.
+        Finds local processes and containers. Raises NotFound when nothing was started there or it has no such PoP.
         """
         folder = home or Path(os.environ.get("EDGEFLOW_HOME") or ".edgeflow")
-        try:
-            pops = json.loads((folder / "cluster.json").read_text())["pops"]
-        except (OSError, ValueError, KeyError):
-            raise NotFound(
-                f"no cluster was started from {folder}", hint="Start one with `edgeflow up`, or set EDGEFLOW_HOME."
-            ) from None
+        pops = next((found for place in CLUSTER_FILES if (found := _read_pops(folder / place))), None)
+        if pops is None:
+            raise NotFound(f"no cluster runs from {folder}", hint="Start one with `edgeflow up`, or set EDGEFLOW_HOME.")
         name = pop if pop is not None else next(iter(pops), None)
         if name not in pops:
             raise NotFound(f"there is no PoP {name!r}; there are {', '.join(pops) or 'none'}")
@@ -481,6 +480,16 @@ class Client:
                 f"the event {document.get('id')!r} refers to {document.get('dataref')!r}, which is not a blob of this PoP"
             )
         return lambda: self._call("GET", path).content
+
+
+def _read_pops(path: Path) -> dict[str, Any] | None:
+    """The PoPs of a cluster file; None when there is none, or when it says that its cluster was stopped."""
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    pops: dict[str, Any] | None = document.get("pops")
+    return None if document.get("state") == "stopped" else pops
 
 
 def encode_data(data: Data) -> tuple[bytes, str | None]:

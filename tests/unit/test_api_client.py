@@ -322,6 +322,15 @@ class TestHome:
         with pytest.raises(NotFound, match="chicago, la"):
             Client.from_home("ny")
 
+    def test_containers_when_no_processes_run(self, tmp_path: Path) -> None:
+        (tmp_path / "docker").mkdir()
+        (tmp_path / "docker" / "token").write_text("secret")
+        pops = {"la": {"api": {"url": "http://container.test", "token_file": "docker/token"}}}
+        (tmp_path / "docker" / "cluster.json").write_text(json.dumps({"state": "ready", "pops": pops}))
+        assert Client.from_home(home=tmp_path).url == "http://container.test"
+        (tmp_path / "cluster.json").write_text(json.dumps({"state": "stopped", "pops": {"ny": {}}}))
+        assert Client.from_home(home=tmp_path).url == "http://container.test"
+
     def test_nothing_there(self, tmp_path: Path) -> None:
         with pytest.raises(NotFound) as caught:
             Client.from_home(home=tmp_path)
