@@ -462,12 +462,17 @@ class Instances:
         names = session.route.context
         if not names:
             return {}
-        infos = self._store.namespace(session.spec.namespace).heads_of(list(names.values()))
+        values = self._store.namespace(session.spec.namespace).small_values(list(names.values()))
         return {
             name: None
-            if info is None
-            else {"version": info.version, "digest": info.digest, "data": None, "content_type": info.content_type}
-            for name, info in zip(names, infos, strict=True)
+            if value is None
+            else {
+                "version": value.version,
+                "digest": value.digest,
+                "data": value.data if value.digest is None else None,
+                "content_type": value.content_type,
+            }
+            for name, value in zip(names, values, strict=True)
         }
 
     # -- ends of attempts ----------------------------------------------------------------------------------------------

@@ -92,6 +92,18 @@ def test_every_form_of_subscribe() -> None:
     assert manifests.input_name("vision/cam/left-eye") == "left_eye"
 
 
+def test_qos_0_stands_at_its_input() -> None:
+    text = "namespace: vision\nfunctions:\n  f: {image: i, subscribe: {channel: cam/left-eye, qos: 0}, retry: {timeout: 5s}}"
+    document = resolved(text)
+    assert document["functions"]["f"]["inputs"] == [{"name": "left_eye", "channel": "vision/cam/left-eye", "qos": 0}]
+    assert check_resolved(document).functions["f"].direct
+    more = json.loads(json.dumps(document))
+    more["functions"]["f"]["scale"] = {"instances": 2}
+    more["functions"]["f"]["revision"] = revision_of(more["functions"]["f"])
+    with pytest.raises(BadManifest, match="`qos: 0` goes with one channel, no join and one instance"):
+        check_resolved(more)
+
+
 @pytest.mark.parametrize(
     ("field", "path"),
     [
@@ -175,6 +187,16 @@ SUBSCRIBE: list[tuple[str, str]] = [
     ("{join: {count: n}, channel: a, by: chunk}", "functions.f.subscribe.join.collect: is missing"),
     ("{channel: a}", "functions.f.subscribe.as: is missing"),
     ("{channel: a, as: x, where: y}", "functions.f.subscribe.where: not available in this version"),
+    ("{channel: a, qos: 2}", "functions.f.subscribe.qos: 2 is not available; write 0"),
+    ("{channel: a, qos: false}", "functions.f.subscribe.qos: False is not available; write 0"),
+    ("[{channel: a, as: x, qos: 0}, b]", "functions.f.subscribe.0.qos: not available in this version; `qos: 0` is for functions with one channel"),
+    ("{join: [a, b], qos: 0}", "functions.f.subscribe.qos: not available in this version; what waits for other events is kept, so a join is durable"),
+    ("{join: {collect: n}, channel: a, by: c, qos: 0}", "functions.f.subscribe.qos: not available in this version"),
+    ("{join: [{channel: a, as: x, qos: 0}, b]}", "functions.f.subscribe.join.0.qos: not available in this version"),
+    ("{channel: a, qos: 0}, scale: {instances: 2}", "functions.f.scale.instances: 2 instances would each hear every event with `qos: 0`"),
+    ("{channel: a, qos: 0}, retry: {attempts: 2}", "functions.f.retry.attempts: nothing is tried again with `qos: 0`"),
+    ("{channel: a, qos: 0}, retry: {backoff: 1s}", "functions.f.retry.backoff: nothing is tried again with `qos: 0`"),
+    ("a, qos: 0", "functions.f.qos: 0 is not available in this version; it belongs to the channel"),
     ("'#'", "wildcards are not available in this version"),
     ("''", "is not a channel"),
 ]
