@@ -1,6 +1,7 @@
 """`edgeflow tail`: follow a channel."""
 
 import base64
+import codecs
 import json
 import sys
 from typing import Annotated, Any
@@ -51,24 +52,24 @@ def _show_gap(gap: Gap, output: Output) -> None:
 
 
 def _line(event: ReceivedEvent) -> str:
-    data = event.data
-    return "  ".join(
-        [
-            time_text(event.time_ms)[11:],
-            event.channel,
-            event.subject or "-",
-            size_text(len(data)),
-            _preview(event, data),
-        ]
-    )
+    parts = [
+        time_text(event.time_ms)[11:],
+        event.channel,
+        event.subject or "-",
+        size_text(event.size_bytes),
+        _preview(event),
+    ]
+    return "  ".join(parts)
 
 
-def _preview(event: ReceivedEvent, data: bytes) -> str:
+def _preview(event: ReceivedEvent) -> str:
+    """The beginning of a text, else the type; a body that would have to be fetched for it is not."""
     kind = event.datacontenttype or ""
-    if kind and not kind.startswith(TEXT_TYPES):
-        return kind
+    if event.is_remote or (kind and not kind.startswith(TEXT_TYPES)):
+        return kind or "bytes"
     try:
-        text = data[: PREVIEW_CHARS * 4].decode()
+        # Incremental: a character that the cut goes through is not an error, a byte that is no text is.
+        text = codecs.getincrementaldecoder("utf-8")().decode(event.data[: PREVIEW_CHARS * 4])
     except UnicodeDecodeError:
         return kind or "bytes"
     text = "".join(char if char.isprintable() else " " for char in text)

@@ -131,6 +131,17 @@ class ReceivedEvent:
     seq: int
     cursor: str
     _load: Callable[[], bytes] = field(repr=False, compare=False)
+    _remote_bytes: int | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the body; does not fetch it."""
+        return len(self._load()) if self._remote_bytes is None else self._remote_bytes
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the body is over 1 MiB and so has to be fetched."""
+        return self._remote_bytes is not None
 
     @property
     def data(self) -> bytes:
@@ -460,6 +471,7 @@ class Client:
             subject=document.get("subject"), datacontenttype=document.get("datacontenttype"), attributes=attributes,
             origin=document.get("origin", ""), epoch=int(document.get("epoch", 0)), seq=int(document.get("seq", 0)), cursor=cursor,
             _load=self._loader(document),
+            _remote_bytes=int(document.get("size", 0)) if "dataref" in document else None,
         )  # fmt: skip
 
     def _loader(self, document: dict[str, Any]) -> Callable[[], bytes]:

@@ -219,6 +219,7 @@ class TestSubscribing:
         assert picture.data == b"\xff"
         assert document.json() == {"a": 1}
         assert text.text() == "ü"
+        assert (large.is_remote, large.size_bytes, picture.is_remote, picture.size_bytes) == (True, len(big), False, 1)
         assert large.data == big
         assert (picture.channel, picture.subject, picture.datacontenttype, dict(picture.attributes)) == (
             "vision/a",
