@@ -1,6 +1,7 @@
 """A function container reaches its own socket and nothing else; the same probe without the hardening reaches all of it (negative control)."""
 
 import json
+import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,7 +51,7 @@ def pop_settings(folder: Path, volume: str) -> PopSettings:
         state_dir=folder,
         run_dir=Path(RUN),
         store=StoreSettings(redis_socket=Path(RUN) / "r.sock"),
-        mqtt=MqttSettings(password_file=secret),
+        mqtt=MqttSettings(password_file=secret, function_socket=Path(RUN) / "f" / "s"),
         link=LinkSettings(port=1, ca=secret, cert=secret, key=secret),
         api=ApiSettings(port=1, token_file=secret),
         public=PublicSettings(
@@ -83,7 +84,7 @@ def pop(engine: Any, built: Callable[[str], str], tmp_path_factory: pytest.TempP
     ).waiting_for(LogMessageWaitStrategy("Ready to accept connections"))
     listeners = DockerContainer(
         built("function"),
-        command=f"/probe/listeners.py {RUN}/m.sock {RUN}/i/own/s {RUN}/i/other/s {TCP_PORT}",
+        command=f"/probe/listeners.py {RUN}/m.sock {RUN}/f/s {RUN}/i/own/s {RUN}/i/other/s {TCP_PORT}",
         volumes=[(volume, RUN, "rw"), (str(PROBE), "/probe", "ro")],
         user="0:0",
         entrypoint="python3",
@@ -114,7 +115,9 @@ def targets(engine: Any, pop: Pop) -> list[str]:
     return [f"{pop.address}:{TCP_PORT}", f"{gateway}:{TCP_PORT}", f"{gateway}:2375", f"{gateway}:22"]
 
 
-def start(driver: DockerDriver, image: str, instance: str, memory_bytes: int = 128 << 20) -> None:
+def start(
+    driver: DockerDriver, image: str, instance: str, memory_bytes: int = 128 << 20, *, direct: bool = False
+) -> None:
     driver.start(
         StartSpec(
             "test",
@@ -124,8 +127,22 @@ def start(driver: DockerDriver, image: str, instance: str, memory_bytes: int = 1
             Path(RUN) / "i" / instance / "s",
             Prepared(image=image),
             memory_bytes=memory_bytes,
+            direct=direct,
         )
     )
+
+
+def probed(driver: DockerDriver, image: str, wait_until: Callable[..., Any], direct: bool = False) -> dict[str, Any]:
+    """What the probe found in a container that the driver started."""
+    start(driver, image, "own", direct=direct)
+    try:
+        assert wait_until(lambda: ended(driver, "own"), "the probe ends", deadline_s=90) == "exited with status 0", (
+            driver.tail("own", 20)
+        )
+        report: dict[str, Any] = json.loads(driver.tail("own", 1)[0])
+        return report
+    finally:
+        driver.remove("own")
 
 
 def ended(driver: DockerDriver, instance: str) -> str | None:
@@ -141,16 +158,7 @@ def test_a_function_container_reaches_its_own_socket_only(
         def _options(self, spec: StartSpec) -> dict[str, Any]:
             return {**super()._options(spec), "command": targets(engine, pop)}
 
-    driver = Probing(pop.settings, engine)
-    start(driver, probe_image, "own")
-    try:
-        assert wait_until(lambda: ended(driver, "own"), "the probe ends", deadline_s=90) == "exited with status 0", (
-            driver.tail("own", 20)
-        )
-        report = json.loads(driver.tail("own", 1)[0])
-    finally:
-        driver.remove("own")
-
+    report = probed(Probing(pop.settings, engine), probe_image, wait_until)
     assert report["own_socket"], "it must reach its own socket"
     assert report["sockets_seen"] == ["/run/edgeflow/s"]
     assert report["sockets_reached"] == []
@@ -163,6 +171,29 @@ def test_a_function_container_reaches_its_own_socket_only(
     assert report["no_new_privileges"]
     assert report["writable"] == ["/tmp/x"]
     assert report["children"] < 256
+
+
+def test_a_qos_0_container_reaches_the_brokers_socket_for_functions_too(
+    engine: Any, pop: Pop, probe_image: str, tmp_path: Path, wait_until: Callable[..., Any]
+) -> None:
+    class Probing(DockerDriver):
+        """The driver's own options; the folder whose group counts is here, since the PoP's is inside the volume."""
+
+        def _broker_folder(self) -> Path:
+            folder = tmp_path / super()._broker_folder().name
+            folder.mkdir(exist_ok=True)
+            os.chown(folder, -1, 10_001)
+            return folder
+
+        def _options(self, spec: StartSpec) -> dict[str, Any]:
+            return {**super()._options(spec), "command": targets(engine, pop)}
+
+    report = probed(Probing(pop.settings, engine), probe_image, wait_until, direct=True)
+    assert sorted(report["sockets_seen"]) == ["/run/edgeflow-broker/s", "/run/edgeflow/s"]
+    assert report["sockets_reached"] == ["/run/edgeflow-broker/s"] and report["own_socket"]
+    assert report["targets_reached"] == [] and report["interfaces"] == ["lo"]
+    assert set(report["groups"]) <= {65534, 10_001}
+    assert report["writable"] == ["/tmp/x"]
 
 
 def test_the_probe_finds_what_is_there_without_the_hardening(engine: Any, pop: Pop, probe_image: str) -> None:
