@@ -98,6 +98,14 @@ class StoreUnavailable(Unavailable):
     hint = "The supervisor restarts it; try again. `edgeflow status` shows it."
 
 
+class StoreFull(Unavailable):
+    """The PoP has no room left for new data; nothing of this was taken."""
+
+    code = "store-full"
+    status = 507
+    hint = "Free disk or memory at that PoP, or publish at another one; it takes data again by itself."
+
+
 class StaleRoutes(EdgeflowError):
     """The routing table changed since this call was prepared."""
 

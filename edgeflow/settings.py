@@ -45,7 +45,7 @@ class MqttSettings(_Section):
     admin_password_file: Path | None = None
     """File (0600) with its password; None = functions with a `qos: 0` input cannot run here."""
     receive_maximum: int = 256
-    """Messages the broker may have under way to the gateway; the redelivery ring is twice as long."""
+    """Messages the broker may have under way to the gateway; at most 512, half of the redelivery ring."""
     rewind_events: int = 1000
     """How many released events the publisher sends again after the broker lost its state."""
 
@@ -134,6 +134,8 @@ class Limits(_Section):
     """Most inline bytes one commit may carry."""
     hops: int = 16
     """Longest chain of functions behind one client event; stops cycles."""
+    disk_free_bytes: int = 128 * 1024 * 1024
+    """Free disk (bytes) below which a PoP takes no new data, since Redis ends when it cannot write."""
     gate_timeout_ms: int = 30_000
     """How long (ms) the gate waits for data before it reports a gap."""
     id_window_ms: int = 600_000

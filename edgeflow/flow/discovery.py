@@ -93,8 +93,11 @@ class Discovery:
         if message.topic == handover.marker:
             handover.marked_here = True
             self._finish(name, handover)
-        elif not handover.marked_here and not _is_marker(message.topic) and len(handover.seen) < MAX_HELD:
-            handover.seen.append(message)
+        elif not handover.marked_here and not _is_marker(message.topic):
+            if len(handover.seen) < MAX_HELD:
+                handover.seen.append(message)
+            elif len(handover.seen) == MAX_HELD:
+                log.error("handover_overflow", namespace=name, limit=MAX_HELD)
 
     def _send_marker(self, name: str, handover: _Handover) -> None:
         if self._connected and self.session is not None:

@@ -95,6 +95,13 @@ class Gateway:
         self._batch, self._pending = self._pending, []
         return [arrival for _, arrival in self._batch if isinstance(arrival, Arrival)]
 
+    def put_back(self) -> None:
+        """What `collected` returned could not be taken; a later round tries again."""
+        for _, arrival in self._batch:
+            if isinstance(arrival, Arrival):
+                arrival.again = True
+        self._batch, self._pending = [], self._batch + self._pending
+
     def finish(self, results: Sequence[Receipt | Refusal]) -> None:
         """Send receipts and acknowledge what `collected` returned."""
         batch, self._batch = self._batch, []
@@ -145,9 +152,9 @@ class Gateway:
                 datacontenttype=content_type, attributes=attributes,
             )  # fmt: skip
             own_id = "id" in attributes
-        ring = None
-        if message.qos:
-            ring = f"{self._boot}:{message.mid}:{zlib.crc32(payload, zlib.crc32(channel.encode())):08x}"
+        # A QoS 0 message is never redelivered by the broker, but a round that found no room may repeat it.
+        mark = f"{message.mid}:{zlib.crc32(payload, zlib.crc32(channel.encode())):08x}" if message.qos else fallback_id
+        ring = f"{self._boot}:{mark}"
         return Arrival(event, via="mqtt", dataref=dataref, deduplicate=own_id, ring=ring, again=bool(message.dup))
 
     def _answer(self, message: Message, result: Receipt | Refusal) -> None:

@@ -360,6 +360,12 @@ class Instances:
             work[name] = Collected(self._commits.pop(name, []), self._blobs.pop(name, []))
         return work
 
+    def put_back(self, name: str, collected: Collected) -> None:
+        """What `collected` returned could not be taken; a later round tries again."""
+        self._commits[name] = collected.commits + self._commits[name]
+        self._blobs[name] = collected.blobs + self._blobs[name]
+        self.notify(name)
+
     def claiming(self) -> dict[str, list[Session]]:
         """Per namespace the instances that wait for work where there may be some."""
         if self._store.outages != self._outages:

@@ -21,6 +21,11 @@ def build_events(
         raise TooLarge(
             f"{route.function} emitted {len(outputs)} events in one invocation, the limit is {limits.outputs}"
         )
+    if outputs and hop > limits.hops:
+        raise TooLarge(
+            f"{route.function} answers an event that went through {hop - 1} functions; the limit is {limits.hops}",
+            hint="Look for a function that publishes, directly or through others, on a channel it subscribes to.",
+        )
     events = []
     inline_bytes = 0
     for index, output in enumerate(outputs):

@@ -4,11 +4,20 @@ What it is: the one place that writes on behalf of MQTT clients and instances.
 What must stay true: one round trip and one fsync carry arrivals, commits and the claims that they are likely to fill; nothing is answered before.
 """
 
+import time
 from collections.abc import Callable, Mapping
 
+import structlog
+
+from edgeflow.errors import StoreFull
 from edgeflow.flow.gateway import Gateway
 from edgeflow.flow.instances import Collected, Instances
 from edgeflow.store import Store
+
+log = structlog.get_logger(__name__)
+
+FULL_PAUSE_S = 0.5
+"""How long nothing is tried after the store had no room."""
 
 
 class Rounds:
@@ -21,9 +30,13 @@ class Rounds:
         self._gateways = gateways
         self._instances = instances
         self._on_released = on_released
+        self._full_until_s = 0.0
 
     def run(self) -> bool:
         """One round for each namespace that has something. True when another one may find work at once."""
+        if time.monotonic() < self._full_until_s:
+            self._instances.flush_sockets()
+            return False
         collected = self._instances.collected()
         for name in {*collected, *(name for name, gateway in self._gateways.items() if gateway.waiting)}:
             self._expect_work(name, collected.get(name))
@@ -33,10 +46,16 @@ class Rounds:
             sessions = claiming.get(name, [])
             gateway = self._gateways.get(name)
             arrivals = gateway.collected() if gateway is not None else []
-            result = self._store.namespace(name).round(
-                arrivals=arrivals, commits=[commit for _, commit, _ in work.commits], claims=[self._instances.claim(s) for s in sessions],
-                blobs=work.blobs,
-            )  # fmt: skip
+            try:
+                result = self._store.namespace(name).round(
+                    arrivals=arrivals,
+                    commits=[commit for _, commit, _ in work.commits],
+                    claims=[self._instances.claim(session) for session in sessions],
+                    blobs=work.blobs,
+                )
+            except StoreFull as error:
+                self._wait_for_room(name, gateway, work, error)
+                continue
             if gateway is not None:
                 gateway.finish(result.receipts)
             self._instances.finish(work, sessions, result)
@@ -47,6 +66,14 @@ class Rounds:
                 self._on_released(name)
         self._instances.flush_sockets()
         return self._instances.has_work
+
+    def _wait_for_room(self, name: str, gateway: Gateway | None, work: Collected, error: StoreFull) -> None:
+        # Nothing was answered: publishers have no acknowledgement, instances wait. The broker's window fills and stops the flow.
+        if gateway is not None:
+            gateway.put_back()
+        self._instances.put_back(name, work)
+        self._full_until_s = time.monotonic() + FULL_PAUSE_S
+        log.error("store_full", namespace=name, error=error.message, hint=error.hint)
 
     def _expect_work(self, name: str, work: Collected | None) -> None:
         """Claims of functions that this round's events go to travel behind them in the same call."""

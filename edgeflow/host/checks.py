@@ -16,12 +16,11 @@ from edgeflow.host import compose, packages, programs
 from edgeflow.host.layout import DEFAULT_POPS, Home, Identity
 from edgeflow.host.ports import FIRST, is_free
 from edgeflow.host.supervisor import HomeLock
+from edgeflow.settings import Limits
 
 Level = Literal["ok", "warning", "problem"]
 FREE_BYTES = 2 << 30
 """Below it there is no room for a demo's data and environments."""
-FULL_PERCENT = 85
-"""From here on PoPs refuse new data, because a full disk would end Redis."""
 MEMORY_BYTES = 2 << 30
 
 
@@ -58,8 +57,15 @@ def _python() -> Finding:
 
 def _platform() -> Finding:
     if platform.system() == "Linux":
-        return Finding("system", "ok", f"Linux {os.uname().release} {os.uname().machine}, {os.cpu_count()} CPUs", needed_for="embedded")
-    return Finding("system", "problem", f"{platform.system()}: embedded mode needs Linux", "Use Docker mode.", "embedded")
+        return Finding(
+            "system",
+            "ok",
+            f"Linux {os.uname().release} {os.uname().machine}, {os.cpu_count()} CPUs",
+            needed_for="embedded",
+        )
+    return Finding(
+        "system", "problem", f"{platform.system()}: embedded mode needs Linux", "Use Docker mode.", "embedded"
+    )
 
 
 def _program(requirement: programs.Requirement) -> Finding:
@@ -92,7 +98,12 @@ def _plugin() -> Finding:
 def _clients() -> Finding:
     if shutil.which("mosquitto_pub") is not None:
         return Finding("mosquitto_pub, mosquitto_sub", "ok", "installed")
-    return Finding("mosquitto_pub, mosquitto_sub", "warning", "not installed; only the examples of `edgeflow env` use them", _install("mosquitto-clients"))
+    return Finding(
+        "mosquitto_pub, mosquitto_sub",
+        "warning",
+        "not installed; only the examples of `edgeflow env` use them",
+        _install("mosquitto-clients"),
+    )
 
 
 def _engine() -> Finding:
@@ -100,7 +111,13 @@ def _engine() -> Finding:
     if version is not None:
         return Finding("docker engine", "ok", version, needed_for="docker")
     if shutil.which("docker") is None:
-        return Finding("docker engine", "problem", "not installed", "Debian: scripts/docker-engine (or apt-get install docker.io).", "docker")
+        return Finding(
+            "docker engine",
+            "problem",
+            "not installed",
+            "Debian: scripts/docker-engine (or apt-get install docker.io).",
+            "docker",
+        )
     fix = "Start it (systemctl start docker, or scripts/docker-engine), and be in its group (usermod -aG docker $USER, then log in again)."
     return Finding("docker engine", "problem", "does not answer", fix, "docker")
 
@@ -111,7 +128,13 @@ def _compose() -> Finding:
     if command is None:
         return Finding("docker compose", "problem", "not installed", "Debian: apt-get install docker-compose", "docker")
     if file is None:
-        return Finding("docker compose", "problem", "no docker-compose.yml of edgeflow here", "Run in a clone, or set EDGEFLOW_COMPOSE_FILE.", "docker")
+        return Finding(
+            "docker compose",
+            "problem",
+            "no docker-compose.yml of edgeflow here",
+            "Run in a clone, or set EDGEFLOW_COMPOSE_FILE.",
+            "docker",
+        )
     return Finding("docker compose", "ok", f"{' '.join(command)}, {file}", needed_for="docker")
 
 
@@ -122,7 +145,11 @@ def _ports(home: Home) -> Finding:
     if identity is not None:
         wanted = {port: f"{kind} of {owner}" for (kind, owner), port in identity.ports.items()}
     else:
-        wanted = {FIRST[kind] + n: f"{kind} of {pop}" for kind in ("api", "mqtt", "link") for n, pop in enumerate(DEFAULT_POPS)}
+        wanted = {
+            FIRST[kind] + n: f"{kind} of {pop}"
+            for kind in ("api", "mqtt", "link")
+            for n, pop in enumerate(DEFAULT_POPS)
+        }
     taken = [f"{port} ({what})" for port, what in sorted(wanted.items()) if not is_free(port)]
     if not taken:
         return Finding("ports", "ok", f"{', '.join(str(port) for port in sorted(wanted))} are free")
@@ -133,11 +160,11 @@ def _ports(home: Home) -> Finding:
 def _disk(home: Home) -> Finding:
     folder = next(path for path in (home.root, *home.root.parents) if path.exists())
     usage = shutil.disk_usage(folder)
-    percent = 100 - 100 * usage.free // usage.total
-    detail = f"{usage.free / (1 << 30):.1f} GiB free at {folder} ({percent} % used)"
-    if usage.free < FREE_BYTES or percent >= FULL_PERCENT:
-        fix = f"Free some space, or set EDGEFLOW_HOME to another disk: from {FULL_PERCENT} % on PoPs refuse new data."
-        return Finding("disk", "warning" if usage.free >= FREE_BYTES else "problem", detail, fix)
+    detail = f"{usage.free / (1 << 30):.1f} GiB free at {folder}"
+    if usage.free < FREE_BYTES:
+        least = Limits().disk_free_bytes
+        fix = f"Free some space, or set EDGEFLOW_HOME to another disk: below {least >> 20} MiB PoPs take no new data."
+        return Finding("disk", "warning" if usage.free >= 2 * least else "problem", detail, fix)
     return Finding("disk", "ok", detail)
 
 
@@ -145,7 +172,12 @@ def _memory() -> Finding:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     detail = f"{total / (1 << 30):.1f} GiB"
     if total < MEMORY_BYTES:
-        return Finding("memory", "warning", detail, "Three PoPs with functions like to have 2 GiB; use fewer PoPs: edgeflow up --pops a")
+        return Finding(
+            "memory",
+            "warning",
+            detail,
+            "Three PoPs with functions like to have 2 GiB; use fewer PoPs: edgeflow up --pops a",
+        )
     return Finding("memory", "ok", detail)
 
 
@@ -156,7 +188,9 @@ def _overcommit() -> Finding:
         return Finding("vm.overcommit_memory", "ok", "not known here")
     if value == "2":
         fix = "sysctl vm.overcommit_memory=1"
-        return Finding("vm.overcommit_memory", "warning", "2: Redis may fail to rewrite its log when memory is low", fix)
+        return Finding(
+            "vm.overcommit_memory", "warning", "2: Redis may fail to rewrite its log when memory is low", fix
+        )
     return Finding("vm.overcommit_memory", "ok", value)
 
 

@@ -9,10 +9,12 @@ import fcntl
 import hashlib
 import os
 import secrets
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgeflow.errors import CorruptBlob
+from edgeflow.errors import CorruptBlob, StoreFull
 
 PREFIX = "sha256:"
 
@@ -26,6 +28,28 @@ def check_digest(digest: str, data: bytes) -> None:
     """Raises CorruptBlob unless `data` has that digest."""
     if digest_of(data) != digest:
         raise CorruptBlob(f"a body of {len(data)} bytes does not match its digest {digest[:23]}...")
+
+
+class Room:
+    """Whether the disk below a folder has room; asked at most once a second."""
+
+    def __init__(self, folder: Path, least_free_bytes: int) -> None:
+        self._folder = folder
+        self._least_free_bytes = least_free_bytes
+        self._asked_s = 0.0
+        self._free_bytes = 0
+
+    def check(self) -> None:
+        """Raises StoreFull when less than the least is free."""
+        now = time.monotonic()
+        if now - self._asked_s > 1.0:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._free_bytes = shutil.disk_usage(self._folder).free
+            self._asked_s = now
+        if self._free_bytes < self._least_free_bytes:
+            raise StoreFull(
+                f"the disk below {self._folder} has {self._free_bytes} bytes free, at least {self._least_free_bytes} are kept"
+            )
 
 
 class BlobFiles:

@@ -13,7 +13,7 @@ import redis
 
 from edgeflow.core.channels import SYSTEM_NAMESPACE, check_namespace
 from edgeflow.settings import PopSettings
-from edgeflow.store.blobs import BlobFiles
+from edgeflow.store.blobs import BlobFiles, Room
 from edgeflow.store.connection import Connection
 from edgeflow.store.epochs import EpochFile
 from edgeflow.store.replica import ReplicatedNamespace
@@ -35,6 +35,7 @@ class Store:
         self._epochs = EpochFile(settings.state_dir)
         self._handles: dict[str, ReplicatedNamespace] = {}
         self._token = secrets.token_hex(4)
+        self._room = Room(settings.state_dir, settings.limits.disk_free_bytes)
         self._connection.load_library()
         self.local = LocalState(self._connection)
         self.open_log(SYSTEM_NAMESPACE)
@@ -56,7 +57,7 @@ class Store:
             check_namespace(name)
             handle = self._handles[name] = ReplicatedNamespace(
                 name, self.pop, self._connection, BlobFiles(self._settings.state_dir / "blobs" / name), self._settings.limits,
-                lambda: self.open_log(name), self._token,
+                lambda: self.open_log(name), self._token, self._room,
             )  # fmt: skip
         return handle
 

@@ -16,13 +16,20 @@ import structlog
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from edgeflow.errors import StoreTooOld, StoreUnavailable
+from edgeflow.errors import StoreFull, StoreTooOld, StoreUnavailable
 
 log = structlog.get_logger(__name__)
 
 LIBRARY = "edgeflow"
 _OUTAGES = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError)
 Command = tuple[Any, ...]
+
+
+def error_of(reply: redis.ResponseError) -> Exception:
+    """The error that an error reply stands for."""
+    if isinstance(reply, redis.exceptions.OutOfMemoryError) or "OOM command not allowed" in str(reply):
+        return StoreFull("this PoP's Redis has reached its memory limit")
+    return reply
 
 
 def library_text() -> str:
@@ -86,8 +93,8 @@ class Connection:
     def one(self, *command: Any) -> Any:
         """One command; its reply. Raises the error that Redis answered."""
         reply = self.run([command])[0]
-        if isinstance(reply, Exception):
-            raise reply
+        if isinstance(reply, redis.ResponseError):
+            raise error_of(reply)
         return reply
 
     def load_library(self) -> None:

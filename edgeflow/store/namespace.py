@@ -18,8 +18,8 @@ from edgeflow.core.events import BlobRef, Event, parse_ekv_ref
 from edgeflow.core.routing import RouteTable
 from edgeflow.errors import EdgeflowError, NotFound, StaleRoutes, TooLarge, Unavailable, VersionMismatch
 from edgeflow.settings import Limits
-from edgeflow.store.blobs import BlobFiles, check_digest, digest_of
-from edgeflow.store.connection import Command, Connection
+from edgeflow.store.blobs import BlobFiles, Room, check_digest, digest_of
+from edgeflow.store.connection import Command, Connection, error_of
 from edgeflow.store.records import (
     Arrival,
     ChannelInfo,
@@ -67,7 +67,7 @@ class Namespace:
     """A handle; opening one costs nothing. Methods raise StoreUnavailable when Redis stays away longer than the settings allow."""
 
     def __init__(
-        self, name: str, pop: str, connection: Connection, files: BlobFiles, limits: Limits, open_log: Callable[[], object], by: str
+        self, name: str, pop: str, connection: Connection, files: BlobFiles, limits: Limits, open_log: Callable[[], object], by: str, room: Room
     ) -> None:  # fmt: skip
         self.name = name
         self.pop = pop
@@ -77,6 +77,7 @@ class Namespace:
         self._limits = limits
         self._open_log = open_log
         self._by = by
+        self._room = room
         self._table = RouteTable()
         self._fetched_routes = False
 
@@ -114,7 +115,7 @@ class Namespace:
             elif "NOEPOCH" in str(trouble):
                 self._open_log()
             else:
-                raise trouble
+                raise error_of(trouble)
             again = True
         raise StaleRoutes()
 
@@ -238,8 +239,11 @@ class Namespace:
     ) -> RoundResult:  # fmt: skip
         """Blobs, then arrivals, then commits, then claims, in one round trip and one fsync. Arrivals are atomic together, each commit by itself.
 
-        Claims of a call that was interrupted by an outage may be lost to the caller; see `holds` and `release_claims`.
+        Claims of a call that was interrupted by an outage may be lost to the caller; see `holds` and `release_claims`. Raises StoreFull when there is
+        no room; what is then sent again must say so (`Arrival.again`), since some of it may have been taken.
         """
+        if arrivals or commits:
+            self._room.check()
         results: dict[int, Receipt | Refusal] = {}
         taken: Rows[_PackedArrival] = []
         own_blobs = list(blobs)
@@ -283,8 +287,8 @@ class Namespace:
                 results[packed.position] = self._receipt(packed.arrival, *status)
         claimed = []
         for reply in replies[split:]:
-            if isinstance(reply, Exception):
-                raise reply
+            if isinstance(reply, redis.ResponseError):
+                raise error_of(reply)
             claimed.append([_claimed(item) for item in msgpack.unpackb(reply, raw=True)])
         return RoundResult([results[position] for position in range(len(arrivals))], ended, claimed, woken)
 
@@ -318,11 +322,18 @@ class Namespace:
     def _commit_command(self, commits: Sequence[Commit], packed: Sequence[tuple[Rows[Any], Rows[Any]]]) -> Command:
         table = self.routes()
         items = [
-            {"id": commit.id, "attempt": commit.attempt, "ev": events, "va": values, "d": [table.route(event) for event in commit.events]}
+            {
+                "id": commit.id,
+                "attempt": commit.attempt,
+                "ev": events,
+                "va": values,
+                "d": [table.route(event) for event in commit.events],
+            }
             for commit, (events, values) in zip(commits, packed, strict=True)
         ]
         return self._command(
-            "ef_commit", {"commits": items, "rv": table.version, "gate_ms": self._limits.gate_timeout_ms, "by": self._by}
+            "ef_commit",
+            {"commits": items, "rv": table.version, "gate_ms": self._limits.gate_timeout_ms, "by": self._by},
         )
 
     def _claim_command(self, claim: Claim) -> Command:
@@ -367,8 +378,9 @@ class Namespace:
     def put(
         self, key: str, data: bytes, *, content_type: str | None = None, if_version: str | None = None, if_absent: bool = False
     ) -> Receipt:  # fmt: skip
-        """Write a value durably. Raises BadName, TooLarge, and VersionMismatch when a condition does not hold."""
+        """Write a value durably. Raises BadName, TooLarge, StoreFull, and VersionMismatch when a condition does not hold."""
         check_key(key)
+        self._room.check()
         if len(data) > self._limits.value_bytes:
             raise TooLarge(f"the value has {len(data)} bytes, at most {self._limits.value_bytes} are taken")
         ref = self.put_blob(data) if len(data) > self._limits.inline_bytes else None
@@ -570,7 +582,9 @@ class Namespace:
         """Invocations that are ready, delayed or claimed."""
         inboxes = self._connection.one("SMEMBERS", self.prefix + "inboxes")
         commands: Rows[Command] = [("ZCARD", self.prefix + "delayed"), ("ZCARD", self.prefix + "claimed")]
-        commands += [("ZCARD", f"{self.prefix}{kind}:{inbox.decode()}") for inbox in inboxes for kind in ("ready", "alone")]
+        commands += [
+            ("ZCARD", f"{self.prefix}{kind}:{inbox.decode()}") for inbox in inboxes for kind in ("ready", "alone")
+        ]
         return sum(self._connection.run(commands))
 
     def inbox_stats(self, function: str, revision: str) -> InboxStats:

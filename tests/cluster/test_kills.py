@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import FRAMES, POPS, Video, violations
 
-pytestmark = [pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.faults]
 Wait = Callable[..., Any]
 PLACED = {"extract": "chicago", "detect": "la", "classify": "la", "augment": "ny", "assemble": "ny"}
 

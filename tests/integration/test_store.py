@@ -18,11 +18,13 @@ from edgeflow.errors import (
     CorruptEntry,
     LogGap,
     NotFound,
+    StoreFull,
     StoreUnavailable,
     TooLarge,
     VersionMismatch,
 )
 from edgeflow.store import Arrival, Claim, Commit, Receipt, Refusal, Store, ValueWrite
+from edgeflow.store.blobs import Room
 from edgeflow.store.replica import ReplicatedNamespace
 
 NAME = "app"
@@ -569,7 +571,7 @@ def test_what_is_past_retention_goes_with_its_bodies_and_what_is_referred_to_sta
     (log_id, head), *_ = ns.logs().items()
     files = lambda: sorted(
         path.name for path in (pop.settings.state_dir / "blobs" / NAME).rglob("*") if len(path.name) == 64
-    )  # noqa: E731
+    )
     assert len(files()) == 2
     time.sleep(0.01)
     ns.tidy({f"{log_id.origin}:{log_id.epoch}": head})
@@ -580,3 +582,37 @@ def test_what_is_past_retention_goes_with_its_bodies_and_what_is_referred_to_sta
     assert ns.tidy({}) == 1
     value = ns.get("kept")
     assert len(files()) == 1 and value is not None and value.data == bodies["b"]
+
+
+def test_without_room_nothing_is_taken_and_it_is_said_in_a_way_that_can_be_retried(pops: Callable[..., Pop]) -> None:
+    pop = pops()
+    ns = pop.ns
+    install(ns, f=function("x", publish=("y",)))
+    ingest(ns, event("x", id="before"))
+    (claimed,) = claim(ns, "f")
+    pop.store._connection.one("CONFIG", "SET", "maxmemory", "1")
+    effects = Commit(claimed.id, claimed.attempt, [event("y", id="out")])
+    refused = [Arrival(event("x", b"big" * 3000, id="full"), ring="b:1:x")]
+    for attempt in (
+        lambda: ns.round(arrivals=refused),
+        lambda: ns.round(commits=[effects]),
+        lambda: ns.put("k", b"v"),
+        lambda: ns.put("k", b"v" * 300_000),
+    ):
+        with pytest.raises(StoreFull):
+            attempt()
+    pop.store._connection.one("CONFIG", "SET", "maxmemory", "0")
+    assert released(ns) == ["before"] and ns.get("k") is None
+    refused[0].again = True
+    ns.round(arrivals=refused)
+    assert commit(ns, effects) == ["committed"]
+    assert released(ns) == ["before", "full", "out"]
+
+
+def test_a_full_disk_refuses_before_redis_would_end(pops: Callable[..., Pop]) -> None:
+    pop = pops()
+    pop.ns._room = Room(pop.settings.state_dir, 1 << 60)
+    for attempt in (lambda: pop.ns.ingest([Arrival(event("x"))]), lambda: pop.ns.put("k", b"v")):
+        with pytest.raises(StoreFull) as error:
+            attempt()
+        assert error.value.status == 507 and error.value.retryable
