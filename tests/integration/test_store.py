@@ -569,9 +569,11 @@ def test_what_is_past_retention_goes_with_its_bodies_and_what_is_referred_to_sta
     ingest(ns, event("x", bodies["a"], id="1"))
     ingest(ns, event("x", bodies["b"], id="2"), put_key="kept")
     (log_id, head), *_ = ns.logs().items()
-    files = lambda: sorted(
-        path.name for path in (pop.settings.state_dir / "blobs" / NAME).rglob("*") if len(path.name) == 64
-    )
+
+    def files() -> list[str]:
+        folder = pop.settings.state_dir / "blobs" / NAME
+        return sorted(path.name for path in folder.rglob("*") if len(path.name) == 64)
+
     assert len(files()) == 2
     time.sleep(0.01)
     ns.tidy({f"{log_id.origin}:{log_id.epoch}": head})
