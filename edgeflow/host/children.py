@@ -106,7 +106,8 @@ class Child:
         if process is not None and process.returncode is None:
             self._signal(signal.SIGTERM)
             try:
-                await asyncio.wait_for(process.wait(), self.spec.stop_s)
+                async with asyncio.timeout(self.spec.stop_s):
+                    await process.wait()
             except TimeoutError:
                 log.warning("process_killed", process=self.spec.label, after_s=self.spec.stop_s)
                 self._kill_group(process.pid)
@@ -161,7 +162,8 @@ class Child:
             )
             self._set("failing" if failing else "backoff")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), delay_s)
+                async with asyncio.timeout(delay_s):
+                    await self._stopping.wait()
             self.restarts += 1
         self._set("stopped")
 

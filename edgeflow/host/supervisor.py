@@ -205,7 +205,7 @@ class Supervisor:
     async def _watch_ready(self, pop: Pop) -> None:
         api = pop.settings["api"]
         host = "127.0.0.1" if api.get("host", "") in ("", "0.0.0.0", "::") else api["host"]
-        while True:
+        while not self.stopping:
             missing = [child for child in pop.children.values() if not child.ready.is_set()]
             if missing:
                 ready, reason = False, _waiting_for(missing)
@@ -219,7 +219,8 @@ class Supervisor:
                 pop.was_ready = pop.was_ready or ready
                 self._note()
             with contextlib.suppress(TimeoutError):  # a process that ends must show at once, not at the next check
-                await asyncio.wait_for(pop.moved.wait(), READY_CHECK_LONG_S if ready else READY_CHECK_S)
+                async with asyncio.timeout(READY_CHECK_LONG_S if ready else READY_CHECK_S):
+                    await pop.moved.wait()
             pop.moved.clear()
 
     def _children(self) -> list[Child]:

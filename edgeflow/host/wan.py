@@ -234,7 +234,8 @@ class Proxy:
                 seen = None
             first = False
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), POLL_S)
+                async with asyncio.timeout(POLL_S):
+                    await stop.wait()
         await self._close()
 
     def open_sides(self) -> int:

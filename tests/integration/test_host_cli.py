@@ -5,10 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from host_fakes import commands
 
+from edgeflow.host import lifecycle
 from edgeflow.host.local import LocalCluster
 
 COMMAND = [sys.executable, "-c", "from edgeflow.cli.main import app; app()"]
@@ -116,6 +118,17 @@ def test_bad_pops_are_refused_before_anything_is_made(tmp_path):
     assert result.returncode == 1
     assert "'B' is not a PoP id" in result.stderr
     assert not (tmp_path / "home" / "pops").exists()
+
+
+def test_foreground_gives_up_on_a_crash_loop_and_leaves_nothing(tmp_path, programs):
+    command = [sys.executable, str(Path(__file__).with_name("host_foreground.py")), "up", "--mode", "embedded", "--pops", "solo"]
+    environment = {**os.environ, "EDGEFLOW_HOME": str(tmp_path)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 1
+    assert "solo/data does not stay up (exit status 4" in result.stderr
+    assert "no such thing: y" in result.stderr
+    assert json.loads((tmp_path / "cluster.json").read_text())["state"] == "stopped"
+    lifecycle.down(home=tmp_path, purge=True)
 
 
 def test_logs_of_processes_and_functions(home, cluster):
