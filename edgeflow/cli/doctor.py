@@ -24,7 +24,9 @@ def doctor(output: OutputOption = Output.TABLE) -> None:
             level = finding.level
             if level == "problem" and finding.needed_for != "both" and modes:
                 level = "warning"  # the other mode can run
-            scope = "" if finding.needed_for == "both" or level == "ok" else f" [dim](only {finding.needed_for} mode)[/dim]"
+            scope = (
+                "" if finding.needed_for == "both" or level == "ok" else f" [dim](only {finding.needed_for} mode)[/dim]"
+            )
             out.print(f"{MARKS[level]} {finding.name}: {escape(finding.detail)}{scope}")
             if finding.fix:
                 out.print(f"    → {escape(finding.fix)}")

@@ -10,7 +10,10 @@ from edgeflow.host import lifecycle
 
 def down(
     purge: Annotated[
-        bool, typer.Option("--purge", "--volumes", help="Also remove its data, secrets and certificates (Docker mode: its volumes).")
+        bool,
+        typer.Option(
+            "--purge", "--volumes", help="Also remove its data, secrets and certificates (Docker mode: its volumes)."
+        ),
     ] = False,
 ) -> None:
     """End all processes of the cluster, each after it has finished or given back its work. Data stays unless --purge."""

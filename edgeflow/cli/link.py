@@ -9,13 +9,18 @@ from edgeflow.host import compose, wan
 from edgeflow.host.discover import find
 from edgeflow.host.errors import BadClusterSpec
 
-app = typer.Typer(no_args_is_help=True, help="Delay, cut and heal the links between PoPs (a user-space proxy, always in their path).")
+app = typer.Typer(
+    no_args_is_help=True, help="Delay, cut and heal the links between PoPs (a user-space proxy, always in their path)."
+)
 
 Between = Annotated[str, typer.Option(help="Two PoPs, comma-separated: chicago,la. In either order.")]
 
 
 @app.command()
-def delay(between: Between, ms: Annotated[float, typer.Option(help="Delay in each direction, in ms; 0 = none.", min=0, max=60_000)]) -> None:
+def delay(
+    between: Between,
+    ms: Annotated[float, typer.Option(help="Delay in each direction, in ms; 0 = none.", min=0, max=60_000)],
+) -> None:
     """Delay the link between two PoPs, until changed or the next start."""
     _change(between, delay_ms=ms)
     err.print(f"{between}: {ms:g} ms in each direction")

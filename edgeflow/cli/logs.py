@@ -28,12 +28,17 @@ Source = tuple[str, Path]
 
 
 def logs(
-    function: Annotated[str | None, typer.Argument(help="<namespace>/<function>, or the function's name alone.", show_default=False)] = None,
+    function: Annotated[
+        str | None, typer.Argument(help="<namespace>/<function>, or the function's name alone.", show_default=False)
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines until Ctrl-C.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Lines from the end of each log.")] = 50,
     pop: PopOption = None,
     process: Annotated[
-        str | None, typer.Option(help="Instead of a function: redis, broker, data, control, wan or supervisor.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Instead of a function: redis, broker, data, control, wan or supervisor.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Show the log of a function's instances; without a function, those of the agent (data and control)."""
@@ -60,7 +65,9 @@ def _instance_logs(cluster: Cluster, function: str, pop: str | None) -> list[Sou
             files = log_files(state_dir, namespace, name)[:NEWEST]
         else:
             logs_dir = cluster.home.instance_logs_dir(access.id)
-            files = sorted(logs_dir.glob(f"*.{name[:20]}-*.log"), key=lambda file: file.stat().st_mtime, reverse=True)[:NEWEST]
+            files = sorted(logs_dir.glob(f"*.{name[:20]}-*.log"), key=lambda file: file.stat().st_mtime, reverse=True)[
+                :NEWEST
+            ]
         found += [(f"{access.id} {file.stem}", file) for file in reversed(files)]
     return found
 
@@ -72,7 +79,9 @@ def _process_logs(cluster: Cluster, pop: str | None, process: str | None) -> lis
         pop, process = process.split("/", 1)
         cluster.pop(pop)
     if process is not None and process not in PROCESSES:
-        raise BadRequest(f"There is no process {process!r}.", hint=f"It is one of {', '.join(PROCESSES)}, wan, supervisor.")
+        raise BadRequest(
+            f"There is no process {process!r}.", hint=f"It is one of {', '.join(PROCESSES)}, wan, supervisor."
+        )
     names = ("data", "control") if process is None else (process,)
     pops = [access.id for access in cluster.pops.values() if pop in (None, access.id)]
     return [(f"{each}/{name}", cluster.home.pop_logs_dir(each) / f"{name}.log") for each in pops for name in names]
@@ -115,13 +124,21 @@ def _print(label: str, line: str, labelled: bool) -> None:
     typer.echo(f"{label} | {line}" if labelled else line)
 
 
-def _docker_logs(cluster: Cluster, function: str | None, pop: str | None, process: str | None, *, follow: bool, lines: int) -> None:
+def _docker_logs(
+    cluster: Cluster, function: str | None, pop: str | None, process: str | None, *, follow: bool, lines: int
+) -> None:
     if function is None:
         service = {"redis": "store"}.get(process or "", process or "")
         names = ["data", "control"] if not service else [service]
-        services = ["wan"] if service == "wan" else [f"{each}-{name}" for each in cluster.pops if pop in (None, each) for name in names]
+        services = (
+            ["wan"]
+            if service == "wan"
+            else [f"{each}-{name}" for each in cluster.pops if pop in (None, each) for name in names]
+        )
         base, environment = compose.command(cluster.home)
-        subprocess.run([*base, "logs", "--tail", str(lines), *(["-f"] if follow else []), *services], env=environment, check=False)
+        subprocess.run(
+            [*base, "logs", "--tail", str(lines), *(["-f"] if follow else []), *services], env=environment, check=False
+        )
         return
     namespace, _, name = function.rpartition("/")
     labels = {"cluster": cluster.id, "function": name, "namespace": namespace, "pop": pop or ""}
@@ -133,7 +150,9 @@ def _docker_logs(cluster: Cluster, function: str | None, pop: str | None, proces
     if not containers:
         raise NotFound(f"No container of {function} is there.", hint="`edgeflow get functions` lists what there is.")
     if follow:
-        readers = [subprocess.Popen(["docker", "logs", "--tail", str(lines), "-f", identifier]) for identifier, _ in containers]
+        readers = [
+            subprocess.Popen(["docker", "logs", "--tail", str(lines), "-f", identifier]) for identifier, _ in containers
+        ]
         for reader in readers:
             reader.wait()
         return

@@ -20,7 +20,9 @@ from edgeflow.errors import EdgeflowError, Unavailable
 class _Group(TyperGroup):
     """Turns errors into messages."""
 
-    def invoke(self, ctx: Any) -> Any:  # click's Context, which Typer brings along under names that differ between its versions
+    def invoke(
+        self, ctx: Any
+    ) -> Any:  # click's Context, which Typer brings along under names that differ between its versions
         try:
             return super().invoke(ctx)
         except EdgeflowError as error:
@@ -54,7 +56,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
 ) -> None:
     """Run PoPs on this machine, or talk to those that run. State lives under $EDGEFLOW_HOME (default: .edgeflow)."""
 

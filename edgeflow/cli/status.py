@@ -13,7 +13,14 @@ from edgeflow.cli.reach import Output, OutputOption, print_json
 from edgeflow.host.discover import Cluster, PopAccess, find
 
 ASK_S = 3.0
-COLOURS = {"ready": "green", "up": "green", "starting": "yellow", "degraded": "yellow", "connecting": "yellow", "building": "yellow"}
+COLOURS = {
+    "ready": "green",
+    "up": "green",
+    "starting": "yellow",
+    "degraded": "yellow",
+    "connecting": "yellow",
+    "building": "yellow",
+}
 
 
 def status(output: OutputOption = Output.TABLE) -> None:
@@ -29,7 +36,13 @@ def cluster_document(cluster: Cluster) -> dict[str, Any]:
     """What `status -o json` prints: cluster, mode, state, home and a list of PoPs."""
     with ThreadPoolExecutor(max_workers=max(1, len(cluster.pops))) as pool:
         pops = list(pool.map(_pop_document, cluster.pops.values()))
-    return {"cluster": cluster.id, "mode": cluster.mode, "state": cluster.state, "home": str(cluster.home.root), "pops": pops}
+    return {
+        "cluster": cluster.id,
+        "mode": cluster.mode,
+        "state": cluster.state,
+        "home": str(cluster.home.root),
+        "pops": pops,
+    }
 
 
 def _pop_document(pop: PopAccess) -> dict[str, Any]:
@@ -46,7 +59,9 @@ def _pop_document(pop: PopAccess) -> dict[str, Any]:
             "username": pop.mqtt_username,
             "password_file": str(pop.mqtt_password_file),
         },
-        "processes": {name: {key: entry[key] for key in ("pid", "state", "restarts")} for name, entry in pop.processes.items()},
+        "processes": {
+            name: {key: entry[key] for key in ("pid", "state", "restarts")} for name, entry in pop.processes.items()
+        },
         "links": links,
         "functions": functions,
     }
@@ -61,7 +76,9 @@ def _ask(pop: PopAccess) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
             functions = client.get("/v1/functions").raise_for_status().json()["items"]
     except (httpx.HTTPError, OSError, ValueError, KeyError):
         return [], []
-    links = [{"peer": peer["id"], **(peer.get("link") or {"state": peer["state"]})} for peer in peers if not peer.get("self")]
+    links = [
+        {"peer": peer["id"], **(peer.get("link") or {"state": peer["state"]})} for peer in peers if not peer.get("self")
+    ]
     here = [
         {
             "namespace": function["namespace"],
@@ -78,7 +95,9 @@ def _ask(pop: PopAccess) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 def _print(document: dict[str, Any]) -> None:
-    out.print(f"cluster {document['cluster']}  mode {document['mode']}  {_coloured(document['state'])}  home {escape(document['home'])}")
+    out.print(
+        f"cluster {document['cluster']}  mode {document['mode']}  {_coloured(document['state'])}  home {escape(document['home'])}"
+    )
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("PoP", "state", "API", "MQTT", "restarts", "links", "functions"):
         table.add_column(column, overflow="fold", no_wrap=column in ("PoP", "state", "API", "MQTT", "links"))
@@ -91,7 +110,10 @@ def _print(document: dict[str, Any]) -> None:
             f"{pop['mqtt']['host']}:{pop['mqtt']['port']}",
             ", ".join(restarts) or "-",
             "\n".join(f"{link['peer']} {_coloured(str(link['state']))}{_rtt(link)}" for link in pop["links"]) or "-",
-            "\n".join(f"{entry['namespace']}/{entry['function']} {_coloured(entry['state'])}" for entry in pop["functions"]) or "-",
+            "\n".join(
+                f"{entry['namespace']}/{entry['function']} {_coloured(entry['state'])}" for entry in pop["functions"]
+            )
+            or "-",
         )
     (out if out.is_terminal else Console(width=200)).print(table)
     for pop in document["pops"]:

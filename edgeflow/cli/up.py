@@ -20,7 +20,14 @@ from edgeflow.host.files import ensure_dir
 from edgeflow.host.layout import Home, default_home
 from edgeflow.host.supervisor import HomeLock, Supervisor, configure_logging, supervise
 
-COLOURS = {"ready": "green", "starting": "yellow", "degraded": "yellow", "failing": "red", "stopped": "dim", "stopping": "dim"}
+COLOURS = {
+    "ready": "green",
+    "starting": "yellow",
+    "degraded": "yellow",
+    "failing": "red",
+    "stopped": "dim",
+    "stopping": "dim",
+}
 
 
 class Mode(StrEnum):
@@ -30,9 +37,16 @@ class Mode(StrEnum):
 
 
 def up(
-    pops: Annotated[str | None, typer.Option(help="PoP ids, comma-separated (default: those of the last start, else chicago,la,ny).")] = None,
-    mode: Annotated[Mode, typer.Option(help="embedded: local processes; docker: containers; auto: docker if an engine answers.")] = Mode.AUTO,
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when all PoPs are ready; they go on in the background.")] = False,
+    pops: Annotated[
+        str | None,
+        typer.Option(help="PoP ids, comma-separated (default: those of the last start, else chicago,la,ny)."),
+    ] = None,
+    mode: Annotated[
+        Mode, typer.Option(help="embedded: local processes; docker: containers; auto: docker if an engine answers.")
+    ] = Mode.AUTO,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return when all PoPs are ready; they go on in the background.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Install missing programs without a question.")] = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -128,7 +142,9 @@ def _table(supervisor: Supervisor) -> Table:
         )
     ended = all(pop.state == "stopped" for pop in supervisor.pops.values())
     if supervisor.stopping:
-        table.caption = "ended; data stays (edgeflow down --purge removes it)" if ended else "ending … (Ctrl-C again: at once)"
+        table.caption = (
+            "ended; data stays (edgeflow down --purge removes it)" if ended else "ending … (Ctrl-C again: at once)"
+        )
     else:
         table.caption = "Ctrl-C ends all. In another terminal: edgeflow env, edgeflow status"
     table.caption_justify = "left"

@@ -74,7 +74,15 @@ def mosquitto_conf(params: BrokerParams) -> str:
     ]
     if params.user is not None:
         lines.append(f"user {params.user}")
-    lines += ["", f"listener {params.port} {params.bind}", "", f"listener 0 {params.socket}", "", f"listener 0 {params.function_socket}", ""]
+    lines += [
+        "",
+        f"listener {params.port} {params.bind}",
+        "",
+        f"listener 0 {params.socket}",
+        "",
+        f"listener 0 {params.function_socket}",
+        "",
+    ]
     return "\n".join(lines)
 
 

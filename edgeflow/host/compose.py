@@ -59,10 +59,14 @@ def command(home: Home) -> tuple[list[str], dict[str, str]]:
     """The beginning of every compose command and its environment. Raises DockerFailed naming what is missing."""
     file = find_compose_file()
     if file is None:
-        raise DockerFailed("There is no docker-compose.yml of edgeflow here.", hint="Run it in a clone, or set EDGEFLOW_COMPOSE_FILE.")
+        raise DockerFailed(
+            "There is no docker-compose.yml of edgeflow here.", hint="Run it in a clone, or set EDGEFLOW_COMPOSE_FILE."
+        )
     base = compose_command()
     if base is None:
-        raise DockerFailed("Neither `docker compose` nor `docker-compose` is installed.", hint="Debian: apt-get install docker-compose")
+        raise DockerFailed(
+            "Neither `docker compose` nor `docker-compose` is installed.", hint="Debian: apt-get install docker-compose"
+        )
     environment = {**os.environ, "EDGEFLOW_HOME": str(home.root)}
     return [*base, "-f", str(file), "--project-directory", str(file.parent)], environment
 

@@ -122,7 +122,9 @@ def find_docker(home: Home) -> Cluster | None:
         return None
     states = {access.state for access in asked}
     state = next(state for state in ("stopped", "foreign", "degraded", "ready") if state in states)
-    return replace(cluster, state="ready" if state == "ready" else "degraded", pops={access.id: access for access in asked})
+    return replace(
+        cluster, state="ready" if state == "ready" else "degraded", pops={access.id: access for access in asked}
+    )
 
 
 def _ask_state(access: PopAccess) -> PopAccess:

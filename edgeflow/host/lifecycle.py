@@ -102,20 +102,28 @@ def prepare_embedded(
 
 def _spawn_supervisor(home: Home, identity: Identity, lock: HomeLock, commands: Commands | None) -> int:
     """Start the supervisor in the background, handing the lock over; its pid."""
-    argv = [sys.executable, "-m", "edgeflow.host.supervisor", "--home", str(home.root), "--pops", ",".join(identity.pops)]
+    argv = [
+        sys.executable,
+        "-m",
+        "edgeflow.host.supervisor",
+        "--home",
+        str(home.root),
+        "--pops",
+        ",".join(identity.pops),
+    ]
     argv += ["--detach", "--lock-fd", str(lock.descriptor)]
     if commands:
         write_json(home.root / "commands.json", {name: list(command) for name, command in commands.items()})
         argv += ["--commands", str(home.root / "commands.json")]
-    started = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, pass_fds=[lock.descriptor], check=False)
+    started = subprocess.run(
+        argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, pass_fds=[lock.descriptor], check=False
+    )
     if started.returncode != 0:
         raise ProcessFailing(f"The supervisor did not start: {started.stderr.strip()[-2000:]}")
     return int(started.stdout)
 
 
-def wait_ready(
-    home: Home, *, say: Say = silent, timeout_s: float = START_S, started_pid: int | None = None
-) -> Cluster:
+def wait_ready(home: Home, *, say: Say = silent, timeout_s: float = START_S, started_pid: int | None = None) -> Cluster:
     """The embedded cluster in `home` once all its PoPs are ready.
 
     Raises ProcessFailing with the last log lines when a process does not stay up (the cluster is stopped again if supervisor `started_pid` was
@@ -140,12 +148,18 @@ def wait_ready(
             if cluster.state == "ready":
                 return cluster
         if not HomeLock.is_held(home):
-            raise ProcessFailing(f"The supervisor of {home.root} ended.\n" + _indented(home.logs_dir / "supervisor.log"))
+            raise ProcessFailing(
+                f"The supervisor of {home.root} ended.\n" + _indented(home.logs_dir / "supervisor.log")
+            )
         time.sleep(POLL_S)
     ended = _last_words(home)
     if started_pid is not None:
         _end_supervisor(home, started_pid)
-    missing = [f"{pop.id}: {pop.reason}" for pop in cluster.pops.values() if pop.state != "ready"] if cluster else ["no PoP started"]
+    missing = (
+        [f"{pop.id}: {pop.reason}" for pop in cluster.pops.values() if pop.state != "ready"]
+        if cluster
+        else ["no PoP started"]
+    )
     raise StartTimeout(f"Not ready after {timeout_s:.0f} s: {'; '.join(missing)}.{ended}")
 
 
@@ -171,7 +185,11 @@ def _last_words(home: Home) -> str:
 def _processes(home: Home) -> list[tuple[str, dict[str, Any]]]:
     """Every process in cluster.json with its label."""
     document = read_json(home.cluster_file) or {}
-    entries = [(f"{pop}/{name}", entry) for pop, info in document.get("pops", {}).items() for name, entry in info["processes"].items()]
+    entries = [
+        (f"{pop}/{name}", entry)
+        for pop, info in document.get("pops", {}).items()
+        for name, entry in info["processes"].items()
+    ]
     if document.get("wan"):
         entries.append(("cluster/wan", document["wan"]))
     return entries
@@ -296,7 +314,9 @@ def _compose_pops() -> list[str]:
     """The PoPs of the compose file: those with a control service."""
     file = compose.find_compose_file()
     lines = file.read_text().splitlines() if file else []
-    services = [line.strip().rstrip(":") for line in lines if line.startswith("  ") and line.rstrip().endswith("-control:")]
+    services = [
+        line.strip().rstrip(":") for line in lines if line.startswith("  ") and line.rstrip().endswith("-control:")
+    ]
     return [service.removesuffix("-control") for service in services]
 
 

@@ -57,7 +57,9 @@ class LocalCluster:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop(purge=self._temporary)
 
     def start(self, *, timeout_s: float = START_S, say: Say = silent) -> Cluster:

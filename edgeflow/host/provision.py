@@ -195,7 +195,8 @@ def pop_settings(spec: ClusterSpec, pop: PopSpec) -> PopSettings:
         return PopSettings.model_validate(_merge(document, spec.overrides))
     except pydantic.ValidationError as error:
         raise BadClusterSpec(
-            f"The settings of PoP {pop.pop} are not valid: {error}", hint="Correct settings.json; docs/settings.md lists the fields."
+            f"The settings of PoP {pop.pop} are not valid: {error}",
+            hint="Correct settings.json; docs/settings.md lists the fields.",
         ) from None
 
 
@@ -238,7 +239,9 @@ def embedded_spec(home: Home, identity: Identity) -> ClusterSpec:
     """The spec of an embedded cluster in `home`. Raises MissingProgram without the broker's plugin."""
     plugin = programs.find_plugin()
     if plugin is None:
-        raise MissingProgram(f"{programs.PLUGIN_NAME} was not found.", hint="Install Mosquitto >= 2.0 (Debian: mosquitto).")
+        raise MissingProgram(
+            f"{programs.PLUGIN_NAME} was not found.", hint="Install Mosquitto >= 2.0 (Debian: mosquitto)."
+        )
     pops = tuple(
         PopSpec(
             pop=pop,
@@ -341,7 +344,14 @@ def publish_access(spec: ClusterSpec, home_dir: Path, owner_of: Path | None) -> 
         access["api"]["token_file"] = str(public_secrets(pop.pop) / "operator.token")
         access["mqtt"]["password_file"] = str(public_secrets(pop.pop) / "operator.password")
         pops[pop.pop] = {"id": pop.pop, "state": "starting", **access}
-    document = {"cluster": spec.cluster, "mode": "docker", "state": "starting", "supervisor": None, "pops": pops, "wan": None}
+    document = {
+        "cluster": spec.cluster,
+        "mode": "docker",
+        "state": "starting",
+        "supervisor": None,
+        "pops": pops,
+        "wan": None,
+    }
     write_json(home_dir / "docker" / "cluster.json", document, owner=owner)
     before = read_json(home_dir / "cluster.json")
     if before is None or before.get("mode") == "docker" or before.get("state") == "stopped":
@@ -351,7 +361,9 @@ def publish_access(spec: ClusterSpec, home_dir: Path, owner_of: Path | None) -> 
 def _plugin() -> Path:
     found = programs.find_plugin()
     if found is None:
-        raise MissingProgram(f"{programs.PLUGIN_NAME} was not found here.", hint="Give its path in the broker's image: --plugin.")
+        raise MissingProgram(
+            f"{programs.PLUGIN_NAME} was not found here.", hint="Give its path in the broker's image: --plugin."
+        )
     return found
 
 
@@ -375,7 +387,10 @@ def _nth(given: list[int] | None, position: int) -> int | None:
     if len(given) == 1:
         return given[0] + position
     if position >= len(given):
-        raise BadClusterSpec(f"{len(given)} ports are given, but there are more PoPs.", hint="Give one port for each PoP, or the first only.")
+        raise BadClusterSpec(
+            f"{len(given)} ports are given, but there are more PoPs.",
+            hint="Give one port for each PoP, or the first only.",
+        )
     return given[position]
 
 
@@ -410,9 +425,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--link-port", type=int, default=ports.LINK_PORT)
     add("--wan-port", type=int, default=ports.WAN_PORT)
     add("--public-host", default=LOOPBACK, help="where clients reach the published ports")
-    add("--public-api-port", type=_ports, help="of the first PoP, or one for each, comma-separated (default: --api-port)")
+    add(
+        "--public-api-port",
+        type=_ports,
+        help="of the first PoP, or one for each, comma-separated (default: --api-port)",
+    )
     add("--public-mqtt-port", type=_ports)
-    add("--home-dir", type=Path, help="the user's $EDGEFLOW_HOME, mounted here: gets cluster.json and the operator's secrets")
+    add(
+        "--home-dir",
+        type=Path,
+        help="the user's $EDGEFLOW_HOME, mounted here: gets cluster.json and the operator's secrets",
+    )
     add("--home-owner-of", type=Path, help="what is written to --home-dir is given to the owner of this file or folder")
     add("--socket-volume", default=None, help="name of the volume that holds --run-dir")
     add("--plugin", default=None, help="dynamic-security plugin (default: found here)")

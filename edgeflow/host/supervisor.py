@@ -231,7 +231,11 @@ class Supervisor:
         settings = read_json(self.home.config_file(pop)) or {}
         settings.setdefault("api", {}).setdefault("host", "127.0.0.1")
         ensure_dir(self.home.instance_logs_dir(pop))
-        run_dir, link_port, api_port = Path(settings["run_dir"]), int(settings["link"]["port"]), int(settings["api"]["port"])
+        run_dir, link_port, api_port = (
+            Path(settings["run_dir"]),
+            int(settings["link"]["port"]),
+            int(settings["api"]["port"]),
+        )
         readiness = {
             "redis": lambda: probes.redis_answers(run_dir / "r.sock"),
             "broker": lambda: probes.socket_answers(run_dir / "m.sock"),
@@ -332,7 +336,9 @@ def _child_document(child: Child) -> dict[str, Any]:
 
 
 def _waiting_for(missing: list[Child]) -> str:
-    ended = [f"{child.spec.name} ended ({child.last_exit})" for child in missing if child.state in ("backoff", "failing")]
+    ended = [
+        f"{child.spec.name} ended ({child.last_exit})" for child in missing if child.state in ("backoff", "failing")
+    ]
     return ", ".join(ended) or f"waiting for {', '.join(child.spec.name for child in missing)}"
 
 
@@ -405,12 +411,18 @@ def detach(log_file: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m edgeflow.host.supervisor", description="Run a provisioned embedded cluster.")
+    parser = argparse.ArgumentParser(
+        prog="python -m edgeflow.host.supervisor", description="Run a provisioned embedded cluster."
+    )
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--pops", required=True, help="comma-separated")
     parser.add_argument("--lock-fd", type=int, default=None, help="an open, locked lock file that is handed over")
-    parser.add_argument("--detach", action="store_true", help="go on in the background; prints the pid, logs to logs/supervisor.log")
-    parser.add_argument("--commands", type=Path, default=None, help="JSON: commands instead of the usual ones, by process name")
+    parser.add_argument(
+        "--detach", action="store_true", help="go on in the background; prints the pid, logs to logs/supervisor.log"
+    )
+    parser.add_argument(
+        "--commands", type=Path, default=None, help="JSON: commands instead of the usual ones, by process name"
+    )
     args = parser.parse_args(argv)
     home = Home(args.home)
     if args.detach:

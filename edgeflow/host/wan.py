@@ -198,7 +198,9 @@ class Side(asyncio.Protocol):
 
     def _throttle(self) -> None:
         """Stop reading when too much is held, go on when it is not."""
-        should_read = self._held_bytes <= QUEUE_BYTES and (self.other is None or self.other._is_writable or self.state.delay_s > 0)
+        should_read = self._held_bytes <= QUEUE_BYTES and (
+            self.other is None or self.other._is_writable or self.state.delay_s > 0
+        )
         if self.transport is None or self._is_lost or self.transport.is_closing() or should_read == self._is_reading:
             return
         self._is_reading = should_read
@@ -281,7 +283,9 @@ class Proxy:
             while state.link.cut:  # noqa: ASYNC110 - polled like the control document that ends it
                 await asyncio.sleep(POLL_S)
             try:
-                _, far = await loop.create_connection(lambda: Side(state), state.link.target_host, state.link.target_port)
+                _, far = await loop.create_connection(
+                    lambda: Side(state), state.link.target_host, state.link.target_port
+                )
             except OSError as error:
                 log.debug("dial_failed", a=state.link.a, b=state.link.b, attempt=attempt, error=str(error))
                 await asyncio.sleep(DIAL_RETRY_S)  # the other PoP is restarting; the dialer's own retry is coarser

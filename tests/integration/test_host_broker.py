@@ -112,7 +112,9 @@ def session(broker):
         each.client.disconnect()
 
 
-@pytest.mark.parametrize(("account", "password"), [(None, None), ("operator", "wrong"), ("nobody", "x"), ("operator", PASSWORDS["gateway"])])
+@pytest.mark.parametrize(
+    ("account", "password"), [(None, None), ("operator", "wrong"), ("nobody", "x"), ("operator", PASSWORDS["gateway"])]
+)
 def test_nobody_gets_in_without_the_right_password(session, account, password):
     assert session(account, password).connected.is_failure
 

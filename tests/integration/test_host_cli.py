@@ -14,12 +14,29 @@ from edgeflow.host import lifecycle
 from edgeflow.host.local import LocalCluster
 
 COMMAND = [sys.executable, "-c", "from edgeflow.cli.main import app; app()"]
-VERBS = ["up", "down", "status", "env", "doctor", "logs", "link", "apply", "build", "get", "publish", "tail", "kv", "dlq"]
+VERBS = [
+    "up",
+    "down",
+    "status",
+    "env",
+    "doctor",
+    "logs",
+    "link",
+    "apply",
+    "build",
+    "get",
+    "publish",
+    "tail",
+    "kv",
+    "dlq",
+]
 
 
 def edgeflow(*arguments, home, check=True, **more):
     environment = {**os.environ, "EDGEFLOW_HOME": str(home), "COLUMNS": "200", **more}
-    result = subprocess.run([*COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(
+        [*COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
     if check:
         assert result.returncode == 0, result.stdout + result.stderr
     return result
@@ -68,7 +85,10 @@ def open_text(path):
 def test_env_can_be_evaluated(home, cluster):
     text = edgeflow("env", "--pop", "la", home=home).stdout
     shown = subprocess.run(
-        ["sh", "-euc", f'{text}\nprintf "%s %s" "$EDGEFLOW_URL" "$EDGEFLOW_TOKEN"'], capture_output=True, text=True, check=True
+        ["sh", "-euc", f'{text}\nprintf "%s %s" "$EDGEFLOW_URL" "$EDGEFLOW_TOKEN"'],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     assert shown == f"{cluster.pop('la').api_url} {cluster.pop('la').token}"
     assert "mosquitto_pub" in text
@@ -82,9 +102,10 @@ def test_link_delay_writes_what_the_proxy_reads(home, cluster):
     assert json.loads(cluster.home.wan_file.read_text())["links"][0]["cut"] is True
     edgeflow("link", "heal", "--between", "chicago,la", home=home)
     edgeflow("link", "delay", "--between", "la,chicago", "--ms", "0", home=home)
-    assert json.loads(cluster.home.wan_file.read_text())["links"][0] | {"delay_ms": 0, "cut": False} == json.loads(
-        cluster.home.wan_file.read_text()
-    )["links"][0]
+    assert (
+        json.loads(cluster.home.wan_file.read_text())["links"][0] | {"delay_ms": 0, "cut": False}
+        == json.loads(cluster.home.wan_file.read_text())["links"][0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,7 +142,15 @@ def test_bad_pops_are_refused_before_anything_is_made(tmp_path):
 
 
 def test_foreground_gives_up_on_a_crash_loop_and_leaves_nothing(tmp_path, programs):
-    command = [sys.executable, str(Path(__file__).with_name("host_foreground.py")), "up", "--mode", "embedded", "--pops", "solo"]
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("host_foreground.py")),
+        "up",
+        "--mode",
+        "embedded",
+        "--pops",
+        "solo",
+    ]
     environment = {**os.environ, "EDGEFLOW_HOME": str(tmp_path)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 1
@@ -136,9 +165,9 @@ def test_logs_of_processes_and_functions(home, cluster):
     log.write_text("found 3 faces\n")
     assert edgeflow("logs", "vision/detect", home=home).stdout == "found 3 faces\n"
     assert edgeflow("logs", "detect", home=home).stdout == "found 3 faces\n"
-    assert "Ready to accept connections" in edgeflow("logs", "--process", "redis", "--pop", "la", home=home).stdout.replace(
-        "ready to accept", "Ready to accept"
-    )
+    assert "Ready to accept connections" in edgeflow(
+        "logs", "--process", "redis", "--pop", "la", home=home
+    ).stdout.replace("ready to accept", "Ready to accept")
     assert "process_started" in edgeflow("logs", "--process", "supervisor", home=home).stdout
 
 
@@ -146,7 +175,9 @@ def test_logs_follow(home, cluster, wait_until):
     log = cluster.home.instance_logs_dir("la") / "vision.follow-abc.log"
     log.write_text("first\n")
     environment = {**os.environ, "EDGEFLOW_HOME": str(home), "PYTHONUNBUFFERED": "1"}
-    reader = subprocess.Popen([*COMMAND, "logs", "vision/follow", "-f"], env=environment, stdout=subprocess.PIPE, text=True)
+    reader = subprocess.Popen(
+        [*COMMAND, "logs", "vision/follow", "-f"], env=environment, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert reader.stdout.readline() == "la vision.follow-abc | first\n"
         with log.open("a") as file:

@@ -51,7 +51,13 @@ def write_home(home, **urls):
             "id": pop,
             "state": "starting",
             "api": {"url": url, "token_file": f"docker/{pop}/operator.token"},
-            "mqtt": {"host": "h", "port": 1, "ws_url": "ws://h", "username": "operator", "password_file": f"docker/{pop}/operator.password"},
+            "mqtt": {
+                "host": "h",
+                "port": 1,
+                "ws_url": "ws://h",
+                "username": "operator",
+                "password_file": f"docker/{pop}/operator.password",
+            },
         }
     document = {"cluster": "c-1", "mode": "docker", "state": "starting", "supervisor": None, "pops": pops, "wan": None}
     (home / "docker" / "cluster.json").write_text(json.dumps(document))

@@ -19,6 +19,7 @@ from edgeflow.host.supervisor import HomeLock
 
 pytestmark = pytest.mark.usefixtures("programs")
 
+
 @pytest.fixture
 def cluster():
     with LocalCluster(("a", "b"), commands=commands()) as made:

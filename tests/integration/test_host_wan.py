@@ -46,7 +46,9 @@ def through_proxy(tmp_path, work, *, far=None, delay_ms=0.0, cut=False):
     async def run():
         end = far or Far()
         server = await asyncio.start_server(end, "127.0.0.1", 0)
-        link = wan.Link("a", "b", "127.0.0.1", any_free(), "127.0.0.1", server.sockets[0].getsockname()[1], delay_ms, cut)
+        link = wan.Link(
+            "a", "b", "127.0.0.1", any_free(), "127.0.0.1", server.sockets[0].getsockname()[1], delay_ms, cut
+        )
         config = tmp_path / "wan.json"
         wan.save_links(config, [link])
         stop = asyncio.Event()

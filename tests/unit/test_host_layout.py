@@ -34,7 +34,9 @@ def test_run_folder_that_is_not_a_folder_is_not_used(tmp_path):
     second.run_root.rmdir()
 
 
-@pytest.mark.parametrize("pops", [(), ("a", "a"), ("A",), ("a_b",), ("-a",), ("a-",), ("x" * 33,), ("",), ("a/b",), ("..",)])
+@pytest.mark.parametrize(
+    "pops", [(), ("a", "a"), ("A",), ("a_b",), ("-a",), ("a-",), ("x" * 33,), ("",), ("a/b",), ("..",)]
+)
 def test_bad_pops_are_refused(pops):
     with pytest.raises(BadClusterSpec):
         layout.check_pops(pops)

@@ -40,7 +40,13 @@ def test_settings_load_and_point_at_each_other(home):
     assert set(la.link.peers) == {"chicago", "ny"}
     assert la.public.mqtt_ws_url == f"ws://127.0.0.1:{la.api.port}/mqtt"
     for settings in (chicago, la):
-        for file in (settings.link.key, settings.link.cert, settings.link.ca, settings.api.token_file, settings.mqtt.password_file):
+        for file in (
+            settings.link.key,
+            settings.link.cert,
+            settings.link.ca,
+            settings.api.token_file,
+            settings.mqtt.password_file,
+        ):
             assert file.is_file()
 
 
@@ -119,7 +125,7 @@ def test_docker_mode_writes_each_volume(tmp_path, capsys):
     assert settings.api.host == "0.0.0.0"
     assert settings.public.api_url == "http://127.0.0.1:9201"
     assert settings.runner.socket_volume == "proj-la-run"
-    assert f"dir \"{tmp_path}/store/la/redis\"" in (tmp_path / "store/la/redis.conf").read_text()
+    assert f'dir "{tmp_path}/store/la/redis"' in (tmp_path / "store/la/redis.conf").read_text()
     first = snapshot(tmp_path)
     assert provision.main(arguments) == 0
     assert snapshot(tmp_path) == first

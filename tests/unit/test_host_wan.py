@@ -7,7 +7,9 @@ from edgeflow.host.errors import BadClusterSpec
 @pytest.fixture
 def config(tmp_path):
     file = tmp_path / "wan.json"
-    wan.save_links(file, [wan.Link("a", "b", "127.0.0.1", 1, "127.0.0.1", 2), wan.Link("b", "c", "127.0.0.1", 3, "127.0.0.1", 4)])
+    wan.save_links(
+        file, [wan.Link("a", "b", "127.0.0.1", 1, "127.0.0.1", 2), wan.Link("b", "c", "127.0.0.1", 3, "127.0.0.1", 4)]
+    )
     return file
 
 
