@@ -25,6 +25,7 @@ MANIFEST = """
 namespace: mini
 functions:
   upper: {build: ./upper, subscribe: words, publish: loud, place: {pops: [la]}}
+  quick: {build: ./upper, subscribe: {channel: murmurs, qos: 0, as: words}, publish: shouts, place: {pops: [la]}}
 """
 HANDLER = """
 from edgeflow import function
@@ -81,9 +82,11 @@ class Compose:
         (container,) = engine.containers.list(all=True, filters={"label": labels})
         return container
 
-    def functions(self, engine: Any) -> list[Any]:
+    def functions(self, engine: Any, name: str | None = None) -> list[Any]:
+        """Containers of all functions, or of one."""
         cluster = json.loads((self.home / "docker" / "cluster.json").read_text())["cluster"]
-        return list(engine.containers.list(all=True, filters={"label": f"edgeflow.cluster={cluster}"}))
+        labels = [f"edgeflow.cluster={cluster}", *([f"edgeflow.function={name}"] if name else [])]
+        return list(engine.containers.list(all=True, filters={"label": labels}))
 
 
 @pytest.fixture(scope="module")
@@ -157,13 +160,28 @@ def test_secrets_belong_to_the_owner_of_the_clone(compose: Compose) -> None:
 
 
 def test_the_function_container_is_hardened(compose: Compose, engine: Any) -> None:
-    (container,) = compose.functions(engine)
+    (container,) = compose.functions(engine, "upper")
     host = container.attrs["HostConfig"]
     assert host["NetworkMode"] == "none"
     assert host["CapDrop"] == ["ALL"] and host["ReadonlyRootfs"] and not host["Privileged"]
     assert container.attrs["Config"]["User"] == "65534:65534"
     (mount,) = container.attrs["Mounts"]
     assert mount["Source"].endswith(f"/i/{container.labels['edgeflow.instance']}")
+
+
+def test_a_qos_0_function_hears_the_broker_itself(
+    compose: Compose, engine: Any, wait_until: Callable[..., Any]
+) -> None:
+    (container,) = compose.functions(engine, "quick")
+    assert container.attrs["HostConfig"]["NetworkMode"] == "none"
+    mounts = {mount["Destination"]: mount["Source"] for mount in container.attrs["Mounts"]}
+    assert mounts.keys() == {"/run/edgeflow", "/run/edgeflow-broker"}
+    assert mounts["/run/edgeflow-broker"].endswith("/f")
+    seen = Listener(compose, "ny", "mini/shouts")
+    with client(compose, "chicago") as chicago:
+        chicago.publish("mini/murmurs", "hush")
+    wait_until(lambda: b"HUSH" in seen.data(), "the result arrives at ny", deadline_s=30)
+    assert seen.data().count(b"HUSH") == 1
 
 
 @pytest.mark.faults
@@ -177,7 +195,11 @@ def test_a_killed_part_comes_back_and_nothing_is_lost_or_doubled(
         for n, word in enumerate(words):
             chicago.publish("mini/words", word)
             if n == 10:
-                victim = compose.functions(engine)[0] if part == "instance" else compose.container(engine, f"la-{part}")
+                victim = (
+                    compose.functions(engine, "upper")[0]
+                    if part == "instance"
+                    else compose.container(engine, f"la-{part}")
+                )
                 kill(engine, victim)
     wanted = {word.upper().encode() for word in words}
     wait_until(lambda: wanted <= set(seen.data()), f"all results after the {part} of la was killed", deadline_s=60)
