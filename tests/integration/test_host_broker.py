@@ -187,6 +187,7 @@ def test_store_keeps_what_it_acknowledged_and_listens_on_its_socket_only(tmp_pat
     (tmp_path / "redis.conf").write_text(storeconf.redis_conf(params))
     argv = [str(programs.require("redis-server")), str(tmp_path / "redis.conf")]
     with running(argv, params.socket, wait_until, tmp_path / "log") as process:
+        wait_until(lambda: talk(params.socket, "PING") == ["+PONG"], "it answers")
         assert stat.S_IMODE(params.socket.stat().st_mode) == 0o700
         assert talk(params.socket, "CONFIG GET appendfsync") == ["*2", "$11", "appendfsync", "$6", "always"]
         assert talk(params.socket, "CONFIG GET maxmemory-policy")[-1] == "noeviction"
@@ -195,6 +196,7 @@ def test_store_keeps_what_it_acknowledged_and_listens_on_its_socket_only(tmp_pat
         process.kill()
         process.wait()
     with running(argv, params.socket, wait_until, tmp_path / "log"):
+        wait_until(lambda: talk(params.socket, "PING") == ["+PONG"], "it has loaded its data")
         assert talk(params.socket, "GET key") == ["$5", "value"]
 
 
