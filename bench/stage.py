@@ -23,8 +23,8 @@ from edgeflow.host.files import read_json
 from edgeflow.host.local import LocalCluster
 
 NAMESPACE = "bench"
-PLAIN = "bench-plain"
-"""First level of the bare echo's topics: no namespace of the cluster, so nothing of edgeflow hears them."""
+PLAIN = "Bench"
+"""First level of the bare echo's topics: with its capital it is no namespace and never becomes one, so edgeflow takes nothing in from there."""
 CHAINS = 3
 HANDLER = """from edgeflow import function
 
