@@ -11,7 +11,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-
 BROKER_FOLDER = "/run/edgeflow-broker"
 """Where the container of a function with a `qos: 0` input finds the folder of `mqtt.function_socket`."""
 

@@ -145,9 +145,13 @@ class BrokerSession:
             self._log.warning("broker_refused", reason=str(reason))
             return
         # retainHandling=2: what is retained has been heard before, or is none of ours to begin with; as in the durable subscription.
-        client.subscribe(self._channel, options=SubscribeOptions(qos=0, noLocal=True, retainAsPublished=True, retainHandling=2))
+        client.subscribe(
+            self._channel, options=SubscribeOptions(qos=0, noLocal=True, retainAsPublished=True, retainHandling=2)
+        )
 
-    def _on_subscribe(self, _client: Client, _data: Any, _mid: int, reasons: list[ReasonCode], _properties: Any) -> None:
+    def _on_subscribe(
+        self, _client: Client, _data: Any, _mid: int, reasons: list[ReasonCode], _properties: Any
+    ) -> None:
         if any(reason.is_failure for reason in reasons):
             self.refused = ", ".join(str(reason) for reason in reasons)
             self._log.warning("subscription_refused", channel=self._channel, reason=self.refused)
@@ -167,7 +171,9 @@ class _Client(Client):
     """paho, with the decoding of a QoS 0 PUBLISH replaced."""
 
     def __init__(self, received: deque[Received], client_id: str) -> None:
-        super().__init__(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTProtocolVersion.MQTTv5, transport="unix")
+        super().__init__(
+            CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTProtocolVersion.MQTTv5, transport="unix"
+        )
         self._arrivals = received
 
     def _handle_publish(self) -> MQTTErrorCode:

@@ -81,7 +81,12 @@ class Direct:
         self._counts = {"processed": 0, "failed": 0, "repeated": 0}
         self._handler_us: deque[float] = deque(maxlen=SAMPLES)
         self._platform_us: deque[float] = deque(maxlen=SAMPLES)
-        self._log_fields = {"pop": self._info.pop, "namespace": self._info.namespace, "function": self._info.function, "instance": self._info.instance}
+        self._log_fields = {
+            "pop": self._info.pop,
+            "namespace": self._info.namespace,
+            "function": self._info.function,
+            "instance": self._info.instance,
+        }
 
     def serve(self, connection: Connection) -> int:
         """Work until told to stop; returns the exit status: 0 stopped or drained, 1 no agent for too long."""
@@ -107,7 +112,9 @@ class Direct:
                 self._instance.log.error("no_agent", waited_s=self._reconnect_s)
                 broker.pause()
                 return 1
-            dues = [next_second_s] + [due for due in (broker.due_s, None if self._connection else self._agent_due_s) if due is not None]
+            dues = [next_second_s] + [
+                due for due in (broker.due_s, None if self._connection else self._agent_due_s) if due is not None
+            ]
             self._wait(max(0.0, min(dues) - now_s))
 
     def _wait(self, timeout_s: float) -> None:
@@ -166,7 +173,9 @@ class Direct:
             context.publish_returned(returned)
             if not self._publish(invocation, outcome.outputs):
                 raise Unavailable("the broker was lost meanwhile, so the outputs are gone")
-        except BaseException as error:  # SystemExit too: a handler's sys.exit() is a failed event, not the end of the instance
+        except (
+            BaseException
+        ) as error:  # SystemExit too: a handler's sys.exit() is a failed event, not the end of the instance
             self._counts["failed"] += 1
             text, trace = instance.describe(error)
             log.error("handler_failed", event_id=event_id, error=text, retry=False, traceback=trace)
@@ -182,7 +191,10 @@ class Direct:
         """(stored form of the event, whether it came with an id), its body inline or as a digest that can be fetched. Raises EdgeflowError."""
         now_ms = int(time.time() * 1000)
         source = f"/pops/{self._info.pop}/mqtt"
-        if properties.content_type is not None and properties.content_type.partition(";")[0].strip().lower() == STRUCTURED:
+        if (
+            properties.content_type is not None
+            and properties.content_type.partition(";")[0].strip().lower() == STRUCTURED
+        ):
             return self._structured(payload, source, now_ms)
         attributes = dict(properties.user)
         own_id = attributes.get("id")
@@ -224,7 +236,10 @@ class Direct:
         key, version = parse_ekv_ref(dataref, self._info.namespace)
         found = self._port.get(key, version)
         if found is None:
-            raise NotFound(f"the event refers to {dataref}, which cannot be read at this PoP yet", hint="Subscribe with qos 1 to wait for it.")
+            raise NotFound(
+                f"the event refers to {dataref}, which cannot be read at this PoP yet",
+                hint="Subscribe with qos 1 to wait for it.",
+            )
         return found.get("data") or b""
 
     def _is_repeated(self, stored: Frame) -> bool:
@@ -251,7 +266,9 @@ class Direct:
             if output["subject"] is not None:
                 user.append(("subject", output["subject"]))
             user += output["attributes"].items()
-            sent &= self._broker.publish(output["channel"], output["data"], encode_properties(user, content_type=output["datacontenttype"]))
+            sent &= self._broker.publish(
+                output["channel"], output["data"], encode_properties(user, content_type=output["datacontenttype"])
+            )
         return sent
 
     def _context_values(self) -> Mapping[str, Value | None]:
@@ -397,7 +414,10 @@ class DirectPort:
 
     def _ask(self, question: Callable[[AgentPort], _T]) -> _T:
         if self._agent is None:
-            raise Unavailable("the agent of this PoP is away, so the EKV cannot be read", hint="The event is gone; subscribe with qos 1 to keep events.")
+            raise Unavailable(
+                "the agent of this PoP is away, so the EKV cannot be read",
+                hint="The event is gone; subscribe with qos 1 to keep events.",
+            )
         try:
             return question(self._agent)
         except Abandoned as lost:

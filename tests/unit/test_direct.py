@@ -69,7 +69,9 @@ class Bench:
         )  # fmt: skip
         instance._handle = handle
         self.lines: list[dict[str, Any]] = []
-        instance.log = Log({}, SimpleNamespace(write=lambda text: self.lines.append(json.loads(text)), flush=lambda: None))
+        instance.log = Log(
+            {}, SimpleNamespace(write=lambda text: self.lines.append(json.loads(text)), flush=lambda: None)
+        )
         self.direct = Direct(instance, GRANT, "fast/ping", reconnect_s=1.0)
         self.broker: Any = self.direct._broker
         self.agent = FakeAgent(values or {})
@@ -93,7 +95,16 @@ def seen_by(values: dict[str, bytes], payload: bytes, content_type: str | None =
 
     def handle(ctx: Any, ping: Any) -> None:
         found.append(
-            (ping.data, ping.id, ping.source, ping.type, ping.subject, ping.datacontenttype, dict(ping.attributes), ping.time_ms)
+            (
+                ping.data,
+                ping.id,
+                ping.source,
+                ping.type,
+                ping.subject,
+                ping.datacontenttype,
+                dict(ping.attributes),
+                ping.time_ms,
+            )
         )
 
     bench = Bench(handle, values)
@@ -106,13 +117,29 @@ def test_attributes_become_an_event() -> None:
         "specversion": "1.0", "id": "e1", "source": "/c", "type": "t", "subject": "s", "time": "2025-01-01T00:00:00Z", "lens": "wide",
         "origin": "la", "seq": "7", "Bad Name": "x",
     }  # fmt: skip
-    assert seen_by({}, b"x", "image/jpeg", **attributes) == (b"x", "e1", "/c", "t", "s", "image/jpeg", {"lens": "wide"}, 1_735_689_600_000)
+    assert seen_by({}, b"x", "image/jpeg", **attributes) == (
+        b"x",
+        "e1",
+        "/c",
+        "t",
+        "s",
+        "image/jpeg",
+        {"lens": "wide"},
+        1_735_689_600_000,
+    )
 
 
 def test_a_plain_publish_is_an_event_too() -> None:
     before_ms = int(time.time() * 1000)
     data, id, source, type, subject, media, attributes, time_ms = seen_by({}, b"\xff", time="yesterday")
-    assert (data, source, type, subject, media, attributes) == (b"\xff", "/pops/la/mqtt", "edgeflow.message", None, None, {})
+    assert (data, source, type, subject, media, attributes) == (
+        b"\xff",
+        "/pops/la/mqtt",
+        "edgeflow.message",
+        None,
+        None,
+        {},
+    )
     assert len(id) == 32 and before_ms <= time_ms <= int(time.time() * 1000)
 
 
@@ -122,7 +149,14 @@ def test_references_are_resolved_at_once() -> None:
     assert "cannot be read at this PoP yet" in seen_by({}, b'{"dataref": "ekv:fast/k"}')
     assert "outside the channel's namespace" in seen_by({"k": b"value"}, b'{"dataref": "ekv:other/k"}')
     digest = "sha256:" + "0" * 64
-    document = {"specversion": "1.0", "id": "1", "source": "/s", "type": "t", "dataref": f"http://la/v1/blobs/fast/{digest}", "size": 3}
+    document = {
+        "specversion": "1.0",
+        "id": "1",
+        "source": "/s",
+        "type": "t",
+        "dataref": f"http://la/v1/blobs/fast/{digest}",
+        "size": 3,
+    }
     assert seen_by({digest: b"big"}, json.dumps(document).encode(), "application/cloudevents+json")[:2] == (b"big", "1")
     inside = {"specversion": "1.0", "id": "1", "source": "/s", "type": "t", "data": {"a": 1}}
     assert seen_by({}, json.dumps(inside).encode(), "application/cloudevents+json; charset=utf-8")[0] == b'{"a":1}'
@@ -220,14 +254,27 @@ def test_a_grant_that_lacks_a_part_is_refused(monkeypatch: pytest.MonkeyPatch) -
     instance = Instance("/nowhere", lambda: lambda ctx: None)
     instance.info = FunctionInfo(namespace="fast", function="echo", inputs=("ping",))
     with pytest.raises(ProtocolError, match="client_id"):
-        Direct(instance, {name: value for name, value in GRANT.items() if name != "client_id"}, "fast/ping", reconnect_s=1.0)
+        Direct(
+            instance,
+            {name: value for name, value in GRANT.items() if name != "client_id"},
+            "fast/ping",
+            reconnect_s=1.0,
+        )
 
 
 # ------------------------------------------------------------------ the agent's side
 
 
 def stats(**more: Any) -> dict[str, Any]:
-    return {"processed": 3, "failed": 1, "repeated": 0, "subscribed": True, "handler_us": [100.0, 2000.0], "platform_us": None, **more}
+    return {
+        "processed": 3,
+        "failed": 1,
+        "repeated": 0,
+        "subscribed": True,
+        "handler_us": [100.0, 2000.0],
+        "platform_us": None,
+        **more,
+    }
 
 
 def test_counts_go_on_over_the_lives_of_instances() -> None:
@@ -242,7 +289,9 @@ def test_counts_go_on_over_the_lives_of_instances() -> None:
     assert document["handler_ms"] == {"p50": 0.1, "p99": 2.0} and document["platform_ms"] == {"p50": None, "p99": None}
 
 
-@pytest.mark.parametrize("damage", [{"processed": -1}, {"failed": "3"}, {"repeated": None}, {"processed": True}, {"processed": 1 << 60}])
+@pytest.mark.parametrize(
+    "damage", [{"processed": -1}, {"failed": "3"}, {"repeated": None}, {"processed": True}, {"processed": 1 << 60}]
+)
 def test_damaged_figures_end_the_connection(damage: dict[str, Any]) -> None:
     with pytest.raises(ProtocolError):
         DirectStats().take("a", stats(**damage))
@@ -261,7 +310,9 @@ class FakeControl:
 
 
 def fast_route() -> Any:
-    text = "namespace: fast\nfunctions:\n  echo: {image: i, subscribe: {channel: ping, qos: 0}, publish: [pong, more]}\n"
+    text = (
+        "namespace: fast\nfunctions:\n  echo: {image: i, subscribe: {channel: ping, qos: 0}, publish: [pong, more]}\n"
+    )
     return compile_routes(resolve(parse(text, default_pop="la"), {}, applied_ms=1, default_pop="la"), "la").functions[0]
 
 
@@ -290,7 +341,12 @@ def test_a_grant_is_the_same_until_the_broker_refuses_it(settings: Any, monkeypa
     key, given = ("fast", "echo", "r1"), []
     first, control = made(settings, monkeypatch)
     first.grant(key, fast_route(), given.append)
-    assert [command["command"] for command in control.asked[0]] == ["deleteClient", "deleteRole", "createRole", "createClient"]
+    assert [command["command"] for command in control.asked[0]] == [
+        "deleteClient",
+        "deleteRole",
+        "createRole",
+        "createClient",
+    ]
     client = control.asked[0][-1]
     assert client["clientid"] == given[0]["client_id"] and client["roles"] == [{"rolename": client["username"]}]
     assert (settings.state_dir / "function-accounts.json").stat().st_mode & 0o777 == 0o600

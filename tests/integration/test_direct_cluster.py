@@ -179,7 +179,9 @@ def test_an_answer_is_an_event_and_goes_on_to_durable_functions(pop: Pop, wait_u
     pop.peer.publish("fast/ping", "first", id="e1", source="/test", subject="s/1", lens="wide", traceparent="00-a-b-01")
     wait_until(lambda: pop.peer.on("fast/pong", b"first"), "the answer")
     attributes = pop.peer.on("fast/pong", b"first")[0][2]
-    assert attributes["source"] == "/fast/echo" and attributes["subject"] == "s/1" and attributes["specversion"] == "1.0"
+    assert (
+        attributes["source"] == "/fast/echo" and attributes["subject"] == "s/1" and attributes["specversion"] == "1.0"
+    )
     assert attributes["hops"] == "1" and attributes["seenlens"] == "wide" and attributes["traceparent"] == "00-a-b-01"
     assert len(attributes["id"]) == 40 and attributes["time"].endswith("Z") and attributes["type"] == "edgeflow.message"
     value = wait_until(lambda: pop.client.get("fast/kept/first"), "the durable function's value")
@@ -210,9 +212,15 @@ def test_reads_work_writes_and_failures_are_counted(pop: Pop, wait_until: Wait) 
     pop.peer.publish("fast/ping", "write")
     wait_until(lambda: pop.stats()["failed"] == before + 2, "both failures to be counted")
     status = pop.status()
-    assert status["state"] == "ready" and status["stats"]["handler_ms"]["p50"] >= 0 and status["instances"][0]["failed"] >= 2
+    assert (
+        status["state"] == "ready"
+        and status["stats"]["handler_ms"]["p50"] >= 0
+        and status["instances"][0]["failed"] >= 2
+    )
     assert pop.client.get("fast/k") is None
-    logs = "".join(path.read_text() for path in (pop.cluster.home.pop_dir("one") / "logs" / "instances").glob("fast.echo-*.log"))
+    logs = "".join(
+        path.read_text() for path in (pop.cluster.home.pop_dir("one") / "logs" / "instances").glob("fast.echo-*.log")
+    )
     assert "ValueError: no" in logs and "its input has qos 0: there is no commit" in logs
 
 
@@ -220,7 +228,9 @@ def test_both_ways_of_a_reference(pop: Pop, wait_until: Wait) -> None:
     pop.client.put("fast/greeting", b"by reference")
     pop.peer.publish("fast/ping", json.dumps({"dataref": "ekv:fast/greeting"}))
     wait_until(lambda: pop.peer.on("fast/pong", b"by reference"), "the body of a small reference")
-    pop.client.publish("fast/ping", b"L" * 2_000_000)  # too large for a payload: the broker carries a reference to the body
+    pop.client.publish(
+        "fast/ping", b"L" * 2_000_000
+    )  # too large for a payload: the broker carries a reference to the body
     wait_until(lambda: pop.peer.on("fast/pong", b"L" * 2_000_000), "the body of a large one", 20)
 
 
@@ -247,10 +257,27 @@ def test_the_account_reaches_its_own_channels_only(pop: Pop, wait_until: Wait) -
         assert published("fast/pong") and subscribed("fast/ping"), "the control: what it is for works"
         for topic in ("other/x", "fast/ping", "fast/kept", "fast/_re/x", "system/x", "_edgeflow/boot", control):
             assert not published(topic), topic
-        for topic in ("other/#", "fast/#", "fast/pong", "fast/_re/#", "#", "+/ping", "$SYS/#", control + "/response", "$share/g/fast/ping"):
+        for topic in (
+            "other/#",
+            "fast/#",
+            "fast/pong",
+            "fast/_re/#",
+            "#",
+            "+/ping",
+            "$SYS/#",
+            control + "/response",
+            "$share/g/fast/ping",
+        ):
             assert not subscribed(topic), topic
-        stranger = subprocess.run(["mosquitto_pub", *login, "-i", "stranger", "-t", "fast/pong", "-n"], capture_output=True, text=True, timeout=20)
-        assert stranger.returncode != 0 and "CONNACK (0)" not in stranger.stdout, "the account is bound to its client id"
+        stranger = subprocess.run(
+            ["mosquitto_pub", *login, "-i", "stranger", "-t", "fast/pong", "-n"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+        assert stranger.returncode != 0 and "CONNACK (0)" not in stranger.stdout, (
+            "the account is bound to its client id"
+        )
     assert not [one for one in pop.peer.messages if one[1].startswith(b"into") and one[1] != b"into fast/pong"]
     wait_until(pop.answered, "the instance to be back on its session", 20)
 
@@ -295,14 +322,22 @@ def test_the_broker_forgets_the_account(pop: Pop, wait_until: Wait) -> None:
     admin = (pop.cluster.home.secrets_dir("one") / "admin.password").read_text()
     command = json.dumps({"commands": [{"command": "deleteClient", "username": username}]})
     login = ["-h", access.mqtt_host, "-p", str(access.mqtt_port), "-u", "admin", "-P", admin]
-    subprocess.run(["mosquitto_pub", *login, "-q", "1", "-t", "$CONTROL/dynamic-security/v1", "-m", command], check=True, timeout=20)
+    subprocess.run(
+        ["mosquitto_pub", *login, "-q", "1", "-t", "$CONTROL/dynamic-security/v1", "-m", command],
+        check=True,
+        timeout=20,
+    )
     wait_until(pop.answered, "answers with a new account", 30)
 
 
 def test_a_handler_that_hangs_is_replaced(pop: Pop, wait_until: Wait) -> None:
     before = pop.status()["instances"][0]["instance"]
     pop.peer.publish("fast/ping", "hang")
-    wait_until(lambda: [one["instance"] for one in pop.status()["instances"] if one["state"] == "ready"] not in ([before], []), "another instance", 30)
+    wait_until(
+        lambda: [one["instance"] for one in pop.status()["instances"] if one["state"] == "ready"] not in ([before], []),
+        "another instance",
+        30,
+    )
     wait_until(pop.answered, "its answers", 20)
 
 
@@ -317,7 +352,10 @@ def test_a_new_revision_takes_over_and_nobody_answers_twice(pop: Pop, wait_until
     assert [one[1] for one in pop.peer.on("fast/pong")] == [b"v2 once"]
     wait_until(lambda: pop.account()[0] != old_account, "the old account to be removed")
     accounts = (pop.cluster.home.pop_dir("one") / "dynsec.json").read_text()
-    wait_until(lambda: old_account not in (pop.cluster.home.pop_dir("one") / "dynsec.json").read_text(), "the broker to forget it")
+    wait_until(
+        lambda: old_account not in (pop.cluster.home.pop_dir("one") / "dynsec.json").read_text(),
+        "the broker to forget it",
+    )
     assert pop.account()[0] in accounts
 
 
@@ -325,4 +363,8 @@ def test_a_function_that_is_gone_leaves_no_account(pop: Pop, wait_until: Wait) -
     username = pop.account()[0]
     (pop.folder / "edgeflow.yaml").write_text(MANIFEST.replace("  echo:", "  # echo:"))
     apply_file(pop.folder / "edgeflow.yaml", pop.target, timeout_s=90.0)
-    wait_until(lambda: username not in (pop.cluster.home.pop_dir("one") / "dynsec.json").read_text(), "its account to be removed", 40)
+    wait_until(
+        lambda: username not in (pop.cluster.home.pop_dir("one") / "dynsec.json").read_text(),
+        "its account to be removed",
+        40,
+    )
