@@ -48,7 +48,6 @@ def broker(tmp_path, wait_until):
         port=port,
         socket=tmp_path / "m.sock",
         function_socket=tmp_path / "f.sock",
-        function_socket=tmp_path / "f.sock",
         dynsec_file=tmp_path / "dynsec.json",
         plugin=programs.find_plugin(),
         user="root" if os.geteuid() == 0 else None,
