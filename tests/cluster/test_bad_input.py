@@ -46,10 +46,16 @@ def functions(video: Video, tmp_path_factory: pytest.TempPathFactory) -> None:
     apply_file(folder / "edgeflow.yaml", Target(access.api_url, access.token))
 
 
-def test_each_kind_of_failure_has_its_reason_and_the_neighbours_work_on(video: Video, functions: None, wait_until: Wait) -> None:
+def test_each_kind_of_failure_has_its_reason_and_the_neighbours_work_on(
+    video: Video, functions: None, wait_until: Wait
+) -> None:
     client = video.client("la")
     client.publish("bad/inbox", "hello", subject="one")
-    letters = wait_until(lambda: (found := list(client.dead_letters("bad"))) and len(found) >= len(REASONS) and found, "the dead letters", 60)
+    letters = wait_until(
+        lambda: (found := list(client.dead_letters("bad"))) and len(found) >= len(REASONS) and found,
+        "the dead letters",
+        60,
+    )
     by_function = {letter["function"]: letter for letter in letters}
     assert set(by_function) == set(REASONS)
     for name, (reason, words) in REASONS.items():
@@ -66,12 +72,18 @@ def test_each_kind_of_failure_has_its_reason_and_the_neighbours_work_on(video: V
         if len(outputs) == 2:
             break
     assert outputs == ["HELLO", "AGAIN"]
-    wait_until(lambda: len(list(client.dead_letters("bad"))) == 2 * len(REASONS), "the second event to be given up too", 60)
+    wait_until(
+        lambda: len(list(client.dead_letters("bad"))) == 2 * len(REASONS), "the second event to be given up too", 60
+    )
 
 
 def test_a_chunk_that_is_no_video_is_given_up_by_name_and_the_next_one_runs(video: Video, wait_until: Wait) -> None:
     bad = video.new_chunk()
     video.client("chicago").publish("vision/chunks", b"this is not an mp4", subject=bad)
-    letters = wait_until(lambda: [one for one in video.client("chicago").dead_letters("vision") if bad in one["detail"]], "the dead letter", 60)
+    letters = wait_until(
+        lambda: [one for one in video.client("chicago").dead_letters("vision") if bad in one["detail"]],
+        "the dead letter",
+        60,
+    )
     assert letters[0]["function"] == "extract" and "not a video" in letters[0]["detail"]
     video.expect_exactly_once(video.send(), wait_until)
