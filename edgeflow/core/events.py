@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -29,6 +29,7 @@ CORE_ATTRIBUTES = frozenset(
 DEFAULT_TYPE = "edgeflow.message"
 GAP_TYPE = "edgeflow.gap"
 MAX_DATAREF_BYTES = 2048
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST_TIME_MS = 253_402_300_799_000  # the end of year 9999, the last that RFC 3339 can say
 
 
@@ -278,4 +279,4 @@ def parse_time(text: str) -> int:
         raise BadEvent(f"time {text[:40]!r} is not an RFC 3339 time") from None
     if parsed.tzinfo is None:
         raise BadEvent(f"time {text[:40]!r} has no offset", hint="End it with Z for UTC.")
-    return max(0, int(parsed.timestamp() * 1000))
+    return max(0, (parsed - _EPOCH) // timedelta(milliseconds=1))

@@ -1,0 +1,81 @@
+"""What an instance says it produced is untrusted: each wrong part is refused by name."""
+
+from typing import Any
+
+import pytest
+
+from edgeflow.core.retries import RetryPolicy
+from edgeflow.core.routing import FunctionRoute
+from edgeflow.errors import EdgeflowError, TooLarge
+from edgeflow.flow.outputs import build_events, build_values
+from edgeflow.settings import Limits
+
+ROUTE = FunctionRoute("detect", "r1", (("frames", "vision/frames"),), None, ("vision/faces",), {}, RetryPolicy())
+
+
+def build(*outputs: Any, hop: int = 1, **limits: int) -> Any:
+    return build_events(
+        outputs,
+        invocation="i" * 40,
+        namespace="vision",
+        route=ROUTE,
+        pop="la",
+        hop=hop,
+        now_ms=5,
+        limits=Limits(**limits),
+    )
+
+
+def test_outputs_get_deterministic_ids_and_their_hop() -> None:
+    first, again = (
+        build({"channel": "faces", "data": b"1"}, {"channel": "vision/faces", "data": b"2"}, hop=3),
+        build({"channel": "faces", "data": b"1"}),
+    )
+    assert first[0].id == again[0].id != first[1].id
+    assert (first[0].channel, first[0].source, first[0].hop) == ("vision/faces", "/vision/detect", 3)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        None, "x", {}, {"channel": 5}, {"channel": "elsewhere", "data": b""}, {"channel": "../faces", "data": b""}, {"channel": "faces", "data": "text"},
+        {"channel": "faces", "digest": "sha256:00"}, {"channel": "faces", "digest": 5, "size": 1}, {"channel": "faces", "data": b"", "subject": 5},
+        {"channel": "faces", "data": b"", "attributes": {"a": 1}}, {"channel": "faces", "data": b"", "attributes": []},
+        {"channel": "faces", "data": b"", "attributes": {"A": "x"}}, {"channel": "faces", "digest": "sha256:0", "size": 1 << 40},
+        {"channel": "faces", "data": b"", "type": "\n"},
+    ],
+)  # fmt: skip
+def test_wrong_outputs_are_refused(output: Any) -> None:
+    if isinstance(output, dict) and output.get("attributes") == []:
+        assert build(output)[0].attributes == {}
+        return
+    with pytest.raises(EdgeflowError):
+        build(output)
+
+
+def test_limits_of_a_commit() -> None:
+    good = {"channel": "faces", "data": b"12345"}
+    for wrong in ({"outputs": 1}, {"commit_bytes": 9}, {"event_bytes": 4}):
+        with pytest.raises(TooLarge):
+            build(good, good, **wrong)
+    with pytest.raises(TooLarge, match="went through 16 functions"):
+        build(good, hop=17)
+    assert len(build(good, good, hop=16)) == 2 and build(hop=17) == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, {}, {"key": ""}, {"key": "a//b"}, {"key": "k", "data": 5}, {"key": "k", "data": b"", "content_type": 5}],
+)
+def test_wrong_values_are_refused(value: Any) -> None:
+    with pytest.raises(EdgeflowError):
+        build_values([value], function="detect", limits=Limits())
+
+
+def test_values() -> None:
+    put, deleted = build_values(
+        [{"key": "k", "data": b"v", "content_type": "text/plain"}, {"key": "gone", "delete": True}],
+        function="f",
+        limits=Limits(),
+    )
+    assert (put.data, put.content_type, deleted.data, deleted.ref) == (b"v", "text/plain", None, None)
