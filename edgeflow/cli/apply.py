@@ -92,7 +92,9 @@ class PopApi:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._http.close()
 
     def pops(self) -> list[dict[str, Any]]:
@@ -110,11 +112,15 @@ class PopApi:
     def put_manifest(self, resolved: Mapping[str, Any]) -> dict[str, Any]:
         """Apply a resolved manifest: {namespace, status, version, revisions}."""
         body = json.dumps(resolved).encode()
-        return self._json("PUT", f"/v1/functions/{resolved['namespace']}", content=body, headers={"Content-Type": "application/json"})
+        return self._json(
+            "PUT", f"/v1/functions/{resolved['namespace']}", content=body, headers={"Content-Type": "application/json"}
+        )
 
     def gateway_is_open(self, namespace: str) -> bool:
         """Whether what plain MQTT clients publish at this PoP is taken up: its gateway has a session for the namespace."""
-        found = [item["gateway"] for item in self._json("GET", "/v1/namespaces")["items"] if item["namespace"] == namespace]
+        found = [
+            item["gateway"] for item in self._json("GET", "/v1/namespaces")["items"] if item["namespace"] == namespace
+        ]
         return bool(found and found[0] and found[0].get("connected"))
 
     def state(self, namespace: str, function: str, pop: str) -> dict[str, Any] | None:
@@ -148,7 +154,10 @@ class PopApi:
         except ValueError:
             problem = {}
         text = problem.get("detail") or problem.get("title") or answer.text[:200] or f"status {answer.status_code}"
-        raise EdgeflowError(f"the PoP at {self._target.url} answered: {text}", hint=problem.get("hint") or "See the agent's log (`edgeflow logs`).")
+        raise EdgeflowError(
+            f"the PoP at {self._target.url} answered: {text}",
+            hint=problem.get("hint") or "See the agent's log (`edgeflow logs`).",
+        )
 
 
 def apply_file(
@@ -187,13 +196,19 @@ def apply_file(
 
 
 def read(
-    file: Path, *, known_pops: list[str] | None = None, known_namespaces: list[str] | None = None, default_pop: str | None = None
+    file: Path,
+    *,
+    known_pops: list[str] | None = None,
+    known_namespaces: list[str] | None = None,
+    default_pop: str | None = None,
 ) -> manifests.Manifest:
     """Read and check a manifest file and that its folders are there. Raises BadManifest."""
     try:
         text = file.read_text()
     except FileNotFoundError:
-        raise BadManifest(f"there is no file {file}", hint="Name the manifest: edgeflow apply -f <path>/edgeflow.yaml") from None
+        raise BadManifest(
+            f"there is no file {file}", hint="Name the manifest: edgeflow apply -f <path>/edgeflow.yaml"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadManifest(f"{file} cannot be read: {error}", hint="The manifest is a UTF-8 text file.") from None
     return manifests.parse(
@@ -264,7 +279,9 @@ def _engine(say: Say) -> Any:
         return None
 
 
-def _wait(api: PopApi, applied: Applied, timeout_s: float, show: Callable[[Mapping[str, FunctionProgress]], None]) -> None:
+def _wait(
+    api: PopApi, applied: Applied, timeout_s: float, show: Callable[[Mapping[str, FunctionProgress]], None]
+) -> None:
     """Until all functions are ready. Raises NotApplied."""
     deadline_s = time.monotonic() + timeout_s
     failing_since_s: dict[str, float] = {}
@@ -284,7 +301,9 @@ def _wait(api: PopApi, applied: Applied, timeout_s: float, show: Callable[[Mappi
             else:
                 failing_since_s.setdefault(name, now_s)
         show(applied.functions)
-        if all(progress.state == "ready" for progress in applied.functions.values()) and api.gateway_is_open(applied.namespace):
+        if all(progress.state == "ready" for progress in applied.functions.values()) and api.gateway_is_open(
+            applied.namespace
+        ):
             return
         failed = [name for name, since_s in failing_since_s.items() if now_s - since_s > FAILING_S]
         if failed:
@@ -292,7 +311,10 @@ def _wait(api: PopApi, applied: Applied, timeout_s: float, show: Callable[[Mappi
         if now_s > deadline_s:
             left = [name for name, progress in applied.functions.items() if progress.state != "ready"]
             if not left:
-                raise NotApplied(f"the gateway has no session for {applied.namespace!r} at the broker after {timeout_s:g} s", hint="See `edgeflow status`.")
+                raise NotApplied(
+                    f"the gateway has no session for {applied.namespace!r} at the broker after {timeout_s:g} s",
+                    hint="See `edgeflow status`.",
+                )
             raise _not_applied(applied, left, f"is not ready after {timeout_s:g} s")
         time.sleep(POLL_S)
 
@@ -313,7 +335,9 @@ File = Annotated[Path, typer.Option("--file", "-f", help="The manifest.")]
 
 def apply(
     file: File = Path("edgeflow.yaml"),
-    pop: Annotated[str | None, typer.Option(help="Hand it to this PoP (default: the first); functions without `place:` run there.")] = None,
+    pop: Annotated[
+        str | None, typer.Option(help="Hand it to this PoP (default: the first); functions without `place:` run there.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until every function is ready.")] = True,
     timeout: Annotated[float, typer.Option(help="Longest wait in seconds.")] = 900.0,
     url: Annotated[str | None, typer.Option(help="The API of a PoP, instead of the cluster of this folder.")] = None,
@@ -329,12 +353,16 @@ def apply(
     else:
         count = len(applied.functions)
         ready = "ready" if wait else "handed over"
-        out.print(f"[green]✓[/] {applied.namespace}: {count} function{'s' if count != 1 else ''} {ready} ({applied.status})")
+        out.print(
+            f"[green]✓[/] {applied.namespace}: {count} function{'s' if count != 1 else ''} {ready} ({applied.status})"
+        )
 
 
 def build(
     file: File = Path("edgeflow.yaml"),
-    mode: Annotated[Literal["auto", "embedded", "docker"], typer.Option(help="What to build: environments or images.")] = "auto",
+    mode: Annotated[
+        Literal["auto", "embedded", "docker"], typer.Option(help="What to build: environments or images.")
+    ] = "auto",
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Build what a manifest needs without applying it: images, or archives and virtual environments."""
@@ -368,7 +396,10 @@ def _token(file: Path) -> str:
     try:
         return file.read_text().strip()
     except OSError as error:
-        raise EdgeflowError(f"the token file {file} cannot be read: {error.strerror}", hint="Run it as the user who started the cluster.") from error
+        raise EdgeflowError(
+            f"the token file {file} cannot be read: {error.strerror}",
+            hint="Run it as the user who started the cluster.",
+        ) from error
 
 
 def _mode() -> Mode:
@@ -390,7 +421,9 @@ class _Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._live is not None:
             self._live.stop()
 
@@ -417,6 +450,11 @@ class _Progress:
         styles = {"ready": "green", "failing": "red"}
         for name, one in functions.items():
             style = styles.get(one.state, "yellow")
-            table.add_row(f"  {name}", one.pop, f"[{style}]{one.state}[/]", escape(one.reason[: max(20, self._console.width - 50)]))
+            table.add_row(
+                f"  {name}",
+                one.pop,
+                f"[{style}]{one.state}[/]",
+                escape(one.reason[: max(20, self._console.width - 50)]),
+            )
         table.add_row("", "", f"{time.monotonic() - self._started_s:.0f} s", "")
         return table

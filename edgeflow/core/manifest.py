@@ -182,7 +182,9 @@ def _check_full_channel(value: str, info: ValidationInfo) -> str:
 
 def _check_input_name(value: str) -> str:
     if not value.isidentifier() or keyword.iskeyword(value) or value == "ctx":
-        _refuse(f"{value!r} cannot be the name of a handler's parameter; give one with `as:`, as in {{channel: ..., as: picture}}")
+        _refuse(
+            f"{value!r} cannot be the name of a handler's parameter; give one with `as:`, as in {{channel: ..., as: picture}}"
+        )
     return value
 
 
@@ -194,7 +196,9 @@ def _check_attribute(value: str) -> str:
 
 def _check_by(value: str) -> str:
     if value in ("id", "source", "specversion", "time", "dataref", "datacontenttype"):
-        _refuse(f"{value!r} differs from event to event, so nothing would meet; use subject or an attribute of your own")
+        _refuse(
+            f"{value!r} differs from event to event, so nothing would meet; use subject or an attribute of your own"
+        )
     return _check_attribute(value)
 
 
@@ -280,9 +284,13 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
-_DURATION_SCHEMA = WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?(ms|s|m|h)$", "examples": ["200ms", "10s"]})
+_DURATION_SCHEMA = WithJsonSchema(
+    {"type": "string", "pattern": r"^\d+(\.\d+)?(ms|s|m|h)$", "examples": ["200ms", "10s"]}
+)
 _SIZE_SCHEMA = WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?(Ki|Mi|Gi|k|M|G)?$", "examples": ["512Mi"]})
-_CHANNEL_SCHEMA = WithJsonSchema({"type": "string", "minLength": 1, "pattern": "^[^/+#$][^+#$]*$", "examples": ["frames"]})
+_CHANNEL_SCHEMA = WithJsonSchema(
+    {"type": "string", "minLength": 1, "pattern": "^[^/+#$][^+#$]*$", "examples": ["frames"]}
+)
 
 Duration = Annotated[int, PlainValidator(duration_ms), _DURATION_SCHEMA]
 Size = Annotated[str, PlainValidator(_check_size), _SIZE_SCHEMA]
@@ -636,7 +644,9 @@ def check_resolved(document: Mapping[str, Any], *, known_pops: Iterable[str] | N
         if function.bundle is None and function.image is None:
             problems.append(_Problem(None, path, "has neither bundle nor image; apply it with `edgeflow apply`"))
         if function.bundle is not None and not _HEX64.fullmatch(function.bundle):
-            problems.append(_Problem(None, (*path, "bundle"), "is not a SHA-256 in hex; apply it with `edgeflow apply`"))
+            problems.append(
+                _Problem(None, (*path, "bundle"), "is not a SHA-256 in hex; apply it with `edgeflow apply`")
+            )
         names = [item.name for item in function.inputs]
         for twice in sorted({item for item in names if names.count(item) > 1}):
             problems.append(_Problem(None, (*path, "inputs"), f"two inputs are named {twice!r}; rename one with `as:`"))
@@ -647,7 +657,9 @@ def check_resolved(document: Mapping[str, Any], *, known_pops: Iterable[str] | N
             problems.append(_Problem(None, (*path, "join"), "`count` belongs to the kind collect, and only to it"))
         expected = revision_of(document["functions"][name])
         if function.revision != expected:
-            text = f"{function.revision!r} does not belong to this content, whose revision is {expected!r}; apply it again"
+            text = (
+                f"{function.revision!r} does not belong to this content, whose revision is {expected!r}; apply it again"
+            )
             problems.append(_Problem(None, (*path, "revision"), text))
     if problems:
         _raise("resolved manifest", problems)
@@ -757,7 +769,10 @@ def _cross_checks(
                 if what == "channel":
                     add(("subscribe",), f"channel {twice!r} stands here twice; keep one of them")
                 elif len({item["channel"] for item in inputs if item["name"] == twice}) > 1:
-                    add(("subscribe",), f"two inputs are named {twice!r}; rename one with `{{channel: ..., {where} <name>}}`")
+                    add(
+                        ("subscribe",),
+                        f"two inputs are named {twice!r}; rename one with `{{channel: ..., {where} <name>}}`",
+                    )
     if any(item.get("qos") == 0 for item in inputs):
         _check_direct(function, add)
     try:
@@ -773,7 +788,10 @@ def _check_direct(function: Mapping[str, Any], add: Callable[[yamldoc.Path, str]
     """What a function with a `qos: 0` input cannot have."""
     scale, retry = function.get("scale"), function.get("retry")
     if isinstance(scale, dict) and isinstance(scale.get("instances"), int) and scale["instances"] != 1:
-        add(("scale", "instances"), f"{scale['instances']} instances would each hear every event with `qos: 0`; write 1, or subscribe with qos 1")
+        add(
+            ("scale", "instances"),
+            f"{scale['instances']} instances would each hear every event with `qos: 0`; write 1, or subscribe with qos 1",
+        )
     for name in ("attempts", "backoff"):
         if isinstance(retry, dict) and name in retry:
             add(("retry", name), "nothing is tried again with `qos: 0`; remove the field, or subscribe with qos 1")
@@ -850,7 +868,13 @@ def _explain(detail: ErrorDetails, path: yamldoc.Path) -> str:
     if kind == "missing":
         return _MISSING.get(pattern, "is missing; add it")
     if kind in _WANTED:
-        shown = "empty" if value is None else repr(value) if isinstance(value, str | int | float) else f"a {type(value).__name__}"
+        shown = (
+            "empty"
+            if value is None
+            else repr(value)
+            if isinstance(value, str | int | float)
+            else f"a {type(value).__name__}"
+        )
         quotes = f'; put it in quotes: "{value}"' if kind == "string_type" and isinstance(value, int | float) else ""
         return f"is {shown}; write {_WANTED[kind]}{quotes}"
     if kind == "too_short" and pattern == "functions":

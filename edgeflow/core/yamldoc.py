@@ -57,7 +57,9 @@ def load(text: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = error.problem or error.context or "cannot be read"
-        document.flaws.append(Flaw(mark.line + 1 if mark else None, (), f"is not YAML: {problem}; correct the text there"))
+        document.flaws.append(
+            Flaw(mark.line + 1 if mark else None, (), f"is not YAML: {problem}; correct the text there")
+        )
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         document.flaws.append(Flaw(None, (), f"is not YAML: {error}; correct the text"))
     finally:

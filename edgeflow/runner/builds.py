@@ -96,9 +96,20 @@ class Builds:
             return
         build.failures += 1
         build.retry_from_ms = now_ms + max(5_000, backoff_ms(build.failures + 5))
-        build.error = f"{error.message} ({error.hint})" if isinstance(error, EdgeflowError) else f"{type(error).__name__}: {error}"
+        build.error = (
+            f"{error.message} ({error.hint})"
+            if isinstance(error, EdgeflowError)
+            else f"{type(error).__name__}: {error}"
+        )
         build.last_lines = list(getattr(error, "last_lines", [])) or list(build.progress)
-        log.warning("build_failed", namespace=key[0], function=key[1], revision=key[2], reason=build.error, failures=build.failures)
+        log.warning(
+            "build_failed",
+            namespace=key[0],
+            function=key[1],
+            revision=key[2],
+            reason=build.error,
+            failures=build.failures,
+        )
 
 
 class _NotHereYet(Exception):

@@ -24,7 +24,9 @@ MAX_UNPACKED_BYTES = 512 * 1024 * 1024
 """Largest sum of file sizes in an archive."""
 MAX_FILES = 20_000
 
-_SKIPPED_FOLDERS = frozenset({"__pycache__", ".git", ".venv", "venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", "node_modules"})
+_SKIPPED_FOLDERS = frozenset(
+    {"__pycache__", ".git", ".venv", "venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", "node_modules"}
+)
 _SKIPPED_SUFFIXES = (".pyc", ".pyo", ".swp", "~")
 _SKIPPED_FILES = frozenset({".DS_Store"})
 
@@ -95,7 +97,9 @@ def _unpack_into(data: bytes, digest: str, folder: Path) -> None:
                 total += member.size
                 files += 1
                 if total > MAX_UNPACKED_BYTES or files > MAX_FILES:
-                    raise BadManifest(f"bundle {digest[:12]} unpacks to more than {MAX_UNPACKED_BYTES} bytes or {MAX_FILES} files")
+                    raise BadManifest(
+                        f"bundle {digest[:12]} unpacks to more than {MAX_UNPACKED_BYTES} bytes or {MAX_FILES} files"
+                    )
                 path = folder / relative
                 if member.isdir():
                     path.mkdir(parents=True, exist_ok=True)
@@ -107,15 +111,21 @@ def _unpack_into(data: bytes, digest: str, folder: Path) -> None:
                     shutil.copyfileobj(source, sink)
                 path.chmod(0o755 if member.mode & 0o100 else 0o644)
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise BadManifest(f"bundle {digest[:12]} cannot be unpacked: {error}", hint="Apply the manifest again.") from error
+        raise BadManifest(
+            f"bundle {digest[:12]} cannot be unpacked: {error}", hint="Apply the manifest again."
+        ) from error
 
 
 def _safe_name(member: tarfile.TarInfo, digest: str) -> PurePosixPath:
     name = PurePosixPath(member.name)
     if not (member.isreg() or member.isdir()):
-        raise BadManifest(f"bundle {digest[:12]}: {member.name!r} is not a plain file", hint="Replace links in the folder by files.")
+        raise BadManifest(
+            f"bundle {digest[:12]}: {member.name!r} is not a plain file", hint="Replace links in the folder by files."
+        )
     if name.is_absolute() or ".." in name.parts or "\\" in member.name or "\0" in member.name:
-        raise BadManifest(f"bundle {digest[:12]}: {member.name!r} leads outside the folder", hint="Pack it with `edgeflow apply`.")
+        raise BadManifest(
+            f"bundle {digest[:12]}: {member.name!r} leads outside the folder", hint="Pack it with `edgeflow apply`."
+        )
     return name
 
 
@@ -127,7 +137,9 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
         for name in [*folders, *files]:
             path = Path(root, name)
             if path.is_symlink():
-                raise BadManifest(f"{path} is a symbolic link", hint="Replace it by the file itself: a bundle holds plain files only.")
+                raise BadManifest(
+                    f"{path} is a symbolic link", hint="Replace it by the file itself: a bundle holds plain files only."
+                )
         for name in files:
             if name in _SKIPPED_FILES or name.endswith(_SKIPPED_SUFFIXES):
                 continue
@@ -136,5 +148,8 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
                 raise BadManifest(f"{path} is not a plain file", hint="Remove it from the folder of the function.")
             found.append((path.relative_to(folder).as_posix(), path))
     if len(found) > MAX_FILES:
-        raise TooLarge(f"the folder {folder} holds {len(found)} files, the limit is {MAX_FILES}", hint="Remove what the function does not need.")
+        raise TooLarge(
+            f"the folder {folder} holds {len(found)} files, the limit is {MAX_FILES}",
+            hint="Remove what the function does not need.",
+        )
     yield from sorted(found)

@@ -36,7 +36,12 @@ PIDS = 256
 TMP_BYTES = 64 * 1024 * 1024
 CPU_SHARES = 256
 """A quarter of the agent's default weight (1024): a busy handler does not slow the agent."""
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1"}
+_ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENCV_FOR_THREADS_NUM": "1",
+}
 _LABEL = "edgeflow."
 
 
@@ -48,16 +53,22 @@ class DockerDriver:
         self._client = client or images.engine()
         self._mountpoint = ""
 
-    def prepare(self, namespace: str, name: str, function: ResolvedFunction, bundle: bytes | None, progress: Progress) -> Prepared:
+    def prepare(
+        self, namespace: str, name: str, function: ResolvedFunction, bundle: bytes | None, progress: Progress
+    ) -> Prepared:
         """Find or pull the image, or build it from the folder."""
         if function.image is not None:
             images.need_image(self._client, function.image, progress)
             return Prepared(image=function.image)
         if bundle is None or function.bundle is None:
-            raise BadManifest(f"{namespace}/{name} has neither image nor folder", hint="Apply it again with `edgeflow apply`.")
+            raise BadManifest(
+                f"{namespace}/{name} has neither image nor folder", hint="Apply it again with `edgeflow apply`."
+            )
         folder = bundles.unpack(bundle, function.bundle, self._settings.state_dir / "bundles" / function.bundle[:24])
         prefix = self._settings.runner.image_prefix
-        return Prepared(image=images.build_image(self._client, folder, f"{namespace}/{name}", prefix=prefix, progress=progress))
+        return Prepared(
+            image=images.build_image(self._client, folder, f"{namespace}/{name}", prefix=prefix, progress=progress)
+        )
 
     def observe(self) -> list[Observed]:
         """The containers with the labels of this PoP."""
@@ -89,7 +100,9 @@ class DockerDriver:
             container.start()
         except (docker.errors.APIError, OSError) as error:
             self.remove(spec.instance)
-            raise CannotStart(f"the engine does not start {spec.instance}: {getattr(error, 'explanation', None) or error}") from error
+            raise CannotStart(
+                f"the engine does not start {spec.instance}: {getattr(error, 'explanation', None) or error}"
+            ) from error
 
     def stop(self, instance: str) -> None:
         """SIGTERM: the SDK finishes the current invocation, gives the rest back and leaves."""
@@ -128,13 +141,20 @@ class DockerDriver:
         groups: list[int] = []
         if spec.direct:
             folder = self._broker_folder()
-            mounts.append(docker.types.Mount(BROKER_FOLDER, f"{self._volume()}/{folder.name}", type="bind", read_only=True))
+            mounts.append(
+                docker.types.Mount(BROKER_FOLDER, f"{self._volume()}/{folder.name}", type="bind", read_only=True)
+            )
             groups.append(folder.stat().st_gid)
         return {
             "image": spec.prepared.image,
             "name": self._name(spec.instance),
             "labels": {_LABEL + key: value for key, value in labels.items()},
-            "environment": {"HOME": "/tmp", **_ONE_THREAD, **spec.env, "EDGEFLOW_SOCKET": f"{SOCKET_FOLDER}/{spec.socket.name}"},
+            "environment": {
+                "HOME": "/tmp",
+                **_ONE_THREAD,
+                **spec.env,
+                "EDGEFLOW_SOCKET": f"{SOCKET_FOLDER}/{spec.socket.name}",
+            },
             "mounts": mounts,
             "group_add": groups,
             "network_mode": "none",
@@ -159,18 +179,25 @@ class DockerDriver:
         if not self._mountpoint:
             name = self._settings.runner.socket_volume
             if name is None:
-                raise CannotStart("runner.socket_volume is not set", hint="Name the volume that holds run_dir in the settings of the PoP.")
+                raise CannotStart(
+                    "runner.socket_volume is not set",
+                    hint="Name the volume that holds run_dir in the settings of the PoP.",
+                )
             try:
                 self._mountpoint = str(self._client.volumes.get(name).attrs["Mountpoint"])
             except docker.errors.NotFound as error:
-                raise CannotStart(f"there is no volume {name!r}", hint="Correct runner.socket_volume in the settings of the PoP.") from error
+                raise CannotStart(
+                    f"there is no volume {name!r}", hint="Correct runner.socket_volume in the settings of the PoP."
+                ) from error
         return self._mountpoint
 
     def _broker_folder(self) -> Path:
         """The folder with the broker's socket for functions: directly below run_dir, so that its name is enough to find it in the volume."""
         path = self._settings.mqtt.function_socket
         if path is None or path.parent.parent != self._settings.run_dir:
-            raise CannotStart("mqtt.function_socket is not set to <run_dir>/<folder>/<name>", hint="Provision the PoP again.")
+            raise CannotStart(
+                "mqtt.function_socket is not set to <run_dir>/<folder>/<name>", hint="Provision the PoP again."
+            )
         return path.parent
 
     def _name(self, instance: str) -> str:
@@ -182,7 +209,9 @@ class DockerDriver:
         except docker.errors.APIError as error:
             # 404: gone; 409: not running. Both are what was wanted.
             if error.status_code not in (404, 409):
-                log.warning("container_not_signalled", instance=instance, signal=name, reason=str(error.explanation or error))
+                log.warning(
+                    "container_not_signalled", instance=instance, signal=name, reason=str(error.explanation or error)
+                )
 
     def _how(self, id: str) -> str:
         try:
@@ -208,7 +237,9 @@ class DockerDriver:
             raise EngineUnavailable(f"the Docker engine is not reachable: {error}") from error
 
 
-def stop_all(cluster: str, grace_s: float = 10.0, client: docker.DockerClient | None = None, *, pop: str | None = None) -> int:
+def stop_all(
+    cluster: str, grace_s: float = 10.0, client: docker.DockerClient | None = None, *, pop: str | None = None
+) -> int:
     """End and remove all function containers of a cluster, or of one PoP of it. Returns how many there were."""
     client = client or images.engine()
     labels = [f"{_LABEL}cluster={cluster}", *([f"{_LABEL}pop={pop}"] if pop else [])]

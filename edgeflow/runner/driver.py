@@ -69,7 +69,9 @@ class Observed:
 class Driver(Protocol):
     """Runs instances at one PoP."""
 
-    def prepare(self, namespace: str, name: str, function: ResolvedFunction, bundle: bytes | None, progress: Progress) -> Prepared:
+    def prepare(
+        self, namespace: str, name: str, function: ResolvedFunction, bundle: bytes | None, progress: Progress
+    ) -> Prepared:
         """Make what instances of this revision are started from; may take minutes. Raises EdgeflowError with the reason."""
         ...
 

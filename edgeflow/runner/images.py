@@ -65,7 +65,12 @@ def engine() -> docker.DockerClient:
 
 
 def build_image(
-    client: docker.DockerClient, folder: Path, name: str, *, prefix: str = "edgeflow", progress: Progress = lambda line: None
+    client: docker.DockerClient,
+    folder: Path,
+    name: str,
+    *,
+    prefix: str = "edgeflow",
+    progress: Progress = lambda line: None,
 ) -> str:
     """Build the image of a function folder and return its tag; returns at once when it is there.
 
@@ -129,7 +134,9 @@ def _build(client: docker.DockerClient, context: bytes, tag: str, labels: Mappin
                 yield line.rstrip()
         if "error" in part:
             lines = [line for line in last if line.lower().startswith("error")]
-            raise BuildFailed(f"the image {tag} cannot be built: {lines[0] if lines else str(part['error']).strip()}", list(last))
+            raise BuildFailed(
+                f"the image {tag} cannot be built: {lines[0] if lines else str(part['error']).strip()}", list(last)
+            )
 
 
 def _context(folder: Path, base: str) -> bytes:
@@ -151,7 +158,10 @@ def _own_context(folder: Path) -> bytes:
 def _tar(files: Mapping[str, bytes], folder: Path, below: str) -> bytes:
     _, packed = bundles.pack(folder)
     context = io.BytesIO()
-    with tarfile.open(fileobj=context, mode="w") as out, tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as source:
+    with (
+        tarfile.open(fileobj=context, mode="w") as out,
+        tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as source,
+    ):
         for name, data in files.items():
             member = tarfile.TarInfo(name)
             member.size, member.mode = len(data), 0o644

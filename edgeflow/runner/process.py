@@ -60,7 +60,9 @@ class ProcessDriver:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
 
-    def prepare(self, namespace: str, name: str, function: ResolvedFunction, bundle: bytes | None, progress: Progress) -> Prepared:
+    def prepare(
+        self, namespace: str, name: str, function: ResolvedFunction, bundle: bytes | None, progress: Progress
+    ) -> Prepared:
         """Unpack the folder and build its environment."""
         if function.bundle is None or bundle is None:
             raise BadManifest(
@@ -234,7 +236,11 @@ def send(run: dict[str, Any], number: int, *, group: bool) -> None:
 
 def is_running(run: dict[str, Any]) -> bool:
     """Whether the very process of a run file runs: same boot, same pid, same start."""
-    return run["boot"] == _boot_id() and run["pid"] is not None and _start_ticks(run["pid"]) == run["start_ticks"] is not None
+    return (
+        run["boot"] == _boot_id()
+        and run["pid"] is not None
+        and _start_ticks(run["pid"]) == run["start_ticks"] is not None
+    )
 
 
 def tail(path: Path, lines: int) -> list[str]:
@@ -312,6 +318,8 @@ def _find_by_socket(socket: str) -> int | None:
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             with contextlib.suppress(OSError):
-                if wanted in (folder / "environ").read_bytes().split(b"\0") and os.getsid(int(folder.name)) == int(folder.name):
+                if wanted in (folder / "environ").read_bytes().split(b"\0") and os.getsid(int(folder.name)) == int(
+                    folder.name
+                ):
                     return int(folder.name)
     return None

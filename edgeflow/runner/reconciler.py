@@ -116,7 +116,12 @@ class Reconciler:
     def status(self) -> dict[str, Any]:
         """{running, last_round_ms, last_error, functions: {"<ns>/<fn>": state}}."""
         alive = self._thread is not None and self._thread.is_alive()
-        return {"running": alive, "last_round_ms": self.last_round_ms, "last_error": self.last_error, "functions": dict(self._states)}
+        return {
+            "running": alive,
+            "last_round_ms": self.last_round_ms,
+            "last_error": self.last_error,
+            "functions": dict(self._states),
+        }
 
     def _loop(self) -> None:
         wakeups = self._store.wakeups()
@@ -139,7 +144,13 @@ class Reconciler:
         """Until something that matters here changes, at most POLL_S."""
         now_ms = time.time() * 1000
         # A start that is due earlier, after a failure, is not kept waiting.
-        due_s = min((memory.start_from_ms - now_ms for memory in self._memory.values() if memory.start_from_ms > now_ms), default=1e6) / 1000
+        due_s = (
+            min(
+                (memory.start_from_ms - now_ms for memory in self._memory.values() if memory.start_from_ms > now_ms),
+                default=1e6,
+            )
+            / 1000
+        )
         deadline_s = time.monotonic() + min(POLL_S, due_s)
         self._stop.wait(PAUSE_S)
         while not self._stop.is_set() and (left_s := deadline_s - time.monotonic()) > 0:
@@ -160,7 +171,9 @@ class Reconciler:
         wanted = self._wanted()
         instances = self._look(wanted, now_ms)
         self._remember_revisions(wanted)
-        self._gateways = {name: bool(state.get("connected")) for name, state in self._store.local.docs("gateway_state").items()}
+        self._gateways = {
+            name: bool(state.get("connected")) for name, state in self._store.local.docs("gateway_state").items()
+        }
         for key in sorted(set(wanted) | set(instances)):
             try:
                 self._care_for(key, wanted.get(key), instances.get(key, []), now_ms)
@@ -220,7 +233,12 @@ class Reconciler:
         if version == table.version and now_ms - at_ms < ROUTES_EVERY_MS:
             return
         if self._store.namespace(namespace).set_routes(table):
-            log.info("routes_installed", namespace=namespace, version=table.version, functions=[one.function for one in table.functions])
+            log.info(
+                "routes_installed",
+                namespace=namespace,
+                version=table.version,
+                functions=[one.function for one in table.functions],
+            )
         self._routes[namespace] = (table.version, now_ms)
 
     def _wanted(self) -> dict[FunctionKey, ResolvedFunction]:
@@ -231,7 +249,9 @@ class Reconciler:
             if self._settings.pop in function.place.pops
         }
 
-    def _look(self, wanted: Mapping[FunctionKey, ResolvedFunction], now_ms: int) -> dict[FunctionKey, list[InstanceView]]:
+    def _look(
+        self, wanted: Mapping[FunctionKey, ResolvedFunction], now_ms: int
+    ) -> dict[FunctionKey, list[InstanceView]]:
         """Instances by function, with what the driver and the data process say; repairs the documents about them."""
         observed = {one.instance: one for one in self._driver.observe()}
         documents = self._store.local.docs("instance")
@@ -270,7 +290,9 @@ class Reconciler:
 
     # -- one function --------------------------------------------------------------------------------------------------
 
-    def _care_for(self, key: FunctionKey, function: ResolvedFunction | None, instances: list[InstanceView], now_ms: int) -> None:
+    def _care_for(
+        self, key: FunctionKey, function: ResolvedFunction | None, instances: list[InstanceView], now_ms: int
+    ) -> None:
         namespace, name = key
         memory = self._memory.setdefault(key, _Memory())
         build: Build | None = None
@@ -298,14 +320,20 @@ class Reconciler:
             elif isinstance(action, StartOld):
                 self._start_old(key, action.revision, now_ms)
             elif isinstance(action, Stop):
-                log.info("instance_stopping", namespace=namespace, function=name, instance=action.instance, reason=action.why)
+                log.info(
+                    "instance_stopping", namespace=namespace, function=name, instance=action.instance, reason=action.why
+                )
                 self._stopping[action.instance] = now_ms
                 self._driver.stop(action.instance)
             elif isinstance(action, Kill):
-                log.warning("instance_killed", namespace=namespace, function=name, instance=action.instance, reason=action.why)
+                log.warning(
+                    "instance_killed", namespace=namespace, function=name, instance=action.instance, reason=action.why
+                )
                 self._gave_up[action.instance] = action.why
                 if action.failed:
-                    self._failed(self._memory_of(key, function, instances, action.instance), action.why, action.instance, now_ms)
+                    self._failed(
+                        self._memory_of(key, function, instances, action.instance), action.why, action.instance, now_ms
+                    )
                 self._driver.kill(action.instance)
                 self._stopping.setdefault(action.instance, now_ms)
             else:
@@ -321,7 +349,9 @@ class Reconciler:
             return self._memory[key]
         return self._old_memory.setdefault((*key, revision), _Memory(revision=revision))
 
-    def _old_work(self, key: FunctionKey, function: ResolvedFunction | None, instances: list[InstanceView]) -> frozenset[str]:
+    def _old_work(
+        self, key: FunctionKey, function: ResolvedFunction | None, instances: list[InstanceView]
+    ) -> frozenset[str]:
         """Old revisions that have something left in their inboxes; forgets those that have not and do not run any more."""
         if function is None:
             return frozenset()
@@ -373,7 +403,10 @@ class Reconciler:
         assert build.prepared is not None
         try:
             if len(str(socket)) > MAX_SOCKET_PATH_BYTES:
-                raise EdgeflowError(f"the socket path {socket} is longer than {MAX_SOCKET_PATH_BYTES} bytes", hint="Use a shorter run_dir.")
+                raise EdgeflowError(
+                    f"the socket path {socket} is longer than {MAX_SOCKET_PATH_BYTES} bytes",
+                    hint="Use a shorter run_dir.",
+                )
             self._document(Observed(instance, namespace, name, function.revision, now_ms, True), now_ms)
             self._driver.start(
                 StartSpec(
@@ -382,7 +415,9 @@ class Reconciler:
                     direct=function.direct,
                 )
             )  # fmt: skip
-            log.info("instance_started", namespace=namespace, function=name, revision=function.revision, instance=instance)
+            log.info(
+                "instance_started", namespace=namespace, function=name, revision=function.revision, instance=instance
+            )
         except (EdgeflowError, OSError) as error:
             why = f"{error.message} ({error.hint})" if isinstance(error, EdgeflowError) else str(error)
             log.warning("instance_not_started", namespace=namespace, function=name, instance=instance, reason=why)
@@ -416,16 +451,25 @@ class Reconciler:
         namespace, name = key
         id = f"{namespace}/{name}"
         listed = [
-            {"instance": one.instance, "revision": one.revision, "state": _state_of(one), "started_ms": one.started_ms} for one in instances
+            {"instance": one.instance, "revision": one.revision, "state": _state_of(one), "started_ms": one.started_ms}
+            for one in instances
         ]
         if function is None:
             state: dict[str, Any] = {"state": "stopped", "revision": "", "reason": "", "last_log_lines": []}
         else:
             state = {**_judge(function, build, memory, instances), "revision": function.revision}
-        document = {"namespace": namespace, "function": name, **state, "wanted": function.scale.instances if function else 0, "instances": listed}
+        document = {
+            "namespace": namespace,
+            "function": name,
+            **state,
+            "wanted": function.scale.instances if function else 0,
+            "instances": listed,
+        }
         self._states[id] = state["state"]
         self._store.local.put_doc("function_state", id, document)
-        self._share(key, {"pop": self._settings.pop, "gateway": self._gateways.get(namespace, False), **state}, memory, now_ms)
+        self._share(
+            key, {"pop": self._settings.pop, "gateway": self._gateways.get(namespace, False), **state}, memory, now_ms
+        )
 
     def _share(self, key: FunctionKey, state: dict[str, Any], memory: _Memory, now_ms: int) -> None:
         """Replicate the state, so that a manifest applied at one PoP can be watched there. Progress lines at most every two seconds."""
@@ -441,7 +485,9 @@ class Reconciler:
     def _shared_key(self, key: FunctionKey) -> str:
         return f"states/{key[0]}/{key[1]}/{self._settings.pop}"
 
-    def _forget(self, wanted: Mapping[FunctionKey, ResolvedFunction], instances: Mapping[FunctionKey, list[InstanceView]]) -> None:
+    def _forget(
+        self, wanted: Mapping[FunctionKey, ResolvedFunction], instances: Mapping[FunctionKey, list[InstanceView]]
+    ) -> None:
         """Documents of functions that are neither wanted here nor running."""
         known = {(one["namespace"], one["function"]) for one in self._store.local.docs("function_state").values()}
         for key in (known | set(self._memory)) - set(wanted) - set(instances):
@@ -453,7 +499,9 @@ class Reconciler:
             self._states.pop(f"{key[0]}/{key[1]}", None)
             for revision in list(self._revisions.pop(key, {})):
                 self._forget_revision(key, revision)
-        self._builds.forget_others({(*key, revision) for key, revisions in self._revisions.items() for revision in revisions})
+        self._builds.forget_others(
+            {(*key, revision) for key, revisions in self._revisions.items() for revision in revisions}
+        )
 
     # -- helpers -------------------------------------------------------------------------------------------------------
 
@@ -481,7 +529,9 @@ def _state_of(one: InstanceView) -> str:
     return "stopping" if one.stopping_since_ms is not None else one.state or "starting"
 
 
-def _judge(function: ResolvedFunction, build: Build | None, memory: _Memory, instances: list[InstanceView]) -> dict[str, Any]:
+def _judge(
+    function: ResolvedFunction, build: Build | None, memory: _Memory, instances: list[InstanceView]
+) -> dict[str, Any]:
     """State, reason and last log lines of a function that is wanted here."""
     ready = sum(1 for one in instances if one.revision == function.revision and one.running and _state_of(one) in READY)
     if ready >= function.scale.instances:
@@ -492,7 +542,11 @@ def _judge(function: ResolvedFunction, build: Build | None, memory: _Memory, ins
         return {"state": "building", "reason": build.progress[-1] if build.progress else "", "last_log_lines": []}
     if memory.failures:
         return {"state": "failing", "reason": memory.reason, "last_log_lines": memory.last_log_lines}
-    return {"state": "starting", "reason": f"{ready} of {function.scale.instances} instances ready", "last_log_lines": []}
+    return {
+        "state": "starting",
+        "reason": f"{ready} of {function.scale.instances} instances ready",
+        "last_log_lines": [],
+    }
 
 
 class Runner:

@@ -85,9 +85,17 @@ class Venvs:
         progress("creating a virtual environment")
         has_pip = self._pip_can_install_elsewhere()
         plain = has_pip or not text
-        self._run([str(self.python), "-m", "venv", *(["--without-pip"] if plain else []), str(target)], progress, "create the environment")
+        self._run(
+            [str(self.python), "-m", "venv", *(["--without-pip"] if plain else []), str(target)],
+            progress,
+            "create the environment",
+        )
         interpreter = target / "bin" / "python"
-        pip = [str(self.python), "-m", "pip", "--python", str(interpreter)] if has_pip else [str(interpreter), "-m", "pip"]
+        pip = (
+            [str(self.python), "-m", "pip", "--python", str(interpreter)]
+            if has_pip
+            else [str(interpreter), "-m", "pip"]
+        )
         install = [*pip, "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
         if text:
             file = target / "requirements.txt"
@@ -102,7 +110,12 @@ class Venvs:
         link = packages / "edgeflow"
         if not link.exists():
             link.symlink_to(_package(), target_is_directory=True)
-        mark = {"requirements": text, "python": self._python_version(), "edgeflow": str(_package()), "made_ms": int(time.time() * 1000)}
+        mark = {
+            "requirements": text,
+            "python": self._python_version(),
+            "edgeflow": str(_package()),
+            "made_ms": int(time.time() * 1000),
+        }
         with (target / _MARK).open("w") as file_out:
             json.dump(mark, file_out)
             file_out.flush()
@@ -120,7 +133,9 @@ class Venvs:
         if not self._version:
             code = "import sys; print(sys.implementation.cache_tag, sys.version.split()[0])"
             try:
-                done = subprocess.run([str(self.python), "-I", "-c", code], capture_output=True, text=True, check=True, timeout=60)
+                done = subprocess.run(
+                    [str(self.python), "-I", "-c", code], capture_output=True, text=True, check=True, timeout=60
+                )
             except (OSError, subprocess.SubprocessError) as error:
                 raise BuildFailed(f"the interpreter {self.python} does not run: {error}") from error
             self._version = done.stdout.strip()
@@ -129,7 +144,9 @@ class Venvs:
     def _pip_can_install_elsewhere(self) -> bool:
         """Whether our own pip knows --python (22.3 and newer): saves each environment a pip of its own."""
         code = "import pip; print(pip.__version__)"
-        done = subprocess.run([str(self.python), "-I", "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            [str(self.python), "-I", "-c", code], capture_output=True, text=True, timeout=60, check=False
+        )
         version = done.stdout.strip().split(".")
         return done.returncode == 0 and len(version) > 1 and (int(version[0]), int(version[1])) >= (22, 3)
 
@@ -139,13 +156,17 @@ class Venvs:
             return False
         import msgpack
 
-        shutil.copytree(Path(msgpack.__file__).parent, packages / "msgpack", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            Path(msgpack.__file__).parent, packages / "msgpack", ignore=shutil.ignore_patterns("__pycache__")
+        )
         return True
 
     def _run(self, command: list[str], progress: Progress, what: str) -> None:
         """Run one step of a build. Its output goes to `progress`; a failure raises BuildFailed with the last lines."""
         last: deque[str] = deque(maxlen=_LAST_LINES)
-        environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+        environment = {
+            key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+        }
         try:
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, errors="replace",

@@ -65,20 +65,30 @@ def pid_of(settings: PopSettings, instance: str = "vision.f-1") -> int:
     return int(json.loads((settings.state_dir / "instances" / f"{instance}.json").read_text())["pid"])
 
 
-def test_an_instance_runs_as_it_should(settings: PopSettings, driver: ProcessDriver, python: Path, wait_until: Wait) -> None:
+def test_an_instance_runs_as_it_should(
+    settings: PopSettings, driver: ProcessDriver, python: Path, wait_until: Wait
+) -> None:
     driver.start(spec_of(settings, python, env={"COLOUR": "red", "OMP_NUM_THREADS": "2"}))
     assert only(driver).running and only(driver).revision == "r1"
     pid = pid_of(settings)
     # Empty for a moment while the kernel sets the new program up.
     text = wait_until(Path(f"/proc/{pid}/environ").read_text, "its environment is there")
     environment = dict(item.split("=", 1) for item in text.split("\0") if "=" in item)
-    assert environment["EDGEFLOW_SOCKET"].endswith("/i/vision.f-1/s") and environment["EDGEFLOW_HANDLER"].endswith("/code")
-    assert environment["COLOUR"] == "red" and environment["OPENBLAS_NUM_THREADS"] == "1" and environment["OMP_NUM_THREADS"] == "2"
+    assert environment["EDGEFLOW_SOCKET"].endswith("/i/vision.f-1/s") and environment["EDGEFLOW_HANDLER"].endswith(
+        "/code"
+    )
+    assert (
+        environment["COLOUR"] == "red"
+        and environment["OPENBLAS_NUM_THREADS"] == "1"
+        and environment["OMP_NUM_THREADS"] == "2"
+    )
     assert os.getpriority(os.PRIO_PROCESS, pid) >= min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10)
     assert os.getsid(pid) == pid and os.readlink(f"/proc/{pid}/cwd").endswith("/code")
 
 
-def test_stop_lets_it_leave_and_remove_forgets_it(settings: PopSettings, driver: ProcessDriver, python: Path, wait_until: Wait) -> None:
+def test_stop_lets_it_leave_and_remove_forgets_it(
+    settings: PopSettings, driver: ProcessDriver, python: Path, wait_until: Wait
+) -> None:
     driver.start(spec_of(settings, python))
     # A signal before the runtime has its handlers ends it as well, with another status.
     wait_until(lambda: signal_is_caught(pid_of(settings)), "the runtime handles SIGTERM")
@@ -114,7 +124,9 @@ def _text(path: Path) -> str:
     return path.read_text().strip() if path.exists() else ""
 
 
-def test_another_control_process_adopts_what_runs(settings: PopSettings, driver: ProcessDriver, python: Path, wait_until: Wait) -> None:
+def test_another_control_process_adopts_what_runs(
+    settings: PopSettings, driver: ProcessDriver, python: Path, wait_until: Wait
+) -> None:
     driver.start(spec_of(settings, python))
     pid = pid_of(settings)
     later = ProcessDriver(settings)
@@ -124,7 +136,9 @@ def test_another_control_process_adopts_what_runs(settings: PopSettings, driver:
     assert only(later).ended == "ended while the control process was away"
 
 
-def test_a_start_that_was_cut_short_is_found_by_its_socket(settings: PopSettings, driver: ProcessDriver, python: Path) -> None:
+def test_a_start_that_was_cut_short_is_found_by_its_socket(
+    settings: PopSettings, driver: ProcessDriver, python: Path
+) -> None:
     driver.start(spec_of(settings, python))
     path = settings.state_dir / "instances" / "vision.f-1.json"
     run = json.loads(path.read_text())
@@ -136,7 +150,9 @@ def test_a_start_that_was_cut_short_is_found_by_its_socket(settings: PopSettings
     path.write_text(json.dumps(run))
 
 
-def test_a_pid_that_belongs_to_another_process_now_is_left_alone(settings: PopSettings, driver: ProcessDriver, python: Path) -> None:
+def test_a_pid_that_belongs_to_another_process_now_is_left_alone(
+    settings: PopSettings, driver: ProcessDriver, python: Path
+) -> None:
     other = subprocess.Popen(["sleep", "1000"], start_new_session=True)
     try:
         driver.start(spec_of(settings, python))
@@ -171,7 +187,9 @@ def test_logs_are_kept_bounded_and_found(
     spec = spec_of(settings, python)
     assert spec.prepared.folder is not None
     talker = spec.prepared.folder / "python"
-    talker.write_text("#!/bin/sh\ni=0\nwhile [ $i -lt 1000 ]; do echo line $i 0123456789; i=$((i+1)); done\necho the end\nsleep 1000\n")
+    talker.write_text(
+        "#!/bin/sh\ni=0\nwhile [ $i -lt 1000 ]; do echo line $i 0123456789; i=$((i+1)); done\necho the end\nsleep 1000\n"
+    )
     talker.chmod(0o755)
     driver.start(replace(spec, prepared=Prepared(folder=spec.prepared.folder, python=talker)))
     wait_until(lambda: driver.tail("vision.f-1", 1) == ["the end"], "it has said everything")
@@ -220,7 +238,9 @@ def test_prepare_unpacks_and_builds(settings: PopSettings, driver: ProcessDriver
     source.mkdir()
     (source / "handler.py").write_text("x = 1\n")
     digest, data = pack(source)
-    manifest = parse("namespace: v\nfunctions: {f: {build: ./f, subscribe: a}, g: {image: i, subscribe: a}}", default_pop="la")
+    manifest = parse(
+        "namespace: v\nfunctions: {f: {build: ./f, subscribe: a}, g: {image: i, subscribe: a}}", default_pop="la"
+    )
     resolved = check_resolved(resolve(manifest, {"f": Artifact(bundle=digest)}, applied_ms=1, default_pop="la"))
     prepared = driver.prepare("v", "f", resolved.functions["f"], data, lambda line: None)
     assert prepared.folder is not None and (prepared.folder / "handler.py").read_text() == "x = 1\n"

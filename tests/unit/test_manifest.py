@@ -79,14 +79,28 @@ def test_defaults_are_the_documented_ones() -> None:
     assert detect["image"] == "d" and detect["bundle"] is None and detect["join"] is None
     assert detect["retry"] == {"attempts": 5, "backoff_ms": 200, "timeout_ms": 30_000}
     assert detect["limits"] == {"cpus": 1.0, "memory": "512Mi"}
-    assert detect["scale"] == {"instances": 1} and detect["place"] == {"pops": ["la"]} and detect["env"] == {} and detect["context"] == {}
+    assert (
+        detect["scale"] == {"instances": 1}
+        and detect["place"] == {"pops": ["la"]}
+        and detect["env"] == {}
+        and detect["context"] == {}
+    )
 
 
 def test_every_form_of_subscribe() -> None:
     functions = resolved(APPLICATION, classify=Artifact(bundle="c" * 64))["functions"]
-    assert functions["assemble"]["join"] == {"kind": "collect", "by": "chunk", "count": "total", "within_ms": 200, "on_timeout": "dead-letter"}
+    assert functions["assemble"]["join"] == {
+        "kind": "collect",
+        "by": "chunk",
+        "count": "total",
+        "within_ms": 200,
+        "on_timeout": "dead-letter",
+    }
     assert functions["assemble"]["inputs"] == [{"name": "augmented", "channel": "vision/augmented"}]
-    assert functions["both"]["inputs"] == [{"name": "frames", "channel": "vision/frames"}, {"name": "left", "channel": "vision/cam/left-eye"}]
+    assert functions["both"]["inputs"] == [
+        {"name": "frames", "channel": "vision/frames"},
+        {"name": "left", "channel": "vision/cam/left-eye"},
+    ]
     assert functions["both"]["join"] is None
     assert functions["named"]["inputs"] == [{"name": "picture", "channel": "vision/frames"}]
     assert manifests.input_name("vision/cam/left-eye") == "left_eye"
@@ -122,14 +136,19 @@ def test_what_is_not_there_yet_is_refused_by_name(field: str, path: str) -> None
     assert line.startswith(f"line 4: {path}: not available in this version; ")
 
 
-@pytest.mark.parametrize("value", ["place: {pops: [la, ny]}", "place: {pops: [la], run: every}", "qos: 0", "contract: http", "publish: faces/+"])
+@pytest.mark.parametrize(
+    "value",
+    ["place: {pops: [la, ny]}", "place: {pops: [la], run: every}", "qos: 0", "contract: http", "publish: faces/+"],
+)
 def test_values_that_are_not_there_yet_are_refused_by_name(value: str) -> None:
     (line,) = of_function(value)
     assert "not available in this version; " in line and line.startswith("line 4: functions.f.")
 
 
 def test_channel_policies_are_refused_by_name() -> None:
-    (line,) = problems("namespace: vision\nchannels: {frames: {gated: true}}\nfunctions: {f: {image: i, subscribe: frames}}")
+    (line,) = problems(
+        "namespace: vision\nchannels: {frames: {gated: true}}\nfunctions: {f: {image: i, subscribe: frames}}"
+    )
     assert line.startswith("line 2: channels: not available in this version; ")
 
 
@@ -137,7 +156,10 @@ BAD: list[tuple[str, str]] = [
     ("bild: ./x", "functions.f.bild: unknown field; did you mean 'build'?"),
     ("scale: {instances: 0}", "functions.f.scale.instances: 0: input should be greater than or equal to 1"),
     ("scale: {instances: two}", "functions.f.scale.instances: is 'two'; write a whole number"),
-    ("publish: /other/faces", "functions.f.publish: '/other/faces' is outside the namespace 'vision' (it names 'other')"),
+    (
+        "publish: /other/faces",
+        "functions.f.publish: '/other/faces' is outside the namespace 'vision' (it names 'other')",
+    ),
     ("publish: other/faces", "'other' is another namespace"),
     ("publish: a//b", "has an empty level"),
     ("publish: _dead", "is reserved"),
@@ -181,7 +203,10 @@ SUBSCRIBE: list[tuple[str, str]] = [
     ("{join: [a, b], by: id}", "differs from event to event"),
     ("{join: [a, b], by: A_B}", "is not the name of an event attribute"),
     ("{join: [a, b], within: soon}", "is not a duration"),
-    ("{join: [a, b], on_timeout: partial}", "'partial' is not available in this version; write one of dead-letter, drop"),
+    (
+        "{join: [a, b], on_timeout: partial}",
+        "'partial' is not available in this version; write one of dead-letter, drop",
+    ),
     ("{join: {collect: n}, channel: a}", "functions.f.subscribe.by: is missing"),
     ("{join: {collect: n}, by: chunk}", "functions.f.subscribe.channel: is missing"),
     ("{join: {count: n}, channel: a, by: chunk}", "functions.f.subscribe.join.collect: is missing"),
@@ -189,11 +214,20 @@ SUBSCRIBE: list[tuple[str, str]] = [
     ("{channel: a, as: x, where: y}", "functions.f.subscribe.where: not available in this version"),
     ("{channel: a, qos: 2}", "functions.f.subscribe.qos: 2 is not available; write 0"),
     ("{channel: a, qos: false}", "functions.f.subscribe.qos: False is not available; write 0"),
-    ("[{channel: a, as: x, qos: 0}, b]", "functions.f.subscribe.0.qos: not available in this version; `qos: 0` is for functions with one channel"),
-    ("{join: [a, b], qos: 0}", "functions.f.subscribe.qos: not available in this version; what waits for other events is kept, so a join is durable"),
+    (
+        "[{channel: a, as: x, qos: 0}, b]",
+        "functions.f.subscribe.0.qos: not available in this version; `qos: 0` is for functions with one channel",
+    ),
+    (
+        "{join: [a, b], qos: 0}",
+        "functions.f.subscribe.qos: not available in this version; what waits for other events is kept, so a join is durable",
+    ),
     ("{join: {collect: n}, channel: a, by: c, qos: 0}", "functions.f.subscribe.qos: not available in this version"),
     ("{join: [{channel: a, as: x, qos: 0}, b]}", "functions.f.subscribe.join.0.qos: not available in this version"),
-    ("{channel: a, qos: 0}, scale: {instances: 2}", "functions.f.scale.instances: 2 instances would each hear every event with `qos: 0`"),
+    (
+        "{channel: a, qos: 0}, scale: {instances: 2}",
+        "functions.f.scale.instances: 2 instances would each hear every event with `qos: 0`",
+    ),
     ("{channel: a, qos: 0}, retry: {attempts: 2}", "functions.f.retry.attempts: nothing is tried again with `qos: 0`"),
     ("{channel: a, qos: 0}, retry: {backoff: 1s}", "functions.f.retry.backoff: nothing is tried again with `qos: 0`"),
     ("a, qos: 0", "functions.f.qos: 0 is not available in this version; it belongs to the channel"),
@@ -225,7 +259,10 @@ WHOLE: list[tuple[str | dict[str, Any], str]] = [
     ("namespace: a\nfunctions: {1: {image: i, subscribe: a}}", "is not text as a key"),
     ("a: &a [*a, *a]\nb: !!python/object:os.system x", "is not YAML"),
     ({"namespace": "a", "functions": {"f": {"image": "i"}}}, "functions.f.subscribe: is missing"),
-    ("namespace: v\nfunctions: {f: {image: i, subscribe: a}}\nspeed: 1", "speed: unknown field; here are possible: functions, namespace"),
+    (
+        "namespace: v\nfunctions: {f: {image: i, subscribe: a}}\nspeed: 1",
+        "speed: unknown field; here are possible: functions, namespace",
+    ),
 ]
 
 
@@ -288,7 +325,9 @@ def test_a_resolved_manifest_from_elsewhere_is_not_trusted() -> None:
     assert "is not a SHA-256" in damaged(lambda function: function.update(bundle="../../etc"))
     assert "does not exist" in damaged(lambda function: function["place"].update(pops=["paris"]))
     assert "unknown field" in damaged(lambda function: function.update(extra=1))
-    assert "two inputs are named" in damaged(lambda function: function["inputs"].append({"name": "a", "channel": "v/c"}))
+    assert "two inputs are named" in damaged(
+        lambda function: function["inputs"].append({"name": "a", "channel": "v/c"})
+    )
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=8), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
@@ -308,7 +347,9 @@ def test_no_text_makes_parsing_fail_in_any_other_way(text: str) -> None:
 
 def test_the_shipped_schema_is_current() -> None:
     shipped = json.loads((Path(manifests.__file__).parent / "manifest.schema.json").read_text())
-    assert shipped == manifests.json_schema(), "write it again: python -m edgeflow.core.manifest > edgeflow/core/manifest.schema.json"
+    assert shipped == manifests.json_schema(), (
+        "write it again: python -m edgeflow.core.manifest > edgeflow/core/manifest.schema.json"
+    )
 
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "manifest.md"
@@ -323,7 +364,13 @@ def test_every_field_is_documented() -> None:
         names |= {prefix + (field.alias or name) for name, field in model.model_fields.items()}
     for name in sorted({*names, *manifests.NOT_AVAILABLE}):
         short = name.removeprefix("functions.*.").removeprefix("join.")
-        assert f"`{short}`" in text or f"`{short}." in text or f"{{{short}: " in text or f"`{{{short}:" in text or f", {short}: " in text, name
+        assert (
+            f"`{short}`" in text
+            or f"`{short}." in text
+            or f"{{{short}: " in text
+            or f"`{{{short}:" in text
+            or f", {short}: " in text
+        ), name
 
 
 def test_the_documented_example_is_valid() -> None:

@@ -25,7 +25,13 @@ IDLE = FunctionView(revision="r2", wanted=1, prepared=True, start_from_ms=0, ins
 
 
 def instance(name: str, revision: str = "r2", **more: object) -> InstanceView:
-    settings: dict[str, object] = {"running": True, "started_ms": NOW - 1000, "state": "ready", "since_ms": NOW - 500, **more}
+    settings: dict[str, object] = {
+        "running": True,
+        "started_ms": NOW - 1000,
+        "state": "ready",
+        "since_ms": NOW - 500,
+        **more,
+    }
     return InstanceView(name, revision, **settings)  # type: ignore[arg-type]
 
 
@@ -96,7 +102,10 @@ def test_a_function_that_is_not_wanted_is_stopped() -> None:
 
 def test_who_does_not_leave_is_killed_after_the_grace() -> None:
     assert decide(instance("a", stopping_since_ms=NOW - POLICY.stop_grace_ms), revision=None) == []
-    assert [type(action) for action in decide(instance("a", stopping_since_ms=NOW - POLICY.stop_grace_ms - 1), revision=None)] == [Kill]
+    assert [
+        type(action)
+        for action in decide(instance("a", stopping_since_ms=NOW - POLICY.stop_grace_ms - 1), revision=None)
+    ] == [Kill]
 
 
 def test_backoff_grows_to_a_bound() -> None:
@@ -129,7 +138,9 @@ def test_from_any_state_it_gets_to_exactly_what_is_wanted(instances: list[Instan
             elif isinstance(action, Remove):
                 del by_name[action.instance]
             else:
-                by_name[action.instance] = replace(by_name[action.instance], running=False, ended="x", stopping_since_ms=now_ms)
+                by_name[action.instance] = replace(
+                    by_name[action.instance], running=False, ended="x", stopping_since_ms=now_ms
+                )
         instances = list(by_name.values())
         now_ms += 200_000
     assert len(instances) == wanted and all(one.revision == "r2" and one.running for one in instances)

@@ -120,7 +120,9 @@ class FakeDriver:
     hold: threading.Event = field(default_factory=threading.Event)
     now_ms: int = START_MS
 
-    def prepare(self, namespace: str, name: str, function: ResolvedFunction, bundle: bytes | None, progress: Progress) -> Prepared:
+    def prepare(
+        self, namespace: str, name: str, function: ResolvedFunction, bundle: bytes | None, progress: Progress
+    ) -> Prepared:
         progress("collecting parts")
         self.hold.wait(10)
         if self.build_error:
@@ -134,7 +136,9 @@ class FakeDriver:
         if self.start_error:
             raise self.start_error
         self.started.append(spec)
-        self.instances[spec.instance] = Observed(spec.instance, spec.namespace, spec.function, spec.revision, self.now_ms, True)
+        self.instances[spec.instance] = Observed(
+            spec.instance, spec.namespace, spec.function, spec.revision, self.now_ms, True
+        )
 
     def stop(self, instance: str) -> None:
         self.stopped.append(instance)
@@ -310,7 +314,9 @@ def test_a_new_revision_takes_over_before_the_old_one_leaves(world: World) -> No
     assert first not in world.driver.instances and world.state()["state"] == "ready"
 
 
-def test_what_is_left_for_an_old_revision_is_done_even_if_its_instances_die_and_the_control_process_too(world: World) -> None:
+def test_what_is_left_for_an_old_revision_is_done_even_if_its_instances_die_and_the_control_process_too(
+    world: World,
+) -> None:
     old = world.apply("{f: {image: i, subscribe: a, publish: b}}")["functions"]["f"]
     world.settle()
     world.become("ready")
@@ -355,7 +361,9 @@ def test_a_new_control_process_adopts_what_runs(world: World) -> None:
     before = set(world.driver.instances)
     world.begin()
     world.settle()
-    assert set(world.driver.instances) == before and len(world.driver.started) == 1 and world.state()["state"] == "ready"
+    assert (
+        set(world.driver.instances) == before and len(world.driver.started) == 1 and world.state()["state"] == "ready"
+    )
 
 
 def test_documents_follow_what_really_runs(world: World) -> None:
@@ -366,15 +374,23 @@ def test_documents_follow_what_really_runs(world: World) -> None:
     world.store.local.put_doc("instance_state", "ghost", {"state": "ready"})
     world.store.local.delete_doc("instance", first)
     world.round()
-    assert set(world.store.local.docs("instance")) == {first} and "ghost" not in world.store.local.docs("instance_state")
+    assert set(world.store.local.docs("instance")) == {first} and "ghost" not in world.store.local.docs(
+        "instance_state"
+    )
 
 
 def test_a_failed_build_says_why_and_is_tried_again(world: World) -> None:
-    world.driver.build_error = BuildFailed("cannot install the requirements: ERROR: no such thing", ["line 1", "ERROR: no such thing"])
+    world.driver.build_error = BuildFailed(
+        "cannot install the requirements: ERROR: no such thing", ["line 1", "ERROR: no such thing"]
+    )
     world.apply("{f: {image: i, subscribe: a}, g: {image: j, subscribe: a}}")
     world.settle()
     state = world.state()
-    assert state["state"] == "failing" and "no such thing" in state["reason"] and state["last_log_lines"] == ["line 1", "ERROR: no such thing"]
+    assert (
+        state["state"] == "failing"
+        and "no such thing" in state["reason"]
+        and state["last_log_lines"] == ["line 1", "ERROR: no such thing"]
+    )
     world.driver.build_error = None
     world.round(later_ms=9_000)
     world.settle()
@@ -385,7 +401,10 @@ def test_progress_of_a_build_is_shown(world: World) -> None:
     world.driver.hold.clear()
     world.apply("{f: {image: i, subscribe: a}}")
     deadline_s = time.monotonic() + 5
-    while world.store.local.docs("function_state").get("vision/f", {}).get("reason") != "collecting parts" and time.monotonic() < deadline_s:
+    while (
+        world.store.local.docs("function_state").get("vision/f", {}).get("reason") != "collecting parts"
+        and time.monotonic() < deadline_s
+    ):
         world.round()
     assert world.state()["state"] == "building" and world.state()["reason"] == "collecting parts"
     world.driver.hold.set()
