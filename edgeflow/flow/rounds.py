@@ -16,8 +16,8 @@ from edgeflow.store import Store
 
 log = structlog.get_logger(__name__)
 
-FULL_PAUSE_S = 0.5
-"""How long nothing is tried after the store had no room."""
+PAUSE_S = 0.5
+"""How long nothing is tried after a round could not be carried out."""
 
 
 class Rounds:
@@ -30,11 +30,11 @@ class Rounds:
         self._gateways = gateways
         self._instances = instances
         self._on_released = on_released
-        self._full_until_s = 0.0
+        self._paused_until_s = 0.0
 
     def run(self) -> bool:
         """One round for each namespace that has something. True when another one may find work at once."""
-        if time.monotonic() < self._full_until_s:
+        if time.monotonic() < self._paused_until_s:
             self._instances.flush_sockets()
             return False
         collected = self._instances.collected()
@@ -54,7 +54,13 @@ class Rounds:
                     blobs=work.blobs,
                 )
             except StoreFull as error:
-                self._wait_for_room(name, gateway, work, error)
+                log.error("store_full", namespace=name, error=error.message, hint=error.hint)
+                self._put_back(name, gateway, work)
+                continue
+            except Exception:
+                # Nothing that was received may be forgotten over a fault of ours; it shows in the log until it is mended.
+                log.exception("round_failed", namespace=name, arrivals=len(arrivals), commits=len(work.commits))
+                self._put_back(name, gateway, work)
                 continue
             if gateway is not None:
                 gateway.finish(result.receipts)
@@ -67,13 +73,12 @@ class Rounds:
         self._instances.flush_sockets()
         return self._instances.has_work
 
-    def _wait_for_room(self, name: str, gateway: Gateway | None, work: Collected, error: StoreFull) -> None:
+    def _put_back(self, name: str, gateway: Gateway | None, work: Collected) -> None:
         # Nothing was answered: publishers have no acknowledgement, instances wait. The broker's window fills and stops the flow.
         if gateway is not None:
             gateway.put_back()
         self._instances.put_back(name, work)
-        self._full_until_s = time.monotonic() + FULL_PAUSE_S
-        log.error("store_full", namespace=name, error=error.message, hint=error.hint)
+        self._paused_until_s = time.monotonic() + PAUSE_S
 
     def _expect_work(self, name: str, work: Collected | None) -> None:
         """Claims of functions that this round's events go to travel behind them in the same call."""
