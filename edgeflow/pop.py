@@ -14,6 +14,7 @@ import secrets
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
@@ -27,10 +28,10 @@ from edgeflow.flow.discovery import Discovery
 from edgeflow.flow.gateway import Gateway
 from edgeflow.flow.instances import Instances
 from edgeflow.flow.publisher import Publisher
-from edgeflow.flow.reactor import READ, Reactor
+from edgeflow.flow.reactor import READ, Reactor, Timer
 from edgeflow.flow.rounds import Rounds
 from edgeflow.settings import PopSettings
-from edgeflow.store import Store
+from edgeflow.store import OwnRelease, Store
 from edgeflow.store.client import LOCAL, Wakeups
 
 log = structlog.get_logger(__name__)
@@ -38,6 +39,8 @@ log = structlog.get_logger(__name__)
 TICK_S = 0.1
 SECOND_S = 1.0
 TIDY_S = 30.0
+PUSH_DELAY_S = 0.001
+"""How long appended entries wait for company before they are pushed to the peers; part of the staleness there."""
 
 
 def configure_logging(settings: PopSettings, process: str) -> None:
@@ -68,8 +71,9 @@ class DataProcess:
         self._sessions: dict[str, BrokerSession] = {}
         self._accounts = Accounts(self._reactor, settings)
         self._instances = Instances(self._reactor, self._store, settings.limits, self._released, self._accounts)
-        self._rounds = Rounds(self._store, self._gateways, self._instances, self._released)
+        self._rounds = Rounds(self._store, self._gateways, self._instances, self._round_released)
         self._pushable: set[str] = set()
+        self._push_timer: Timer | None = None
         self._discovery = Discovery(self._gateways.__contains__, self._create_namespace)
         self._links = Links(settings, self._store, self._reactor, self._mirrored)
         self._wakeups = self._store.wakeups()
@@ -154,7 +158,7 @@ class DataProcess:
     def _discover(self) -> None:
         self._discovery.session = BrokerSession(
             self._reactor, self._settings.mqtt, f"discovery-{secrets.token_hex(16)}", "+/#", on_message=self._discovery.take,
-            on_ready=self._discovery.ready, on_lost=self._discovery.lost, on_published=lambda _mid: None, durable=False,
+            on_ready=self._discovery.ready, on_lost=self._discovery.lost, on_published=lambda _mid: None, durable=False, ignores=self._discovery.ignores,
         )  # fmt: skip
         self._sessions[""] = self._discovery.session
 
@@ -172,6 +176,13 @@ class DataProcess:
         return f"{self._settings.public.api_url}/v1/blobs/{namespace}/{digest}"
 
     # -- what happens --------------------------------------------------------------------------------------------------
+
+    def _round_released(self, name: str, released: Sequence[OwnRelease]) -> None:
+        self._pushable.add(name)
+        if name in self._publishers:
+            self._publishers[name].offer(released)
+        if name == SYSTEM_NAMESPACE:
+            self._reactor.call_soon(self._sync_namespaces)
 
     def _released(self, name: str) -> None:
         """Something was appended, and released here."""
@@ -219,11 +230,15 @@ class DataProcess:
         return False
 
     def _push(self) -> bool:
-        # After everything local: a peer is further away than any instance here.
-        if self._pushable:
-            names, self._pushable = self._pushable, set()
-            self._links.notify(names)
+        # Not at once: what an instance here answers within the delay travels with its input, and the links' reading is out of its way.
+        if self._pushable and self._push_timer is None:
+            self._push_timer = self._reactor.call_later(PUSH_DELAY_S, self._push_now)
         return False
+
+    def _push_now(self) -> None:
+        self._push_timer = None
+        names, self._pushable = self._pushable, set()
+        self._links.notify(names)
 
     def _tick(self) -> None:
         for name in list(self._gateways):

@@ -37,8 +37,9 @@ class BrokerSession:
     def __init__(
         self, reactor: Reactor, settings: MqttSettings, client_id: str, topic_filter: str, *, on_message: Callable[[Message], None],
         on_ready: Callable[[str], None], on_lost: Callable[[], None], on_published: Callable[[int], None], durable: bool = True,
+        ignores: Callable[[bytes], bool] | None = None,
     ) -> None:  # fmt: skip
-        """`durable`: a session that outlives the connection, QoS 1 and without its own publishes; else none of it."""
+        """`durable`: a session that outlives the connection, QoS 1 and without its own publishes; else none of it. `ignores`: topics of no interest."""
         self._reactor = reactor
         self._settings = settings
         self._filter = topic_filter
@@ -69,6 +70,7 @@ class BrokerSession:
         client.on_disconnect = self._disconnected
         client.on_message = self._message
         client.on_subscribe = self._subscribed
+        client.ignores = ignores
         client.on_publish = lambda _client, _data, mid, _reason, _properties: on_published(mid)
         self._client = client
         self._connect()

@@ -2,16 +2,17 @@
 
 What it is: one QoS 0 session that sees every topic, ignores what a gateway serves, and covers for a gateway until its own subscription is in place.
 What it is not: a way in for anything else. It reads what a broker account with rights to a new namespace published, which only operators have.
-What must stay true: of the messages of a new namespace none is lost between its first one and the gateway's subscription, and none is taken twice.
+What must stay true: of the messages of a new namespace none is lost between its first one and the gateway's subscription, none is taken twice, and
+their order stays.
 
-How the handover is exact: the broker is one thread, so for both sessions the messages of a namespace come in one and the same order. A marker,
-published once the gateway is subscribed, comes to both. What the gateway got before the marker is the end of what this session got before it;
-the rest of that is what the gateway missed.
+How the handover is exact: the broker is one thread, so the messages of a namespace come to both sessions in one and the same order. A marker,
+published once the gateway is subscribed, comes to both. What comes to this session before the marker is handed to the gateway from here; what comes
+to the gateway before the marker are copies of that, and what comes to it behind the marker waits until the marker has come here too.
 """
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 
@@ -24,17 +25,15 @@ from edgeflow.flow.pahofast import Message
 log = structlog.get_logger(__name__)
 
 MARKER_LEVEL = "_gateway"
-MAX_HELD = 100_000
 
 
 @dataclass(slots=True)
 class _Handover:
     gateway: Gateway | None = None
     marker: str | None = None
-    seen: list[Message] = field(default_factory=list)
+    messages: int = 0
     marked_here: bool = False
-    held: int | None = None
-    """Messages that the gateway got before the marker, once it has come there."""
+    marked_there: bool = False
     on_done: Callable[[], None] | None = None
 
 
@@ -49,9 +48,9 @@ class Discovery:
         self.session: BrokerSession | None = None
 
     def expect(self, name: str, gateway: Gateway) -> None:
-        """A gateway is about to subscribe for the first time; it holds what it gets until `done`."""
+        """A gateway is about to subscribe for the first time."""
         self._open.setdefault(name, _Handover()).gateway = gateway
-        gateway.hold(lambda topic, held: self._gateway_got(name, topic, held))
+        gateway.cover(lambda topic: self._is_marker(name, topic))
 
     def gateway_ready(self, name: str, on_done: Callable[[], None]) -> None:
         """The gateway is subscribed. `on_done` is called once the handover is over, at once when there is none."""
@@ -70,12 +69,13 @@ class Discovery:
                 self._send_marker(name, handover)
 
     def lost(self) -> None:
-        """This session is gone, and with it what it would have seen."""
+        """This session is gone."""
         self._connected = False
-        for handover in self._open.values():
-            handover.seen.clear()
-            handover.marked_here = False
-            handover.held = None
+
+    def ignores(self, topic: bytes) -> bool:
+        """Whether `take` has no use for messages of this topic. Asked for every message of the broker, so it is cheap."""
+        name = topic.partition(b"/")[0].decode("ascii", "replace")
+        return name not in self._open and self._serves(name)
 
     def take(self, message: Message) -> None:
         """One message of any namespace."""
@@ -93,38 +93,30 @@ class Discovery:
         if message.topic == handover.marker:
             handover.marked_here = True
             self._finish(name, handover)
-        elif not handover.marked_here and not _is_marker(message.topic):
-            if len(handover.seen) < MAX_HELD:
-                handover.seen.append(message)
-            elif len(handover.seen) == MAX_HELD:
-                log.error("handover_overflow", namespace=name, limit=MAX_HELD)
+        elif not handover.marked_here and not path.startswith(MARKER_LEVEL + "/") and handover.gateway is not None:
+            handover.messages += 1
+            handover.gateway.collect(message)
 
     def _send_marker(self, name: str, handover: _Handover) -> None:
         if self._connected and self.session is not None:
+            handover.marked_here = handover.marked_there = False
             handover.marker = f"{name}/{MARKER_LEVEL}/{secrets.token_hex(8)}"
             self.session.publish(handover.marker, b"", encode_properties())
             self.session.flush()
 
-    def _gateway_got(self, name: str, topic: str, held: int) -> bool:
-        if not _is_marker(topic):
-            return False
+    def _is_marker(self, name: str, topic: str) -> bool:
         handover = self._open.get(name)
-        if handover is not None and topic == handover.marker:
-            handover.held = held
-            self._finish(name, handover)
+        if handover is None or topic != handover.marker:
+            return False
+        handover.marked_there = True
+        self._finish(name, handover)
         return True
 
     def _finish(self, name: str, handover: _Handover) -> None:
-        gateway = handover.gateway
-        if gateway is None or handover.held is None or not handover.marked_here:
+        if handover.gateway is None or not handover.marked_here or not handover.marked_there:
             return
         del self._open[name]
-        missed = handover.seen[: max(0, len(handover.seen) - handover.held)]
-        gateway.go_on(missed)
-        log.info("namespace_handed_over", namespace=name, messages=len(missed))
+        handover.gateway.uncover()
+        log.info("namespace_handed_over", namespace=name, messages=handover.messages)
         if handover.on_done is not None:
             handover.on_done()
-
-
-def _is_marker(topic: str) -> bool:
-    return topic.partition("/")[2].startswith(MARKER_LEVEL + "/")

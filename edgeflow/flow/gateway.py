@@ -43,7 +43,10 @@ class Gateway:
         self._pending: list[_Taken] = []
         self._batch: list[_Taken] = []
         self._boot = ""
-        self._is_marker: Callable[[str, int], bool] | None = None
+        self._is_marker: Callable[[str], bool] | None = None
+        self._past_marker = False
+        self._covered: list[Message] = []
+        self._held: list[Message] = []
         self.session: BrokerSession | None = None
 
     def ready(self, boot: str) -> None:
@@ -51,27 +54,39 @@ class Gateway:
         self._boot = boot
 
     def lost(self) -> None:
-        """The session is gone: what was not ingested yet comes again as a redelivery."""
-        self._pending.clear()
+        """The session is gone: what it brought and was not ingested yet comes again as a redelivery."""
+        self._pending = [(message, arrival) for message, arrival in self._pending if not message.qos]
+        self._covered.clear()
+        self._held.clear()
+        self._past_marker = False
 
-    def hold(self, is_marker: Callable[[str, int], bool]) -> None:
-        """Collect, but let no round take it before `go_on`. `is_marker(topic, messages so far)` is asked about each message (see discovery.py)."""
+    def cover(self, is_marker: Callable[[str], bool]) -> None:
+        """Another session covers for this one (see discovery.py): what comes before the marker is its to hand over, what comes after it waits."""
         self._is_marker = is_marker
+        self._past_marker = False
 
-    def go_on(self, missed: Sequence[Message]) -> None:
-        """End the hold: `missed` came before everything that was collected."""
-        own, self._pending = self._pending, []
+    def uncover(self) -> None:
+        """What was covered has been handed over: go on alone, first with what came behind the marker."""
         self._is_marker = None
-        for message in missed:
-            self.take(message)
-        self._pending += own
+        held, self._held = self._held, []
+        for message in held:
+            self.collect(message)
 
     def take(self, message: Message) -> None:
-        """Collect one message."""
-        if self._is_marker is not None and self._is_marker(message.topic, len(self._pending)):
+        """One message of the own session."""
+        if self._is_marker is None:
+            self.collect(message)
+        elif self._is_marker(message.topic):
+            self._past_marker = True
             if self.session is not None:
                 self.session.ack(message)
-            return
+        elif self._past_marker:
+            self._held.append(message)
+        else:
+            self._covered.append(message)
+
+    def collect(self, message: Message) -> None:
+        """Keep one message for the next round."""
         try:
             arrival: Arrival | EdgeflowError = self._arrival(message)
         except EdgeflowError as error:
@@ -81,7 +96,7 @@ class Gateway:
     @property
     def waiting(self) -> bool:
         """Whether a round should take what was collected."""
-        return bool(self._pending) and self._is_marker is None
+        return bool(self._pending or self._covered)
 
     @property
     def channels(self) -> set[str]:
@@ -90,8 +105,6 @@ class Gateway:
 
     def collected(self) -> list[Arrival]:
         """What waits to be ingested, in order; `finish` gets the results."""
-        if self._is_marker is not None:
-            return []
         self._batch, self._pending = self._pending, []
         return [arrival for _, arrival in self._batch if isinstance(arrival, Arrival)]
 
@@ -114,6 +127,11 @@ class Gateway:
                     hint=result.error.hint,
                 )  # fmt: skip
             self._answer(message, result)
+            if self.session is not None:
+                self.session.ack(message)
+        # Their copies came over the covering session, and were in this round or an earlier one.
+        covered, self._covered = self._covered, []
+        for message in covered:
             if self.session is not None:
                 self.session.ack(message)
 

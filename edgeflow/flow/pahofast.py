@@ -1,22 +1,34 @@
 """paho's client, with the two parts that run once per message replaced: reading packets, and a PUBLISH's properties.
 
-What it is: `Client` with one receive buffer for many packets, and PUBLISH decoded by `core.mqttprops`.
+What it is: `Client` with one receive buffer for many packets, PUBLISH decoded by `core.mqttprops`, confirmations without their property objects, and
+one write for all packets that are queued.
 What it is not: another MQTT client. Connecting, sessions, acknowledgements, flow control and redelivery are paho's, untouched.
-What must stay true: each packet that is not a QoS 0 or 1 PUBLISH goes through paho's own code. This relies on names that paho does not promise
-(`_in_packet`, `_packet_handle`, `_handle_on_message`), so its version is bounded in pyproject.toml and tests run both ways against a real broker.
+What must stay true: each packet that is not a QoS 0 or 1 PUBLISH or the PUBACK of a message goes through paho's own code. This relies on names that paho does not promise
+(`_in_packet`, `_packet_handle`, `_handle_on_message`, `_out_messages`, `_inflight_messages`, `_update_inflight`, `_out_packet`, `_packet_write`), so its version is bounded in pyproject.toml and tests run both ways against a real broker.
 """
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
 
 from edgeflow.core.mqttprops import PublishProperties, decode_properties, read_variable_int
 from edgeflow.errors import ProtocolError
 
 _READ_BYTES = 256 * 1024
 _PUBLISH = 0x30
+_PUBACK = 0x40
+_DISCONNECT = 0xE0
+_FAILURE = 0x80
+_SUCCESS = ReasonCode(PacketTypes.PUBACK)
+_NO_PROPERTIES = Properties(PacketTypes.PUBACK)  # type: ignore[no-untyped-call]
+_JOINED_BYTES = 64 * 1024
+"""Packets up to this size are written together; a copy of a larger one costs more than a write."""
 
 
 class Message(MQTTMessage):
@@ -28,6 +40,8 @@ class Message(MQTTMessage):
 class FastClient(Client):
     """An MQTT 5 client whose messages are `Message`s."""
 
+    ignores: Callable[[bytes], bool] | None = None
+    """Says of a topic that its QoS 0 messages are not wanted; they are dropped before anything is decoded."""
     _received: bytearray = bytearray()
 
     def read_packets(self) -> MQTTErrorCode:
@@ -73,6 +87,8 @@ class FastClient(Client):
             if command & 0xF0 == _PUBLISH and command & 0x06 != 0x04:
                 self._publish_received(command, packet)
                 status = MQTTErrorCode.MQTT_ERR_SUCCESS
+            elif command == _PUBACK and (size == 2 or (size > 2 and packet[2] < _FAILURE)):
+                status = self._confirmed(packet[0] << 8 | packet[1])
             else:
                 status = self._hand_to_paho(command, packet)
             if self._sock is not sock:
@@ -87,6 +103,8 @@ class FastClient(Client):
         at = 2 + size
         topic = packet[2:at]
         qos = command >> 1 & 3
+        if not qos and self.ignores is not None and self.ignores(topic):
+            return
         mid = 0
         if qos:
             mid = int.from_bytes(packet[at : at + 2], "big")
@@ -96,6 +114,36 @@ class FastClient(Client):
         message.dup, message.qos, message.retain = bool(command & 8), qos, bool(command & 1)
         message.payload = packet[at:]
         self._handle_on_message(message)
+
+    def _confirmed(self, mid: int) -> MQTTErrorCode:
+        # As paho's _handle_pubackcomp and _do_on_publish, but it looks through the messages only when some of them wait for room.
+        status = MQTTErrorCode.MQTT_ERR_SUCCESS
+        with self._out_message_mutex:
+            message = self._out_messages.pop(mid, None)
+            if message is None:
+                return status
+            message.info._set_as_published()
+            self._inflight_messages -= 1
+            if len(self._out_messages) > self._inflight_messages:
+                status = self._update_inflight()
+        callback: Any = self.on_publish
+        if callback is not None:
+            callback(self, self._userdata, mid, _SUCCESS, _NO_PROPERTIES)
+        return status
+
+    def _packet_write(self) -> MQTTErrorCode:
+        queue: Any = self._out_packet
+        if len(queue) > 1:
+            joined = []
+            while queue and _joinable(queue[0]):
+                joined.append(queue.popleft())
+            if joined:
+                data = b"".join([packet["packet"][packet["pos"] :] for packet in joined])
+                # A PUBACK is the kind after whose writing paho does nothing.
+                queue.appendleft(
+                    {"command": _PUBACK, "mid": 0, "qos": 0, "pos": 0, "to_process": len(data), "packet": data, "info": None}
+                )  # fmt: skip
+        return super()._packet_write()
 
     def _hand_to_paho(self, command: int, packet: bytes) -> MQTTErrorCode:
         self._in_packet = {
@@ -110,3 +158,11 @@ class FastClient(Client):
     def _lost(self, status: MQTTErrorCode) -> MQTTErrorCode:
         self._received = bytearray()
         return self._loop_rc_handle(status)
+
+
+def _joinable(packet: Any) -> bool:
+    """Whether nothing has to happen once this packet is written, and it is small."""
+    kind = packet["command"] & 0xF0
+    return (
+        kind != _DISCONNECT and not (kind == _PUBLISH and packet["qos"] == 0) and packet["to_process"] <= _JOINED_BYTES
+    )

@@ -7,15 +7,16 @@ crash repeats and never skips; after the broker lost its state, the last `rewind
 
 import json
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
+from edgeflow.core.events import Event
 from edgeflow.core.mqttprops import encode_properties
 from edgeflow.errors import EdgeflowError
 from edgeflow.flow.broker import BrokerSession
 from edgeflow.settings import PopSettings
-from edgeflow.store import LocalState, Namespace, Released
+from edgeflow.store import LocalState, Namespace, OwnRelease
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +38,7 @@ class Publisher:
         self._confirmed = 0
         self._stored = 0
         self._waiting: dict[int, int] = {}
-        self._order: deque[list[int]] = deque()
+        self._order: deque[tuple[int, int]] = deque()
         self._ready = False
         self._dirty = False
         self._boot = ""
@@ -80,22 +81,32 @@ class Publisher:
         batch = self._namespace.read_release(self._next, min(room, 64))
         self._dirty = len(batch) == min(room, 64)
         for released in batch:
-            self._next = released.n
-            if released.event is None or released.via == "mqtt":
-                self._order.append([released.n, 0])
-                continue
-            try:
-                mid = self._publish(released)
-            except EdgeflowError as error:
-                log.error(
-                    "publish_failed", namespace=self._namespace.name, n=released.n, code=error.code, error=error.message
-                )
-                self._order.append([released.n, 0])
-                continue
-            self._order.append([released.n, mid])
-            self._waiting[mid] = released.n
+            self._take(released.n, None if released.via == "mqtt" else released.event)
         self._advance()
         return self._dirty
+
+    def offer(self, released: Sequence[OwnRelease]) -> None:
+        """What a round has just released: published without reading it back, if nothing else is to be published before it."""
+        if self._dirty or not self._ready or self.session is None or len(released) > WINDOW - len(self._waiting):
+            self._dirty = True
+            return
+        for n, event in released:
+            if n != self._next + 1:
+                self._dirty = True
+                break
+            self._take(n, event)
+        self._advance()
+
+    def _take(self, n: int, event: Event | None) -> None:
+        self._next = n
+        mid = 0
+        if event is not None:
+            try:
+                mid = self._publish(event)
+                self._waiting[mid] = n
+            except EdgeflowError as error:
+                log.error("publish_failed", namespace=self._namespace.name, n=n, code=error.code, error=error.message)
+        self._order.append((n, mid))
 
     def confirmed(self, mid: int) -> None:
         """The broker has confirmed message `mid`."""
@@ -113,9 +124,8 @@ class Publisher:
         while self._order and self._order[0][1] not in self._waiting:
             self._confirmed = self._order.popleft()[0]
 
-    def _publish(self, released: Released) -> int:
-        event = released.event
-        assert event is not None and self.session is not None
+    def _publish(self, event: Event) -> int:
+        assert self.session is not None
         if event.size_bytes <= self._settings.limits.mqtt_inline_bytes:
             payload = self._namespace.data_of(event)
             attributes = [("specversion", "1.0"), *event.wire_attributes().items()]

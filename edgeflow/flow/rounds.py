@@ -5,14 +5,14 @@ What must stay true: one round trip and one fsync carry arrivals, commits and th
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
 from edgeflow.errors import StoreFull
 from edgeflow.flow.gateway import Gateway
 from edgeflow.flow.instances import Collected, Instances
-from edgeflow.store import Store
+from edgeflow.store import OwnRelease, Store
 
 log = structlog.get_logger(__name__)
 
@@ -21,10 +21,10 @@ PAUSE_S = 0.5
 
 
 class Rounds:
-    """Runs rounds. `on_released(namespace)` is called when one appended something."""
+    """Runs rounds. `on_released(namespace, released)` is called when one appended something."""
 
     def __init__(
-        self, store: Store, gateways: Mapping[str, Gateway], instances: Instances, on_released: Callable[[str], None]
+        self, store: Store, gateways: Mapping[str, Gateway], instances: Instances, on_released: Callable[[str, Sequence[OwnRelease]], None]
     ) -> None:  # fmt: skip
         self._store = store
         self._gateways = gateways
@@ -69,7 +69,7 @@ class Rounds:
             asked = {f"{s.spec.function}:{s.spec.revision}" for s in sessions if not s.claim_max}
             self._instances.notify(name, result.woken - asked)
             if arrivals or work.commits:
-                self._on_released(name)
+                self._on_released(name, result.released)
         self._instances.flush_sockets()
         return self._instances.has_work
 

@@ -123,7 +123,7 @@ class ProcessDriver:
             (self._runs / f"{spec.instance}.json").unlink(missing_ok=True)
             raise CannotStart(f"{spec.instance}: {error}") from error
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, child.pid, NICE)
+            os.setpriority(os.PRIO_PROCESS, child.pid, min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICE))
             # Where the kernel groups processes by session (sched_autogroup), a nice value orders within a session only: the session needs one too.
             Path(f"/proc/{child.pid}/autogroup").write_text(str(NICE))
         with self._lock:

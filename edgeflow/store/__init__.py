@@ -15,6 +15,7 @@ from edgeflow.store.records import (
     Input,
     LogId,
     MirrorResult,
+    OwnRelease,
     PendingJoin,
     Receipt,
     Refusal,
@@ -27,5 +28,5 @@ from edgeflow.store.records import (
 
 __all__ = [
     "Arrival", "ChannelInfo", "Claim", "Claimed", "Commit", "DeadLetter", "Ended", "Expired", "InboxStats", "Input", "LocalState", "LogId", "MirrorResult",
-    "Namespace", "PendingJoin", "Receipt", "Refusal", "Released", "RoundResult", "Store", "Value", "ValueInfo", "ValueWrite", "Wakeups",
+    "Namespace", "OwnRelease", "PendingJoin", "Receipt", "Refusal", "Released", "RoundResult", "Store", "Value", "ValueInfo", "ValueWrite", "Wakeups",
 ]  # fmt: skip

@@ -5,12 +5,14 @@ harmless; nobody else talks to this Redis.
 """
 
 import hashlib
-import threading
+import socket
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import hiredis
 import redis
 import structlog
 from redis.backoff import NoBackoff
@@ -22,6 +24,9 @@ log = structlog.get_logger(__name__)
 
 LIBRARY = "edgeflow"
 _OUTAGES = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError)
+CALL_S = 30.0
+READ_BYTES = 256 * 1024
+_RAW = frozenset({"FCALL", "HSET", "PUBLISH"})
 Command = tuple[Any, ...]
 
 
@@ -43,14 +48,17 @@ def library_text() -> str:
 class Connection:
     """One thread-safe door to Redis. `outages` counts how often it was lost and came back."""
 
-    def __init__(self, socket: Path, retry_s: float | None) -> None:
-        self._socket = socket
+    def __init__(self, path: Path, retry_s: float | None) -> None:
+        self._socket = path
         self._retry_s = retry_s
         # No retries inside redis-py: a call that is sent again has to say so (see `run`).
         self._redis = redis.Redis(
-            unix_socket_path=str(socket), socket_timeout=30, protocol=2, retry=Retry(NoBackoff(), 0), retry_on_error=[]
+            unix_socket_path=str(path), socket_timeout=30, protocol=2, retry=Retry(NoBackoff(), 0), retry_on_error=[]
         )  # fmt: skip
-        self._lock = threading.Lock()
+        self._idle: deque[Pipe] = deque()
+        callbacks = dict(self._redis.response_callbacks)
+        # Replies that are wanted as they are: they come most often.
+        self._callbacks = {name: callback for name, callback in callbacks.items() if name not in _RAW}
         self._library = library_text()
         self.outages = 0
 
@@ -109,20 +117,71 @@ class Connection:
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
+        while self._idle:
+            self._idle.pop().close()
 
     def _send(self, commands: Sequence[Command]) -> list[Any]:
-        if len(commands) == 1:
-            try:
-                return [self._redis.execute_command(*commands[0])]  # type: ignore[no-untyped-call]
-            except redis.ResponseError as error:
-                if isinstance(error, redis.exceptions.BusyLoadingError):
-                    raise
-                return [error]
-        pipeline = self._redis.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
-        replies = pipeline.execute(raise_on_error=False)
-        for reply in replies:
-            if isinstance(reply, redis.exceptions.BusyLoadingError):
-                raise reply
-        return list(replies)
+        try:
+            pipe = self._idle.pop()
+        except IndexError:
+            pipe = Pipe(self._socket)
+        try:
+            replies = pipe.exchange(commands)
+        except BaseException:
+            pipe.close()
+            raise
+        self._idle.append(pipe)
+        callbacks = self._callbacks
+        for position, reply in enumerate(replies):
+            if isinstance(reply, hiredis.ReplyError):
+                replies[position] = _error(str(reply))
+            elif (callback := callbacks.get(commands[position][0])) is not None:
+                replies[position] = callback(reply)
+        return replies
+
+
+class Pipe:
+    """One socket to Redis, for one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._reader = hiredis.Reader()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(CALL_S)
+        try:
+            self._socket.connect(str(path))
+        except OSError as error:
+            self._socket.close()
+            raise redis.ConnectionError(f"{path}: {error}") from None
+
+    def exchange(self, commands: Sequence[Command]) -> list[Any]:
+        """The replies to `commands`, in order. Raises redis.ConnectionError; the pipe is then unusable."""
+        try:
+            self._socket.sendall(b"".join([hiredis.pack_command(command) for command in commands]))
+            replies: list[Any] = []
+            reader = self._reader
+            while len(replies) < len(commands):
+                reply = reader.gets()
+                if reply is not False:
+                    replies.append(reply)
+                    continue
+                data = self._socket.recv(READ_BYTES)
+                if not data:
+                    raise redis.ConnectionError("Redis closed the connection")
+                reader.feed(data)
+            return replies
+        except OSError as error:
+            raise redis.ConnectionError(str(error)) from None
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def __del__(self) -> None:
+        self._socket.close()
+
+
+def _error(text: str) -> redis.ResponseError:
+    if text.startswith("LOADING"):
+        raise redis.exceptions.BusyLoadingError(text)
+    code, _, rest = text.partition(" ")
+    return redis.ResponseError(rest if code == "ERR" else text)

@@ -30,6 +30,7 @@ from edgeflow.store.records import (
     Ended,
     Expired,
     InboxStats,
+    OwnRelease,
     PendingJoin,
     Receipt,
     Refusal,
@@ -267,7 +268,7 @@ class Namespace:
         claim_commands = [self._claim_command(claim) for claim in claims]
         commands = [*prepare(False), *claim_commands]
         if not commands:
-            return RoundResult([results[position] for position in range(len(arrivals))], [], [], set())
+            return RoundResult([results[position] for position in range(len(arrivals))], [], [], set(), [])
         replies = self._connection.run(commands, on_outage=lambda: [*prepare(True), *claim_commands])
         split = len(replies) - len(claim_commands)
         writes = replies[:split]
@@ -276,21 +277,29 @@ class Namespace:
             writes = self._routed(prepare)
         woken: set[str] = set()
         ended: Rows[Ended] = []
+        released: Rows[OwnRelease] = []
         if commits:
             outcomes, inboxes = msgpack.unpackb(writes.pop())
             woken.update(inboxes)
-            ended = [Ended("committed" if status == "ok" else status, detail) for status, detail in outcomes]
+            for commit, (status, detail, epoch, seq, n, prevs) in zip(commits, outcomes, strict=True):
+                ended.append(Ended("committed" if status == "ok" else status, detail))
+                for index, (event, prev) in enumerate(zip(commit.events, prevs, strict=False)):
+                    released.append(OwnRelease(n + index, event.at(self.pop, epoch, seq, index, prev)))
         if taken:
             statuses, inboxes = msgpack.unpackb(writes.pop())
             woken.update(inboxes)
-            for packed, status in zip(taken, statuses, strict=True):
+            for packed, (*status, n) in zip(taken, statuses, strict=True):
                 results[packed.position] = self._receipt(packed.arrival, *status)
+                if n:
+                    released.append(OwnRelease(n, None if packed.arrival.via == "mqtt" else packed.arrival.event))
         claimed = []
         for reply in replies[split:]:
             if isinstance(reply, redis.ResponseError):
                 raise error_of(reply)
             claimed.append([_claimed(item) for item in msgpack.unpackb(reply, raw=True)])
-        return RoundResult([results[position] for position in range(len(arrivals))], ended, claimed, woken)
+        return RoundResult(
+            [results[position] for position in range(len(arrivals))], ended, claimed, woken, sorted(released)
+        )
 
     def _receipt(self, arrival: Arrival, status: str, epoch: int, seq: int, version: str) -> Receipt:
         waiting = status == "waiting" or (status == "again" and seq == 0 and arrival.ring is None)

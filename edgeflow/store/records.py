@@ -166,14 +166,26 @@ class Ended:
     detail: str = ""
 
 
+class OwnRelease(NamedTuple):
+    """An event that a round released; `event` is None when this PoP's broker has shown it to its subscribers already."""
+
+    n: int
+    event: Event | None
+
+
 @dataclass(frozen=True, slots=True)
 class RoundResult:
-    """What one round did, in the order of what was asked. `woken` names the inboxes ("function:revision") that got work."""
+    """What one round did, in the order of what was asked.
+
+    `woken` names the inboxes ("function:revision") that got work; `released` has the round's own events by their number in the release stream (other
+    events may have been released between them).
+    """
 
     receipts: list[Receipt | Refusal]
     ended: list[Ended]
     claimed: list[list[Claimed]]
     woken: set[str]
+    released: list[OwnRelease]
 
 
 @dataclass(frozen=True, slots=True)

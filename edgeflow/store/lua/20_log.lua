@@ -73,7 +73,8 @@ local function store_entry(p, origin, epoch, seq, packed, entry)
 end
 
 -- Appends one entry to this PoP's own log and releases it here. All its data is readable: the caller made sure.
--- events without prev, values without version: both are set here. Returns epoch, seq, version of the last value.
+-- events without prev, values without version: both are set here. Returns epoch, seq, version of the last value, and the number of the first of
+-- its events in the release stream (the others follow it without a gap).
 local function append(p, c, kind, ended, events, values, directives, via)
   local epoch = own_epoch(p, c)
   local seq = (c.head_here or tonumber(call('HGET', p .. 'heads', c.pop .. ':' .. epoch)) or 0) + 1
@@ -92,6 +93,7 @@ local function append(p, c, kind, ended, events, values, directives, via)
   for lane in pairs(last) do call('HSET', p .. 'prev', lane, seq) end
   local entry = {v = 1, k = kind, t = c.now, x = ended or false, ev = events, va = values}
   store_entry(p, c.pop, epoch, seq, cmsgpack.pack(entry), entry)
+  local released = c.numbers and c.numbers['release:n'] or tonumber(call('GET', p .. 'release:n')) or 0
   release_entry(p, c, c.pop, epoch, seq, entry, directives, via, true)
-  return epoch, seq, version
+  return epoch, seq, version, released + 1
 end

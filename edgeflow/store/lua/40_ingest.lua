@@ -1,6 +1,7 @@
 -- ingest: the one way in. arrivals = list of
 --   {ev=event, d=directives, via="mqtt"|"http", ref={key, version} or nil, put=value or nil, id=dedup id or nil, ring=text or nil, again=bool}
--- Returns per arrival {status, epoch, seq, version}: "ok" | "again" (known already) | "waiting" (for its dataref).
+-- Returns per arrival {status, epoch, seq, version, n}: "ok" | "again" (known already) | "waiting" (for its dataref); n its number in the
+-- release stream.
 redis.register_function('ef_ingest', function(keys, args)
   local p, c = start_call(keys, args)
   if not own_epoch(p, c) then return redis.error_reply('NOEPOCH') end
@@ -8,7 +9,7 @@ redis.register_function('ef_ingest', function(keys, args)
   local results, ring_grew = {}, false
   for i, arrival in ipairs(c.arrivals) do
     local known
-    if arrival.ring and arrival.again and call('ZSCORE', p .. 'ring', arrival.ring) then known = {'again', 0, 0, ''} end
+    if arrival.ring and arrival.again and call('ZSCORE', p .. 'ring', arrival.ring) then known = {'again', 0, 0, '', 0} end
     if not known and arrival.id then
       local have = call('HGET', p .. 'ids', arrival.id)
       if have then known = cmsgpack.unpack(have) end
@@ -24,14 +25,15 @@ redis.register_function('ef_ingest', function(keys, args)
       local blocked = call('EXISTS', p .. 'waiting:' .. arrival.ev[EV_CHANNEL]) == 1
       if blocked or (arrival.ref and not resolve(p, arrival.ev, arrival.ref)) then
         wait_for(p, c, arrival)
-        results[i] = {'waiting', 0, 0, ''}
+        results[i] = {'waiting', 0, 0, '', 0}
       else
-        local epoch, seq, version = append(p, c, 'event', false, {arrival.ev}, arrival.put and {arrival.put} or {}, {arrival.d}, arrival.via)
-        results[i] = {'ok', epoch, seq, version}
+        local put = arrival.put and {arrival.put} or {}
+        local epoch, seq, version, n = append(p, c, 'event', false, {arrival.ev}, put, {arrival.d}, arrival.via)
+        results[i] = {'ok', epoch, seq, version, n}
       end
       count(c, 'events_ingested')
       if arrival.id then
-        call('HSET', p .. 'ids', arrival.id, cmsgpack.pack({'again', results[i][2], results[i][3], results[i][4]}))
+        call('HSET', p .. 'ids', arrival.id, cmsgpack.pack({'again', results[i][2], results[i][3], results[i][4], 0}))
         call('ZADD', p .. 'ids:at', c.now, arrival.id)
       end
     end

@@ -83,7 +83,7 @@ local function missing_digest(p, commit)
 end
 
 -- One log entry ends an attempt: its events, its values and the done mark appear together or not at all. `commits` are independent of each other.
--- Returns {per commit {status, detail}, inboxes that got work}.
+-- Returns {per commit {status, detail, epoch, seq, number of its first event in the release stream, prev per event}, inboxes that got work}.
 redis.register_function('ef_commit', function(keys, args)
   local p, c = start_call(keys, args)
   if not own_epoch(p, c) then return redis.error_reply('NOEPOCH') end
@@ -93,17 +93,20 @@ redis.register_function('ef_commit', function(keys, args)
     local state = attempt_state(p, commit.id, commit.attempt)
     local missing = state == 'current' and missing_digest(p, commit)
     if missing then
-      results[i] = {'missing', missing}
+      results[i] = {'missing', missing, 0, 0, 0, {}}
     elseif state == 'current' then
       local record = call('HMGET', p .. 'inv:' .. commit.id, 'f', 'by', 'in')
-      append(p, c, 'commit', {commit.id, 'committed', record[1], commit.attempt}, commit.ev, commit.va, commit.d, '')
+      local ended = {commit.id, 'committed', record[1], commit.attempt}
+      local epoch, seq, _, n = append(p, c, 'commit', ended, commit.ev, commit.va, commit.d, '')
       finish(p, c, commit.id, record[2], cmsgpack.unpack(record[3]), commit.attempt)
       count(c, 'invocations_committed')
       count(c, 'events_emitted', #commit.ev)
-      results[i] = {'ok', ''}
+      local prevs = {}
+      for j, event in ipairs(commit.ev) do prevs[j] = event[EV_PREV] end
+      results[i] = {'ok', '', epoch, seq, n, prevs}
     else
       if state == 'stale' then count(c, 'commits_stale') end
-      results[i] = {state == 'again' and 'ok' or 'stale', ''}
+      results[i] = {state == 'again' and 'ok' or 'stale', '', 0, 0, 0, {}}
     end
   end
   finish_call(p, c, true)
