@@ -39,7 +39,7 @@ log = structlog.get_logger(__name__)
 TICK_S = 0.1
 SECOND_S = 1.0
 TIDY_S = 30.0
-PUSH_DELAY_S = 0.001
+PUSH_DELAY_S = 0.0015
 """How long appended entries wait for company before they are pushed to the peers; part of the staleness there."""
 
 
