@@ -62,6 +62,10 @@ class RouteTable:
         """Directives for `event` at this PoP; empty when nothing here subscribes to its channel."""
         return [_direct(route, name, event) for route, name in self._targets(event.channel)]
 
+    def subscribes(self, channel: str) -> bool:
+        """Whether any function here gets events of `channel`."""
+        return bool(self._targets(channel))
+
     def inboxes(self, channel: str) -> list[str]:
         """Inboxes ("function:revision") that any event on `channel` goes to by itself, without a join."""
         return [f"{route.function}:{route.revision}" for route, _ in self._targets(channel) if route.join is None]

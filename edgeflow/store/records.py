@@ -268,9 +268,8 @@ def pack_event(event: Event) -> list[Any]:
 def unpack_event(fields: Sequence[Any], origin: str, epoch: int, seq: int, index: int) -> Event:
     """Inverse of `pack_event`, with the log position. Raises CorruptEntry when a checksum does not match."""
     try:
-        channel, prev, head, head_crc, digest, size, data, data_crc, content_type = fields
-        if zlib.crc32(head) != head_crc or (not digest and zlib.crc32(data) != data_crc):
-            raise CorruptEntry(f"event {index} of entry {origin}/{epoch}/{seq} does not match its checksum")
+        _check_event(fields, origin, epoch, seq, index)
+        channel, prev, head, _, digest, size, data, _, content_type = fields
         stored = msgpack.unpackb(head)
         if digest:
             stored["r"] = (digest.decode(), size)
@@ -305,6 +304,25 @@ def pack_value(key: str, data: bytes | None, ref: BlobRef | None, content_type: 
         content_type or "",
         int(deleted),
     ]
+
+
+def check_entry(raw: bytes, log: LogId, seq: int) -> list[Any]:
+    """The packed events of a log entry, every checksum of the entry checked. Raises CorruptEntry."""
+    events: list[Any] = unpack_entry(raw)[b"ev"]
+    for index, fields in enumerate(events):
+        _check_event(fields, log.origin, log.epoch, seq, index)
+    return events
+
+
+def _check_event(fields: Sequence[Any], origin: str, epoch: int, seq: int, index: int) -> None:
+    channel, _, head, head_crc, digest, _, data, data_crc, _ = fields
+    try:
+        channel.decode()
+        whole = zlib.crc32(head) == head_crc and (bool(digest) or zlib.crc32(data) == data_crc)
+    except (TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise CorruptEntry(f"event {index} of entry {origin}/{epoch}/{seq} cannot be read: {error!r}") from None
+    if not whole:
+        raise CorruptEntry(f"event {index} of entry {origin}/{epoch}/{seq} does not match its checksum")
 
 
 def unpack_input(fields: Sequence[Any]) -> Input:

@@ -4,14 +4,16 @@ What must stay true: `mirror` takes entries in order and without holes, and taki
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgpack
 
 from edgeflow.core.events import BlobRef
+from edgeflow.core.routing import Directive, RouteTable
 from edgeflow.errors import LogGap
 from edgeflow.store.connection import Command
 from edgeflow.store.namespace import Namespace
-from edgeflow.store.records import LogId, MirrorResult, entry_refs, unpack_entry, unpack_event
+from edgeflow.store.records import LogId, MirrorResult, check_entry, entry_refs, unpack_event
 
 
 class ReplicatedNamespace(Namespace):
@@ -53,17 +55,28 @@ class ReplicatedNamespace(Namespace):
 
         Raises LogGap when entries are missing in front, CorruptEntry when one is damaged (nothing is written then).
         """
-        events = [
-            [unpack_event(fields, log.origin, log.epoch, first + offset, index) for index, fields in enumerate(unpack_entry(raw)[b"ev"])]
-            for offset, raw in enumerate(entries)
-        ]  # fmt: skip
+        checked = [check_entry(raw, log, first + offset) for offset, raw in enumerate(entries)]
+
+        def directives(table: RouteTable, seq: int, events: Sequence[Any]) -> list[list[Directive]]:
+            # Most events of most logs go to no function here: only those that do are unpacked.
+            return [
+                table.route(unpack_event(fields, log.origin, log.epoch, seq, index))
+                if table.subscribes(fields[0].decode())
+                else []
+                for index, fields in enumerate(events)
+            ]
 
         def prepare(_again: bool) -> list[Command]:
             table = self.routes()
             call = {
-                "origin": log.origin, "epoch": log.epoch, "first": first, "entries": list(entries), "rv": table.version,
-                "d": [[table.route(event) for event in group] for group in events], "gate_ms": self._limits.gate_timeout_ms,
-            }  # fmt: skip
+                "origin": log.origin,
+                "epoch": log.epoch,
+                "first": first,
+                "entries": list(entries),
+                "rv": table.version,
+                "d": [directives(table, first + offset, events) for offset, events in enumerate(checked)],
+                "gate_ms": self._limits.gate_timeout_ms,
+            }
             return [self._command("ef_mirror", call)]
 
         head, missing, _ = msgpack.unpackb(self._routed(prepare)[-1])
