@@ -1,9 +1,10 @@
 """One three-PoP cluster with the real application for all tests of this folder that hurt or watch it."""
 
+import contextlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -156,15 +157,24 @@ def make_clip(frames: int) -> bytes:
     return out.getvalue()
 
 
+_running = contextlib.ExitStack()
+
+
 @pytest.fixture(scope="session")
-def video(programs: None) -> Iterator[Video]:
+def video(programs: None) -> Video:
     from edgeflow.demo import faces, person
 
-    with LocalCluster(POPS) as cluster:
-        access = cluster.pop("chicago")
-        apply_file(ROOT / "functions" / "edgeflow.yaml", Target(access.api_url, access.token), timeout_s=300)
-        running = Video(cluster, make_clip(FRAMES))
-        running.client("ny").put("vision/models/person-of-interest", person.make_model(faces.portrait(0)))
-        running.client("ny").put("vision/models/replacement-face", person.replacement_face(), content_type="image/jpeg")
-        yield running
-        running.close()
+    cluster = _running.enter_context(LocalCluster(POPS))
+    access = cluster.pop("chicago")
+    apply_file(ROOT / "functions" / "edgeflow.yaml", Target(access.api_url, access.token), timeout_s=300)
+    running = Video(cluster, make_clip(FRAMES))
+    _running.callback(running.close)
+    running.client("ny").put("vision/models/person-of-interest", person.make_model(faces.portrait(0)))
+    running.client("ny").put("vision/models/replacement-face", person.replacement_face(), content_type="image/jpeg")
+    return running
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Ends the cluster with the last test of this folder, so that it takes nothing from the tests behind it."""
+    if nextitem is None or Path(__file__).parent not in nextitem.path.parents:
+        _running.close()

@@ -110,10 +110,11 @@ def test_nobody_is_told_too_early(slow: Video, reader: None, wait_until: Wait) -
             slow.client("la").publish("gate/inbox", {"dataref": f"ekv:gate/two-step/{number}"}, subject=str(number))
             slow.client("chicago").put(f"gate/two-step/{number}", data)
     wait_until(lambda: len(honest.events) >= 2 * EVENTS, "all inputs and outputs at ny", 60)
-    slow.client("ny").publish("gate/end", b"")
     stop.set()
+    slow.client("ny").publish("gate/end", b"")  # the stream looks at `stop` when something comes
     for thread in threads:
         thread.join(20)
+        assert not thread.is_alive()
     assert honest.unreadable == []
     assert list(slow.client("ny").dead_letters("gate")) == []
     assert cheat.unreadable, "the negative control saw nothing: this test could not see a violation"
