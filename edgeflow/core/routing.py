@@ -67,8 +67,8 @@ class RouteTable:
         return bool(self._targets(channel))
 
     def inboxes(self, channel: str) -> list[str]:
-        """Inboxes ("function:revision") that any event on `channel` goes to by itself, without a join."""
-        return [f"{route.function}:{route.revision}" for route, _ in self._targets(channel) if route.join is None]
+        """Inboxes ("function:revision") that an event on `channel` may fill, by itself or as the last arrival of a join."""
+        return [f"{route.function}:{route.revision}" for route, _ in self._targets(channel)]
 
     def _targets(self, channel: str) -> tuple[tuple[FunctionRoute, str], ...]:
         targets = self._by_channel.get(channel)
