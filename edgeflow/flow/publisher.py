@@ -112,7 +112,6 @@ class Publisher:
         """The broker has confirmed message `mid`."""
         if self._waiting.pop(mid, None) is not None:
             self._advance()
-            self._dirty = True
 
     def store_cursor(self) -> None:
         """Write the cursor down; called now and then, since a crash before only repeats."""
