@@ -26,6 +26,9 @@ from edgeflow.errors import EdgeflowError, LinkRefused
 from edgeflow.settings import Peer, PopSettings
 from edgeflow.store.records import LogId
 
+_chance = random.Random()
+"""Of our own: the global generator belongs to the program that uses this, which may have seeded it."""
+
 log = structlog.get_logger(__name__)
 
 BACKOFF_MIN_S = 0.1
@@ -293,7 +296,7 @@ class Link:
             log.warning("link_down", peer=self.peer, reason=reason)
         self._set_state("down")
         if self.dials and not self._is_stopped and self._timer is None:
-            delay_s = min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2**self._failures) * random.uniform(0.5, 1.0)
+            delay_s = min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2**self._failures) * _chance.uniform(0.5, 1.0)
             self._failures = min(self._failures + 1, 10)
             self._timer = self._site.reactor.call_later(delay_s, self.start)
 

@@ -35,6 +35,9 @@ from edgeflow.store import Claim, Claimed, Commit, RoundResult, Store
 from edgeflow.store.blobs import check_digest
 from edgeflow.store.namespace import now_ms
 
+_chance = random.Random()
+"""Of our own: the global generator belongs to the program that uses this, which may have seeded it."""
+
 log = structlog.get_logger(__name__)
 
 MAX_PREFETCH = 64
@@ -496,7 +499,7 @@ class Instances:
         self, name: str, route: FunctionRoute, id: str, attempt: int, reason: str, detail: str, *, retry: bool
     ) -> None:
         namespace = self._store.namespace(name)
-        delay = retry_delay_ms(route.retry, namespace.failures(id) + 1, random.random()) if retry else None
+        delay = retry_delay_ms(route.retry, namespace.failures(id) + 1, _chance.random()) if retry else None
         outcome = namespace.fail(id, attempt, reason, detail, delay)
         log.warning(
             "attempt_failed", namespace=name, function=route.function, invocation=id, attempt=attempt, reason=reason, outcome=outcome,

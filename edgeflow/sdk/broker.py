@@ -24,6 +24,9 @@ from edgeflow.core.mqttprops import PackedProperties, PublishProperties, decode_
 from edgeflow.errors import ProtocolError
 from edgeflow.sdk.context import Log
 
+_chance = random.Random()
+"""Of our own: the global generator belongs to the program that uses this, which may have seeded it."""
+
 Received = tuple[bytes, PublishProperties]
 """Payload and properties of one message."""
 
@@ -136,7 +139,7 @@ class BrokerSession:
 
     def _retry(self) -> None:
         if self._open:
-            self._due_s = time.monotonic() + self._wait_s * random.uniform(0.8, 1.2)
+            self._due_s = time.monotonic() + self._wait_s * _chance.uniform(0.8, 1.2)
             self._wait_s = min(self._wait_s * 2, LONGEST_WAIT_S)
 
     def _connected(self, client: Client, _data: Any, _flags: Any, reason: ReasonCode, _properties: Any) -> None:

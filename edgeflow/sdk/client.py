@@ -33,6 +33,9 @@ from edgeflow.core.channels import check_channel, check_filter
 from edgeflow.core.events import LOG_ATTRIBUTES, parse_time
 from edgeflow.errors import BadRequest, EdgeflowError, NotFound, Unavailable
 
+_chance = random.Random()
+"""Of our own: the global generator belongs to the program that uses this, which may have seeded it."""
+
 Data = bytes | bytearray | memoryview | str | int | float | bool | list[Any] | dict[str, Any] | None
 """Bytes are sent as they are, text as UTF-8, anything else as JSON."""
 
@@ -285,7 +288,7 @@ class Client:
             failing_since = failing_since if failing_since is not None else now
             if reconnect_s is not None and now - failing_since > reconnect_s:
                 raise trouble
-            time.sleep(wait_s * random.uniform(0.5, 1.0))
+            time.sleep(wait_s * _chance.uniform(0.5, 1.0))
             wait_s = min(wait_s * 2, LONGEST_WAIT_S)
 
     def channels(self, namespace: str | None = None) -> Rows[dict[str, Any]]:
@@ -456,7 +459,7 @@ class Client:
             may_repeat = isinstance(error, Unavailable) and (is_repeatable or did_nothing)
             if not may_repeat or time.monotonic() + wait_s > deadline:
                 raise error
-            time.sleep(wait_s * random.uniform(0.5, 1.0))
+            time.sleep(wait_s * _chance.uniform(0.5, 1.0))
             wait_s = min(wait_s * 2, LONGEST_WAIT_S)
             repeated = True
 

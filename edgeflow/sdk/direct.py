@@ -37,6 +37,9 @@ from edgeflow.sdk.connection import Abandoned, AgentPort, Connection, Connection
 from edgeflow.sdk.context import Context, ContextCache, Frame, Log, Outcome, Value
 from edgeflow.sdk.inputs import BodyCache, Input
 
+_chance = random.Random()
+"""Of our own: the global generator belongs to the program that uses this, which may have seeded it."""
+
 if TYPE_CHECKING:
     from edgeflow.sdk.runtime import Instance
 
@@ -292,7 +295,7 @@ class Direct:
         self._welcomed = False
         self._port.use(None)
         self._instance.attach(None)
-        self._agent_due_s = now_s + self._agent_wait_s * random.uniform(0.8, 1.2)
+        self._agent_due_s = now_s + self._agent_wait_s * _chance.uniform(0.8, 1.2)
         self._agent_wait_s = min(2.0, self._agent_wait_s * 2)
 
     def _care_for_agent(self, now_s: float) -> None:
@@ -304,7 +307,7 @@ class Direct:
                 # The welcome comes as a message, so that events are handled meanwhile.
                 self._attach(self._instance.connect())
             except OSError:
-                self._agent_due_s = now_s + self._agent_wait_s * random.uniform(0.8, 1.2)
+                self._agent_due_s = now_s + self._agent_wait_s * _chance.uniform(0.8, 1.2)
                 self._agent_wait_s = min(2.0, self._agent_wait_s * 2)
                 return
         connection = self._connection

@@ -31,6 +31,9 @@ from edgeflow.sdk.context import Context, ContextCache, FunctionInfo, Log, Outco
 from edgeflow.sdk.function import Handle, check_signature, load_handler
 from edgeflow.sdk.inputs import BodyCache, make_inputs
 
+_chance = random.Random()
+"""Of our own: the global generator belongs to the program that uses this, which may have seeded it."""
+
 PROTOCOL = 1
 PREFETCH_S = 0.002
 PREFETCH_MAX = 64
@@ -192,7 +195,7 @@ class Instance:
             if time.monotonic() - last_good_s > RECONNECT_S:
                 self.log.error("no_agent", socket=self._socket_path, reason=reason, waited_s=RECONNECT_S)
                 return EXIT_NO_AGENT
-            self.stop.wait(pause_s * random.uniform(0.8, 1.2))
+            self.stop.wait(pause_s * _chance.uniform(0.8, 1.2))
             pause_s = min(2.0, pause_s * 2)
         return EXIT_STOPPED
 
