@@ -89,7 +89,11 @@ class LinkPop:
 
     def start(self) -> "LinkPop":
         self._thread.start()
-        self.call(self.links.start)
+        try:
+            self.call(self.links.start)
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def call(self, step: Callable[[], Any], deadline_s: float = 20.0) -> Any:
