@@ -56,6 +56,10 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+_Body = tuple[str, bytes]
+"""(digest, data)."""
+
+
 class _PackedArrival(NamedTuple):
     position: int
     arrival: Arrival
@@ -97,9 +101,8 @@ class Namespace:
     def _call(self, operation: str, **payload: Any) -> Any:
         return self._routed(lambda _again: [self._command(operation, {**payload, "rv": self.routes().version})])[-1]
 
-    def _routed(self, prepare: Callable[[bool], Rows[Command]]) -> Rows[Any]:
+    def _routed(self, prepare: Callable[[bool], Rows[Command]], *, again: bool = False) -> Rows[Any]:
         """Run what `prepare(again)` returns; prepare again when the routes were stale or the log is not open yet."""
-        again = False
 
         def after_outage() -> Rows[Command]:
             nonlocal again
@@ -184,13 +187,6 @@ class Namespace:
         size = self._connection.one("HGET", self.prefix + "blobs", digest)
         return None if size is None else int(size)
 
-    def has_blobs(self, digests: Sequence[str]) -> set[str]:
-        """Those of `digests` that are readable here."""
-        if not digests:
-            return set()
-        sizes = self._connection.one("HMGET", self.prefix + "blobs", *digests)
-        return {digest for digest, size in zip(digests, sizes, strict=True) if size is not None}
-
     def missing_blobs(self) -> Rows[str]:
         """Digests that gates here wait for."""
         return sorted(digest.decode() for digest in self._connection.one("SMEMBERS", self.prefix + "missing"))
@@ -205,15 +201,19 @@ class Namespace:
         return data
 
     def _store_blobs(self, blobs: Sequence[tuple[str, bytes]]) -> None:
-        large = [(digest, data) for digest, data in blobs if len(data) >= self._limits.redis_blob_bytes]
+        large, small = self._by_size(blobs)
         if large:
             with self._files.lock():
                 for digest, data in large:
                     self._files.write(digest, data)
                 self._routed(lambda _again: [self._blob_mark(digest, len(data)) for digest, data in large])
-        small = [(digest, data) for digest, data in blobs if len(data) < self._limits.redis_blob_bytes]
         if small:
             self._routed(lambda _again: self._small_blobs(small))
+
+    def _by_size(self, blobs: Sequence[_Body]) -> tuple[Rows[_Body], Rows[_Body]]:
+        """Those that become files, and those that Redis keeps."""
+        limit = self._limits.redis_blob_bytes
+        return [body for body in blobs if len(body[1]) >= limit], [body for body in blobs if len(body[1]) < limit]
 
     def _small_blobs(self, blobs: Sequence[tuple[str, bytes]]) -> Rows[Command]:
         commands: Rows[Command] = []
@@ -254,8 +254,8 @@ class Namespace:
             except EdgeflowError as error:
                 results[position] = Refusal(arrival.event.id, error)
         packed_commits = [self._pack_commit(commit, own_blobs) for commit in commits]
-        self._store_blobs([(digest, data) for digest, data in own_blobs if len(data) >= self._limits.redis_blob_bytes])
-        small = [(digest, data) for digest, data in own_blobs if len(data) < self._limits.redis_blob_bytes]
+        large, small = self._by_size(own_blobs)
+        self._store_blobs(large)
 
         def prepare(again: bool) -> Rows[Command]:
             commands = self._small_blobs(small)
@@ -273,8 +273,10 @@ class Namespace:
         split = len(replies) - len(claim_commands)
         writes = replies[:split]
         if any(isinstance(reply, redis.ResponseError) for reply in writes):
-            # Without the claims: what they got must not be claimed a second time.
-            writes = self._routed(prepare)
+            # Without the claims: what they got must not be claimed a second time. And as a repetition: one write may have been refused (the routes
+            # changed between the two) after the other was carried out.
+            self._fetched_routes = False
+            writes = self._routed(prepare, again=True)
         woken: set[str] = set()
         ended: Rows[Ended] = []
         released: Rows[OwnRelease] = []
@@ -298,7 +300,11 @@ class Namespace:
                 raise error_of(reply)
             claimed.append([_claimed(item) for item in msgpack.unpackb(reply, raw=True)])
         return RoundResult(
-            [results[position] for position in range(len(arrivals))], ended, claimed, woken, sorted(released)
+            [results[position] for position in range(len(arrivals))],
+            ended,
+            claimed,
+            woken,
+            sorted(released, key=lambda one: one.n),
         )
 
     def _receipt(self, arrival: Arrival, status: str, epoch: int, seq: int, version: str) -> Receipt:
@@ -366,17 +372,13 @@ class Namespace:
             len(value.encode()) > self._limits.attribute_bytes for value in (*event.attributes.values(), event.subject or "", event.id, event.source)
         ):  # fmt: skip
             raise TooLarge(f"at most {self._limits.attributes} attributes of {self._limits.attribute_bytes} bytes each")
-        fields = pack_event(event)
+        fields = self._pack_event(event, blobs)
         ref = None
         put = None
         if arrival.dataref is not None:
             key, version = parse_ekv_ref(arrival.dataref, self.name)
             ref = {"key": check_key(key), "version": version or ""}
             fields[5], fields[6] = 0, b""
-        elif event.ref is None and len(data) > self._limits.inline_bytes:
-            digest = digest_of(data)
-            blobs.append((digest, data))
-            fields[4], fields[6], fields[7] = digest, b"", 0
         if arrival.put_key is not None:
             blob = BlobRef(fields[4], len(data)) if fields[4] else None
             put = pack_value(check_key(arrival.put_key), None if blob else data, blob, event.datacontenttype)
@@ -474,11 +476,6 @@ class Namespace:
         """Number of the newest released event, 0 when there is none."""
         return int(self._connection.one("GET", self.prefix + "release:n") or 0)
 
-    def release_first(self) -> int:
-        """Number of the oldest released event that is kept, 0 when there is none."""
-        first = self._connection.one("XRANGE", self.prefix + "release", "-", "+", "COUNT", 1)
-        return int(first[0][0].split(b"-")[0]) if first else 0
-
     def read_release(self, after: int, count: int = 100) -> Rows[Released]:
         """Released events behind number `after`, in the order they opened. A jump in `n` means that retention removed what was between."""
         items = self._connection.one("XRANGE", self.prefix + "release", f"({after}-0", "+", "COUNT", count)
@@ -500,15 +497,18 @@ class Namespace:
 
     # -- work ----------------------------------------------------------------------------------------------------------
 
+    def _pack_event(self, event: Event, blobs: Rows[_Body]) -> Rows[Any]:
+        """An event as the scripts take it; a body above `inline_bytes` goes to `blobs`, and its digest into the event."""
+        fields = pack_event(event)
+        data = event.data or b""
+        if event.ref is None and len(data) > self._limits.inline_bytes:
+            digest = digest_of(data)
+            blobs.append((digest, data))
+            fields[4], fields[6], fields[7] = digest, b"", 0
+        return fields
+
     def _pack_commit(self, commit: Commit, blobs: Rows[tuple[str, bytes]]) -> tuple[Rows[Any], Rows[Any]]:
-        events = []
-        for event in commit.events:
-            fields = pack_event(event)
-            if event.ref is None and len(event.data or b"") > self._limits.inline_bytes:
-                digest = digest_of(event.data or b"")
-                blobs.append((digest, event.data or b""))
-                fields[4], fields[6], fields[7] = digest, b"", 0
-            events.append(fields)
+        events = [self._pack_event(event, blobs) for event in commit.events]
         values = []
         for write in commit.values:
             ref = write.ref

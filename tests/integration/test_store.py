@@ -482,6 +482,29 @@ def test_directives_of_an_older_routing_table_are_refused_and_made_again(pops: C
     other.close()
 
 
+def test_routes_that_change_between_the_writes_of_a_round_do_not_double_its_arrivals(
+    pops: Callable[..., Pop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import redis
+
+    ns = pops().ns
+    install(ns, f=function("x", publish=("y",)))
+    ingest(ns, event("x", id="1"))
+    (claimed,) = claim(ns, "f")
+    run = ns._connection.run
+
+    def refuse_the_commit(commands: Any, **more: Any) -> list[Any]:
+        monkeypatch.setattr(ns._connection, "run", run)
+        kept = [command for command in commands if command[1] != "ef_commit"]
+        return [*run(kept, **more), redis.ResponseError("STALEROUTES")]
+
+    monkeypatch.setattr(ns._connection, "run", refuse_the_commit)
+    arrival = Arrival(event("x", id="2"), via="mqtt", ring="b:7:x")
+    done = ns.round(arrivals=[arrival], commits=[Commit(claimed.id, claimed.attempt, [event("y", id="out")])])
+    assert [ended.status for ended in done.ended] == ["committed"] and isinstance(done.receipts[0], Receipt)
+    assert sorted(released(ns)) == ["1", "2", "out"]
+
+
 # -- the equations -----------------------------------------------------------------------------------------------------
 
 
