@@ -27,7 +27,6 @@ CORE_ATTRIBUTES = frozenset(
     {"id", "source", "type", "subject", "time", "datacontenttype", "dataref", "specversion", "dataschema"}
 )
 DEFAULT_TYPE = "edgeflow.message"
-GAP_TYPE = "edgeflow.gap"
 MAX_DATAREF_BYTES = 2048
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST_TIME_MS = 253_402_300_799_000  # the end of year 9999, the last that RFC 3339 can say

@@ -36,7 +36,6 @@ class FunctionRoute:
     publish: tuple[str, ...]
     context: Mapping[str, str]
     retry: RetryPolicy
-    prefetch: int = 64
     direct: bool = False
     """Its instance subscribes at the broker by itself (`qos: 0`): no event goes into its inbox."""
 

@@ -454,7 +454,7 @@ class Instances:
             # Ready before the instance asked: it waited for a free instance. Ready after: the hand-over is the platform's time.
             waiting_us = max(0.0, idle_since_us - claimed.ready_us)
             hop = max(item.event.hop for item in claimed.inputs)
-            session.held[claimed.id] = Held(claimed, hop, waiting_us, time.monotonic())
+            session.held[claimed.id] = Held(claimed, hop, waiting_us)
             inputs = [{"name": item.name, "event": item.event.encode_positioned()} for item in claimed.inputs]
             work.append(
                 {

@@ -38,10 +38,11 @@ class Rounds:
             self._instances.flush_sockets()
             return False
         collected = self._instances.collected()
-        for name in {*collected, *(name for name, gateway in self._gateways.items() if gateway.waiting)}:
+        names = {*collected, *(name for name, gateway in self._gateways.items() if gateway.waiting)}
+        for name in names:
             self._expect_work(name, collected.get(name))
         claiming = self._instances.claiming()
-        for name in {*collected, *claiming, *(name for name, gateway in self._gateways.items() if gateway.waiting)}:
+        for name in names.union(claiming):
             work = collected.get(name) or Collected([], [])
             sessions = claiming.get(name, [])
             gateway = self._gateways.get(name)

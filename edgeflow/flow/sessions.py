@@ -46,7 +46,6 @@ class Held:
     claimed: Claimed
     hop: int
     waiting_us: float
-    claimed_s: float
 
 
 class Session:

@@ -1,10 +1,6 @@
 -- mirror: entries of another PoP's log, contiguous, idempotent. The gate holds an entry until all its data is readable here,
 -- and what follows it on the same (origin, channel) with it.
 
-local function held_key(p, origin, epoch, seq)
-  return p .. 'held:' .. origin .. ':' .. epoch .. ':' .. seq
-end
-
 local function lanes_of(origin, epoch, entry)
   local lanes, known = {}, {}
   for _, event in ipairs(entry.ev) do
