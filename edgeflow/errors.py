@@ -106,6 +106,34 @@ class StoreFull(Unavailable):
     hint = "Free disk or memory at that PoP, or publish at another one; it takes data again by itself."
 
 
+class Throttled(EdgeflowError):
+    """Too much at once; nothing of this was taken."""
+
+    code = "throttled"
+    status = 429
+    hint = "Try again after the seconds in Retry-After."
+    retryable = True
+
+    def __init__(self, message: str | None = None, *, hint: str | None = None, retry_after_s: float = 1.0) -> None:
+        """`retry_after_s`: how long to wait before it makes sense to try again."""
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
+
+
+class QueueFull(Throttled):
+    """A queue has as many events as its channel's policy or the manifest allows; nothing of this was taken."""
+
+    code = "queue-full"
+    hint = "Slow down and try again after the seconds in Retry-After; `edgeflow get functions` and `edgeflow get joins` show what waits."
+
+
+class QuotaExceeded(Throttled):
+    """The namespace sends more than its quota allows; nothing of this was taken."""
+
+    code = "quota-exceeded"
+    hint = "Try again after the seconds in Retry-After; `edgeflow quota show` says what is allowed."
+
+
 class StaleRoutes(EdgeflowError):
     """The routing table changed since this call was prepared."""
 
@@ -196,3 +224,18 @@ class LinkRefused(EdgeflowError):
     status = 403
     hint = "Both PoPs need the same cluster id and CA, each other in `link.peers`, and the same version; `edgeflow status` shows the reason."
     retryable = True
+
+
+class BadExpression(BadRequest):
+    """The expression is not JMESPath."""
+
+    code = "bad-expression"
+    hint = "Text stands in 'quotes', numbers, true, false and null in backquotes: type == 'alarm' && data.size > `10`. See docs/manifest.md, Expressions."
+
+
+class ExpressionFailed(EdgeflowError):
+    """An expression could not be evaluated for this event."""
+
+    code = "expression-failed"
+    status = 422
+    hint = "Look at the dead letter's event, and correct the expression in the manifest."
