@@ -21,6 +21,7 @@ import structlog
 
 from edgeflow.cluster.manager import Links
 from edgeflow.core.channels import SYSTEM_NAMESPACE
+from edgeflow.core.failpoints import hit
 from edgeflow.errors import EdgeflowError
 from edgeflow.flow.accounts import Accounts
 from edgeflow.flow.broker import BrokerSession
@@ -242,8 +243,10 @@ class DataProcess:
 
     def _tick(self) -> None:
         for name in list(self._gateways):
+            hit("tick-before")
             for expired in self._store.namespace(name).tick():
                 self._instances.expire(name, expired.id, expired.attempt, expired.function)
+            hit("tick-after")
         self._instances.check_timeouts()
 
     def _second(self) -> None:

@@ -14,6 +14,7 @@ from edgeflow.api.problems import BadParameter, responses
 from edgeflow.api.streams import ChannelStream, EventStream, FrameEncoder, parse_start
 from edgeflow.api.views import ReceiptView
 from edgeflow.core.channels import check_filter, check_key
+from edgeflow.core.failpoints import hit
 from edgeflow.store.records import Arrival, Refusal
 
 router = APIRouter(tags=["channels"])
@@ -102,7 +103,9 @@ def publish_event(
         put_key=check_key(put) if put is not None else None,
         deduplicate=is_own_id,
     )
+    hit("api-before-ingest")
     result = api.namespace_for_write(namespace).ingest([arrival])[0]
+    hit("api-after-ingest")
     if isinstance(result, Refusal):
         raise result.error
     return JSONResponse(result.to_json(), WAITING_STATUS if result.class_ == "waiting" else 201)

@@ -22,6 +22,7 @@ from edgeflow.cluster.ports import Handle, Heads, LinkStore, Reactor
 from edgeflow.cluster.session import Session, last_words
 from edgeflow.cluster.tail import Tail
 from edgeflow.cluster.wants import Wants
+from edgeflow.core.failpoints import hit
 from edgeflow.errors import EdgeflowError, LinkRefused
 from edgeflow.settings import Peer, PopSettings
 from edgeflow.store.records import LogId
@@ -314,6 +315,7 @@ class Link:
         self._flush_planned = False
         if self._connection is not None and self._connection.stream is not None:
             self._connection.stream.flush()
+            hit("link-sender-flushed")
 
 
 def _two_digits(value: float) -> float:

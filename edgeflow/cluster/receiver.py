@@ -15,6 +15,7 @@ from edgeflow.cluster import linkproto
 from edgeflow.cluster.linkproto import Ack, Blob, Entries, Message, NoHave, Refuse, Rewind
 from edgeflow.cluster.ports import LinkStore
 from edgeflow.cluster.wants import Wants
+from edgeflow.core.failpoints import hit
 from edgeflow.errors import CorruptBlob, LogGap, ProtocolError
 from edgeflow.settings import Limits
 from edgeflow.store.records import LogId
@@ -86,6 +87,7 @@ class Receiver:
             if not rewound.asked or message.first > rewound.seq + 1:
                 return  # sent before the peer read our rewind
             del self._rewound[key]
+        hit("link-receiver-before-mirror")
         try:
             result = handle.mirror(key[1], message.first, message.entries)
         except Exception as error:  # one log that cannot be mirrored must not end the link
@@ -102,6 +104,7 @@ class Receiver:
             at_once = isinstance(error, LogGap) and failures == 0
             self._rewound[key] = _Rewound(0, now_s if at_once else now_s + min(30.0, 2.0**failures))
             return
+        hit("link-receiver-mirrored")
         self._failures.pop(key, None)
         self.entries += len(message.entries)
         self._cursors[key] = result.mirrored
@@ -181,6 +184,7 @@ class Receiver:
             self._wants.failed(key, self._peer, now_s)
             log.warning("link_blob_corrupt", namespace=key[0], digest=key[1], peer=self._peer)
             return
+        hit("link-blob-stored")
         self._wants.arrived(key)
         self._arrived.append(key)
         self.released.add(key[0])

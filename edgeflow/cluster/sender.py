@@ -16,6 +16,7 @@ from edgeflow.cluster import linkproto
 from edgeflow.cluster.linkproto import Ack, Blob, Entries, Message, NoHave, Refuse, Rewind, Want, encode
 from edgeflow.cluster.ports import Heads, LinkNamespace, LinkStore
 from edgeflow.cluster.tail import Item, Tail
+from edgeflow.core.failpoints import hit
 from edgeflow.errors import LogGap, ProtocolError
 from edgeflow.settings import Limits
 from edgeflow.store.records import LogId
@@ -156,6 +157,7 @@ class Sender:
             own.acked = max(own.acked, min(seq, own.sent))
             while own.unacked and own.unacked[0][0] <= seq:
                 own.unacked.popleft()
+            hit("link-sender-acked")
 
     def on_rewind(self, message: Rewind, now_s: float) -> None:
         """Starts a log again at the peer's cursor. Raises ProtocolError when that lies beyond what was sent."""
@@ -248,6 +250,7 @@ class Sender:
             own.read.extend(self._tail.read(space.name, own.id, own.sent))
             if not own.read:
                 return None
+            hit("link-sender-read")
         if own.read[0].seq != own.sent + 1:
             raise LogGap(f"entries {own.sent + 1}..{own.read[0].seq - 1} are no longer kept here")
         batch = _Batch(own.sent + 1, [], deque(), [])

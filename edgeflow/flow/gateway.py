@@ -18,6 +18,7 @@ import structlog
 
 from edgeflow.core.channels import RECEIPTS_LEVEL, is_reserved
 from edgeflow.core.events import dataref_of, from_cloudevent, make_event
+from edgeflow.core.failpoints import hit
 from edgeflow.core.mqttprops import encode_properties
 from edgeflow.errors import BadEvent, BadName, EdgeflowError, TooLarge
 from edgeflow.flow.broker import BrokerSession
@@ -87,6 +88,7 @@ class Gateway:
 
     def collect(self, message: Message) -> None:
         """Keep one message for the next round."""
+        hit("gateway-received")
         try:
             arrival: Arrival | EdgeflowError = self._arrival(message)
         except EdgeflowError as error:
@@ -106,6 +108,8 @@ class Gateway:
     def collected(self) -> list[Arrival]:
         """What waits to be ingested, in order; `finish` gets the results."""
         self._batch, self._pending = self._pending, []
+        if self._batch:
+            hit("gateway-before-ingest")
         return [arrival for _, arrival in self._batch if isinstance(arrival, Arrival)]
 
     def put_back(self) -> None:
@@ -118,6 +122,8 @@ class Gateway:
     def finish(self, results: Sequence[Receipt | Refusal]) -> None:
         """Send receipts and acknowledge what `collected` returned."""
         batch, self._batch = self._batch, []
+        if batch:
+            hit("gateway-after-ingest")
         answers = iter(results)
         for message, arrival in batch:
             result = next(answers) if isinstance(arrival, Arrival) else Refusal("", arrival)
@@ -134,6 +140,8 @@ class Gateway:
         for message in covered:
             if self.session is not None:
                 self.session.ack(message)
+        if batch and self.session is not None:
+            hit("gateway-acked", self.session.flush)
 
     def _arrival(self, message: Message) -> Arrival:
         try:

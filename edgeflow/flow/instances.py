@@ -20,6 +20,7 @@ from typing import Any
 import structlog
 
 from edgeflow.core.channels import check_key
+from edgeflow.core.failpoints import hit
 from edgeflow.core.retries import retry_delay_ms
 from edgeflow.core.routing import FunctionRoute, compile_routes
 from edgeflow.core.wire import Message
@@ -229,6 +230,7 @@ class Instances:
             self._refuse(session, id, attempt, "bad-output", f"{error.message} Hint: {error.hint}")
             return
         self._commits[session.spec.namespace].append((session, Commit(id, attempt, events, values), message))
+        hit("commit-collected")
 
     def _on_fail(self, session: Session, message: Message) -> None:
         id, attempt = _named_attempt(message)
@@ -396,6 +398,8 @@ class Instances:
     def finish(self, collected: Collected, claiming: list[Session], result: RoundResult) -> None:
         """Answer commits and claims with what a round did."""
         done_us = time.time_ns() / 1000
+        if collected.commits:
+            hit("commit-stored")
         for (session, commit, message), ended in zip(collected.commits, result.ended, strict=True):
             if ended.status == "missing":
                 self._refuse(
@@ -407,9 +411,13 @@ class Instances:
                 )
                 continue
             self._committed(session, commit, message, ended.status, done_us)
+        if collected.commits:
+            hit("commit-answered", self.flush_sockets)
         for session, items in zip(claiming, result.claimed, strict=True):
             if items:
+                hit("claim-after-store")
                 self._hand_over(session, items, done_us)
+                hit("claim-handed-over", session.flush)
 
     @property
     def has_work(self) -> bool:
@@ -500,7 +508,9 @@ class Instances:
     ) -> None:
         namespace = self._store.namespace(name)
         delay = retry_delay_ms(route.retry, namespace.failures(id) + 1, _chance.random()) if retry else None
+        hit("fail-before")
         outcome = namespace.fail(id, attempt, reason, detail, delay)
+        hit("fail-after")
         log.warning(
             "attempt_failed", namespace=name, function=route.function, invocation=id, attempt=attempt, reason=reason, outcome=outcome,
             retry_ms=delay, detail=detail[:300],

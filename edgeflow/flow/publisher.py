@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from edgeflow.core.events import Event
+from edgeflow.core.failpoints import hit
 from edgeflow.core.mqttprops import encode_properties
 from edgeflow.errors import EdgeflowError
 from edgeflow.flow.broker import BrokerSession
@@ -104,6 +105,8 @@ class Publisher:
             try:
                 mid = self._publish(event)
                 self._waiting[mid] = n
+                if self.session is not None:
+                    hit("publisher-published", self.session.flush)
             except EdgeflowError as error:
                 log.error("publish_failed", namespace=self._namespace.name, n=n, code=error.code, error=error.message)
         self._order.append((n, mid))
@@ -111,6 +114,7 @@ class Publisher:
     def confirmed(self, mid: int) -> None:
         """The broker has confirmed message `mid`."""
         if self._waiting.pop(mid, None) is not None:
+            hit("publisher-confirmed")
             self._advance()
 
     def store_cursor(self) -> None:
@@ -118,6 +122,7 @@ class Publisher:
         if self._confirmed > self._stored:
             self._namespace.set_publisher_cursor(self._confirmed)
             self._stored = self._confirmed
+            hit("publisher-cursor")
 
     def _advance(self) -> None:
         while self._order and self._order[0][1] not in self._waiting:

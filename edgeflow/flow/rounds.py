@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
+from edgeflow.core.failpoints import hit
 from edgeflow.errors import StoreFull
 from edgeflow.flow.gateway import Gateway
 from edgeflow.flow.instances import Collected, Instances
@@ -47,6 +48,7 @@ class Rounds:
             sessions = claiming.get(name, [])
             gateway = self._gateways.get(name)
             arrivals = gateway.collected() if gateway is not None else []
+            hit("round-before-store")
             try:
                 result = self._store.namespace(name).round(
                     arrivals=arrivals,
@@ -63,6 +65,7 @@ class Rounds:
                 log.exception("round_failed", namespace=name, arrivals=len(arrivals), commits=len(work.commits))
                 self._put_back(name, gateway, work)
                 continue
+            hit("round-after-store")
             if gateway is not None:
                 gateway.finish(result.receipts)
             self._instances.finish(work, sessions, result)

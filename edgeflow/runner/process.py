@@ -23,6 +23,7 @@ from typing import Any
 
 import structlog
 
+from edgeflow.core import failpoints
 from edgeflow.core.manifest import ResolvedFunction
 from edgeflow.errors import BadManifest
 from edgeflow.runner import bundles
@@ -39,7 +40,7 @@ KEPT_LOG_BYTES = 2 * 1024 * 1024
 KEPT_LOGS = 5
 """Logs of ended instances that are kept for each function."""
 
-_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
+_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", failpoints.VARIABLE)
 _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"), "1"
 )

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeflow import __version__
+from edgeflow.core.failpoints import hit
 from edgeflow.core.wire import Message
 from edgeflow.errors import BadHandler, BadOutput, EdgeflowError, ProtocolError, Reject
 from edgeflow.sdk.connection import Abandoned, AgentPort, Connection, ConnectionLost, connect
@@ -451,7 +452,9 @@ class Session:
                 self._info, port, outcome, invocation_id=work.invocation, attempt=work.attempt, deadline_ms=work.deadline_ms, parent=first,
                 context=instance.context_values(work, port), log=log,
             )  # fmt: skip
+            hit("sdk-before-handler")
             context.publish_returned(instance.call(instance.handler(), context, arguments))
+            hit("sdk-after-handler")
             message = {
                 "t": "commit",
                 "invocation": work.invocation,
@@ -523,8 +526,10 @@ class Session:
         }
 
     def _flush(self) -> None:
-        self._held = 0
+        held, self._held = self._held, 0
         self._connection.flush()
+        if held:
+            hit("sdk-commit-sent")
 
     def _release(self) -> None:
         if self._todo:
