@@ -219,7 +219,10 @@ class InboxStats:
 
 @dataclass(frozen=True, slots=True)
 class PendingJoin:
-    """A join that waits. `have` are input names (for `collect`, their number)."""
+    """A join that waits. `have` are input names (for `collect` and windows, their number), `missing` the names that are not there.
+
+    Times are ms since 1970; `window` is (start, end) of a window.
+    """
 
     function: str
     key: str
@@ -228,6 +231,8 @@ class PendingJoin:
     needed: int
     since_ms: int
     due_ms: int
+    missing: Sequence[str] = ()
+    window: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +247,87 @@ class DeadLetter:
     at_ms: int
     attempts: int
     inputs: Sequence[Input] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True, slots=True)
+class InvocationInfo:
+    """One invocation as this PoP knows it.
+
+    `state`: "turn" (waits for its key), "ready", "delayed" (for a retry), "claimed", "committed", "dead", "expired", "dropped", or "ended" when only the
+    done mark is known any more. `by` is the instance that holds it, `reason` why it failed or ended.
+    """
+
+    id: str
+    function: str
+    revision: str
+    state: str
+    attempt: int
+    failures: int
+    accepted_ms: int
+    by: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How an invocation that was asked for (an invoke) ended: `status` "committed" (with its outputs in `events`), "dead", "expired" or "dropped"."""
+
+    status: str
+    reason: str = ""
+    events: Sequence[Event] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaySpec:
+    """A wish to hand retained events of a channel to a function once more. `revision` None is the current one; times are ms since 1970, None is open.
+
+    `shadow`: the outputs are kept for comparison and published nowhere.
+    """
+
+    channel: str
+    function: str
+    revision: str | None = None
+    from_ms: int | None = None
+    to_ms: int | None = None
+    shadow: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayInfo:
+    """A replay and how far it is: `state` "running", "done" or "cancelled"; events read, invocations made, committed and given up."""
+
+    id: str
+    channel: str
+    function: str
+    revision: str
+    from_ms: int | None
+    to_ms: int | None
+    shadow: bool
+    state: str
+    read: int
+    invoked: int
+    committed: int
+    dead: int
+    started_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayDiff:
+    """One invocation of a shadow replay beside what was recorded for the same input; `recorded` is None when that is not kept any more."""
+
+    invocation: str
+    recorded: Sequence[Event] | None
+    shadow: Sequence[Event]
+    same: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What a namespace may send to a PoP; None is no bound. Up to `burst_s` seconds' worth may come at once."""
+
+    events_per_s: float | None = None
+    bytes_per_s: float | None = None
+    burst_s: float = 2.0
 
 
 @dataclass(frozen=True, slots=True)
