@@ -1,10 +1,13 @@
-"""Names: namespaces, channels, keys, and MQTT filters over channels.
+"""Names: namespaces, channels, keys, and MQTT filters over channels, with captures.
 
-What it is: the one place that says which names are legal and which filter matches which channel (MQTT 5, section 4.7).
-What must stay true: a channel always starts with its namespace; the MQTT topic is the channel, nothing added.
+What it is: the one place that says which names are legal, which filter matches which channel (MQTT 5, section 4.7), and what a capture
+(`cam/{id}/frames`: a level with a name) takes from a channel or puts into one.
+What must stay true: a channel always starts with its namespace; the MQTT topic is the channel, nothing added; filling a template with the
+captures of a channel gives a channel that the template's filter matches.
 """
 
 import re
+from collections.abc import Mapping
 
 from edgeflow.errors import BadName
 
@@ -12,6 +15,8 @@ NAMESPACE = re.compile(r"[a-z0-9-]{1,63}")
 NAME = re.compile(r"[a-z0-9]([a-z0-9_-]{0,62})")
 MAX_CHANNEL_BYTES = 512
 MAX_KEY_BYTES = 512
+
+CAPTURE = re.compile(r"\{([A-Za-z][A-Za-z0-9_]{0,31})\}")
 
 SYSTEM_NAMESPACE = "system"
 RECEIPTS_LEVEL = "_re"
@@ -68,6 +73,14 @@ def matches(pattern: str, channel: str) -> bool:
     return len(wanted) == len(given)
 
 
+def delivers(pattern: str, channel: str) -> bool:
+    """Whether a function that subscribes to the filter `pattern` gets the events of `channel`.
+
+    As `matches`, but a wildcard does not stand for levels that belong to edgeflow: `vision/#` gets nothing of `vision/_dead/f`.
+    """
+    return matches(pattern, channel) and (is_reserved(pattern) or not is_reserved(channel))
+
+
 def check_filter(pattern: str) -> str:
     """`pattern` itself. Raises BadName unless it is a legal MQTT filter below one namespace."""
     namespace, _, path = pattern.partition("/")
@@ -83,6 +96,71 @@ def check_filter(pattern: str) -> str:
                 f"{pattern!r} is not a channel filter", hint="`+` stands for one level, `#` for all that follow."
             )
     return pattern
+
+
+# ------------------------------------------------------------------ captures
+
+
+def parse_filter(text: str) -> tuple[str, dict[str, int]]:
+    """The MQTT filter of a full channel name with wildcards and captures, and the level of each capture (the namespace is level 0).
+
+    `vision/cam/{id}/frames` is `vision/cam/+/frames` with {"id": 2}. Raises BadName when it is no filter below one namespace.
+    """
+    captures: dict[str, int] = {}
+    levels = text.split("/")
+    for index, level in enumerate(levels):
+        found = CAPTURE.fullmatch(level)
+        if found is None:
+            if "{" in level or "}" in level:
+                raise BadName(
+                    f"{text!r}: {level!r} is not a capture", hint="A capture is a whole level: cam/{id}/frames."
+                )
+            continue
+        if found[1] in captures:
+            raise BadName(f"{text!r} captures {found[1]!r} twice", hint="Give each capture a name of its own.")
+        captures[found[1]] = index
+        levels[index] = "+"
+    pattern = check_filter("/".join(levels))
+    plain = "/".join(level for level in levels[1:] if level not in ("+", "#"))
+    if plain:
+        _check_path("channel", text, plain, MAX_CHANNEL_BYTES)
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_CHANNEL_BYTES:
+        raise BadName(f"channel {text[:60]!r}... is longer than {MAX_CHANNEL_BYTES} bytes")
+    return pattern, captures
+
+
+def captures_of(captures: Mapping[str, int], channel: str) -> dict[str, str]:
+    """What the captures of a filter are in a channel that it matches."""
+    if not captures:
+        return {}
+    levels = channel.split("/")
+    return {name: levels[index] for name, index in captures.items() if index < len(levels)}
+
+
+def fill(template: str, captures: Mapping[str, str]) -> str:
+    """The channel of a template (`vision/cam/{id}/faces`) with its captures filled in.
+
+    Raises BadName when a capture is not there, or when the template leaves a level open (`+`).
+    """
+    levels = template.split("/")
+    for index, level in enumerate(levels):
+        found = CAPTURE.fullmatch(level)
+        if found is not None:
+            value = captures.get(found[1])
+            if value is None:
+                raise BadName(
+                    f"{template!r} needs the capture {found[1]!r}, which the input does not have",
+                    hint="Name the whole channel: ctx.emit(channel, data).",
+                )
+            levels[index] = value
+        elif level in ("+", "#"):
+            raise BadName(f"{template!r} leaves a level open", hint="Name the whole channel: ctx.emit(channel, data).")
+    return check_channel("/".join(levels))
+
+
+def template_filter(template: str) -> str:
+    """The MQTT filter of all channels that a template can become: `{name}` is `+`."""
+    return "/".join("+" if CAPTURE.fullmatch(level) else level for level in template.split("/"))
 
 
 def _check_path(what: str, name: str, path: str, limit_bytes: int) -> None:

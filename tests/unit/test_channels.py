@@ -5,7 +5,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paho.mqtt.client import topic_matches_sub
 
-from edgeflow.core.channels import check_channel, check_filter, check_key, check_namespace, full_channel, matches
+from edgeflow.core.channels import (
+    captures_of,
+    check_channel,
+    check_filter,
+    check_key,
+    check_namespace,
+    delivers,
+    fill,
+    full_channel,
+    matches,
+    parse_filter,
+    template_filter,
+)
 from edgeflow.errors import BadName
 
 LEVEL = st.sampled_from(["a", "b", "cam", "1"])
@@ -47,3 +59,53 @@ def test_relative_names() -> None:
         full_channel("ns", "")
     with pytest.raises(BadName):
         check_channel("ns")
+
+
+CAPTURING = st.lists(st.one_of(LEVEL, st.just("+"), st.sampled_from(["{x}", "{y}", "{left_eye}"])), min_size=1, max_size=5).filter(
+    lambda levels: all(levels.count(level) == 1 for level in levels if level.startswith("{"))
+)  # fmt: skip
+
+
+@given(CAPTURING, st.lists(LEVEL, min_size=5, max_size=5), st.booleans())
+def test_captures_of_a_channel_fill_a_template_back_to_it(levels: list[str], values: list[str], rest: bool) -> None:
+    pattern = "/".join(["ns", *levels, *(["#"] if rest else [])])
+    mqtt_filter, captures = parse_filter(pattern)
+    assert check_filter(mqtt_filter) == mqtt_filter == template_filter(pattern) and "{" not in mqtt_filter
+    channel = "/".join(
+        ["ns", *(value if level[0] in "{+" else level for level, value in zip(levels, values, strict=False))]
+    )
+    assert matches(mqtt_filter, channel)
+    found = captures_of(captures, channel)
+    assert found == {level[1:-1]: values[index] for index, level in enumerate(levels) if level[0] == "{"}
+    template = "/".join(
+        ["ns", *(channel.split("/")[index + 1] if level == "+" else level for index, level in enumerate(levels))]
+    )
+    assert fill(template, found) == channel and matches(template_filter(template), channel)
+
+
+def test_what_the_levels_of_captures_are() -> None:
+    assert parse_filter("ns/cam/{id}/frames") == ("ns/cam/+/frames", {"id": 2})
+    assert parse_filter("ns/{a}/+/{b}/#") == ("ns/+/+/+/#", {"a": 1, "b": 3})
+    assert parse_filter("ns/frames") == ("ns/frames", {})
+    assert captures_of({"id": 2}, "ns/cam/7/frames") == {"id": "7"} and captures_of({}, "ns/a") == {}
+    assert captures_of({"id": 2}, "ns/cam") == {}
+
+
+@pytest.mark.parametrize("pattern", [
+    "ns/{id}/{id}", "ns/a{id}", "ns/{id", "ns/{}", "ns/{a-b}", "ns/{1}", "ns/#/{id}", "ns//{id}", "{id}/a", "ns/$x/{id}", "ns", "ns/" + "x/" * 300 + "y"])  # fmt: skip
+def test_captures_that_are_none(pattern: str) -> None:
+    with pytest.raises(BadName):
+        parse_filter(pattern)
+
+
+@pytest.mark.parametrize("template", ["ns/{other}", "ns/+/a", "ns/#"])
+def test_templates_that_cannot_be_filled(template: str) -> None:
+    with pytest.raises(BadName) as caught:
+        fill(template, {"id": "7"})
+    assert "ctx.emit" in caught.value.hint
+
+
+def test_wildcards_do_not_deliver_what_belongs_to_edgeflow() -> None:
+    assert delivers("ns/#", "ns/a/b") and delivers("ns/+/b", "ns/a/b")
+    assert not delivers("ns/#", "ns/_dead/f") and not delivers("ns/+/f", "ns/_dead/f")
+    assert delivers("ns/_dead/+", "ns/_dead/f") and not delivers("ns/_dead/+", "ns/dead/f")
