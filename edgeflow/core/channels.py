@@ -81,6 +81,19 @@ def delivers(pattern: str, channel: str) -> bool:
     return matches(pattern, channel) and (is_reserved(pattern) or not is_reserved(channel))
 
 
+def overlap(one: str, other: str) -> bool:
+    """Whether two MQTT filters have a channel in common."""
+    first, second = one.split("/"), other.split("/")
+    for left, right in zip(first, second, strict=False):
+        if "#" in (left, right):
+            return True
+        if left != right and "+" not in (left, right):
+            return False
+    # `a/#` stands for `a` as well.
+    longer, length = max(first, second, key=len), min(len(first), len(second))
+    return len(longer) == length or longer[length:] == ["#"]
+
+
 def check_filter(pattern: str) -> str:
     """`pattern` itself. Raises BadName unless it is a legal MQTT filter below one namespace."""
     namespace, _, path = pattern.partition("/")

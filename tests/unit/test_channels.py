@@ -15,6 +15,7 @@ from edgeflow.core.channels import (
     fill,
     full_channel,
     matches,
+    overlap,
     parse_filter,
     template_filter,
 )
@@ -109,3 +110,28 @@ def test_wildcards_do_not_deliver_what_belongs_to_edgeflow() -> None:
     assert delivers("ns/#", "ns/a/b") and delivers("ns/+/b", "ns/a/b")
     assert not delivers("ns/#", "ns/_dead/f") and not delivers("ns/+/f", "ns/_dead/f")
     assert delivers("ns/_dead/+", "ns/_dead/f") and not delivers("ns/_dead/+", "ns/dead/f")
+
+
+@given(FILTER, FILTER, CHANNEL)
+def test_what_two_filters_match_lies_in_their_overlap(one: str, other: str, channel: str) -> None:
+    assert overlap(one, other) == overlap(other, one)
+    if matches(one, channel) and matches(other, channel):
+        assert overlap(one, other)
+    if overlap(one, other):
+        # A channel of both: the levels that are named in either, and anything where neither names one.
+        first, second = one.split("/"), other.split("/")
+        length = max(len(first), len(second))
+        levels = [
+            next((level for level in pair if level not in ("+", "#", "")), "x")
+            for pair in zip(first + [""] * (length - len(first)), second + [""] * (length - len(second)), strict=True)
+        ]
+        assert any(
+            matches(one, "/".join(levels[:n])) and matches(other, "/".join(levels[:n])) for n in range(2, length + 1)
+        )
+
+
+@pytest.mark.parametrize(("one", "other", "wanted"), [
+    ("ns/a/b", "ns/a/b/c/#", False), ("ns/a/b", "ns/a/b/#", True), ("ns/a/b", "ns/a/b/+", False), ("ns/+/b", "ns/a/+", True), ("ns/a", "ns/b", False),
+    ("ns/#", "ns/a/b/c", True)])  # fmt: skip
+def test_overlaps(one: str, other: str, wanted: bool) -> None:
+    assert overlap(one, other) is wanted
