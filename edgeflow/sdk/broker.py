@@ -27,22 +27,22 @@ from edgeflow.sdk.context import Log
 _chance = random.Random()
 """Of our own: the global generator belongs to the program that uses this, which may have seeded it."""
 
-Received = tuple[bytes, PublishProperties]
-"""Payload and properties of one message."""
+Received = tuple[str, bytes, PublishProperties]
+"""Topic, payload and properties of one message."""
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 2.0
 SEND_BUFFER_BYTES = 1 << 20
 
 
 class BrokerSession:
-    """One session: reconnects by itself, subscribes to one channel, collects its messages in `received`."""
+    """One session: reconnects by itself, subscribes to one channel or filter, collects its messages in `received`."""
 
     def __init__(self, grant: Mapping[str, str], channel: str, keepalive_s: int, log: Log) -> None:
         """`grant`: socket, username, password and client_id, from the agent's welcome. Raises KeyError when one is missing."""
         self.received: deque[Received] = deque()
         self.subscribed = False
         self.refused = ""
-        """Why the broker refused the account or the subscription; empty while it has not. Only a new grant helps."""
+        """Why the broker refused the account or the subscription; empty while it has not. A new grant helps."""
         self.grant = dict(grant)
         self._channel = channel
         self._keepalive_s = keepalive_s
@@ -160,6 +160,7 @@ class BrokerSession:
             self._log.warning("subscription_refused", channel=self._channel, reason=self.refused)
             return
         self.subscribed = True
+        self.refused = ""
         self._wait_s = FIRST_WAIT_S
         self._log.info("subscribed", channel=self._channel)
 
@@ -184,10 +185,13 @@ class _Client(Client):
             return super()._handle_publish()
         packet = self._in_packet["packet"]
         try:
-            properties, at = decode_properties(packet, 2 + int.from_bytes(packet[:2], "big"))
-        except ProtocolError:
+            # A broker sends whole topics to a client that has not allowed aliases.
+            end = 2 + int.from_bytes(packet[:2], "big")
+            topic = packet[2:end].decode()
+            properties, at = decode_properties(packet, end)
+        except (ProtocolError, UnicodeDecodeError):
             return MQTTErrorCode.MQTT_ERR_PROTOCOL
-        self._arrivals.append((bytes(packet[at:]), properties))
+        self._arrivals.append((topic, bytes(packet[at:]), properties))
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 
 

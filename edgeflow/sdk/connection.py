@@ -3,7 +3,8 @@
 What it is: the instance protocol's transport (docs/protocol.md) on one unix stream socket, and `AgentPort`, the `Port` of context.py on top of it.
 What it is not: the order of work (runtime.py).
 What must stay true: the handler's thread does its own reads, because a hand-over between threads costs more than a short handler takes; the
-watchdog reads only while nobody else waits, so that no reply can slip past a waiting reader; `kill` ends the process whoever reads it.
+watchdog reads only while nobody else waits; whoever reads what another thread waits for wakes it; `kill` ends the process whoever reads it; after
+a frame that was sent or read by half nothing more goes over the socket.
 """
 
 import os
@@ -33,6 +34,26 @@ class Abandoned(BaseException):
     """The socket was lost while a handler waited for the agent: its attempt has become void. Not an Exception, so that handlers do not catch it."""
 
 
+class Nudge:
+    """Wakes a thread that polls `fd`, from any other. Lives as long as somebody may poll it, and closes itself."""
+
+    def __init__(self) -> None:
+        self.fd, self._write_fd = os.pipe()
+        os.set_blocking(self.fd, False)
+        os.set_blocking(self._write_fd, False)
+
+    def give(self) -> None:
+        """`fd` is readable from now on, until `drain_fd`."""
+        try:
+            os.write(self._write_fd, b"\0")
+        except BlockingIOError:
+            pass  # it is full, so it is readable
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+        os.close(self._write_fd)
+
+
 class Connection:
     """One connected socket. `queue`, `flush` and `request` may be called from any thread, `receive` from the main thread only."""
 
@@ -47,12 +68,15 @@ class Connection:
         self._replies: dict[int, Message] = {}
         self._out: list[bytes] = []
         self._out_bytes = 0
-        self._waiting = False
         self._next_request = 0
+        # Set under the lock by the thread that is about to poll, cleared by itself afterwards: another thread that reads meanwhile nudges it.
+        self._main_waits = self._reply_waits = False
+        self._main_nudge, self._reply_nudge = Nudge(), Nudge()
         self.lost: str = ""
         """Why the connection is unusable; empty while it is not."""
         self._reads = select.poll()
         self._reads.register(sock, select.POLLIN)
+        self._reads.register(self._reply_nudge.fd, select.POLLIN)
         # The watchdog's own: a poll object serves one thread at a time.
         self._watched = select.poll()
         self._watched.register(sock, select.POLLIN)
@@ -60,6 +84,7 @@ class Connection:
         self._both.register(sock, select.POLLIN | select.POLLOUT)
         self._main = select.poll()
         self._main.register(sock, select.POLLIN)
+        self._main.register(self._main_nudge.fd, select.POLLIN)
         if wake_fd is not None:
             self._main.register(wake_fd, select.POLLIN)
         self._wake_fd = wake_fd
@@ -84,21 +109,26 @@ class Connection:
         with self._lock:
             if not self._out:
                 return
-            data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
-            self._out.clear()
-            self._out_bytes = 0
-            view = memoryview(data)
-            while view:
-                self._raise_if_lost()
-                try:
-                    view = view[self._sock.send(view) :]
-                except BlockingIOError:
-                    # An agent that is itself blocked on sending to us would wait for ever if we did not read meanwhile.
-                    self._both.poll()
-                    self._read()
-                except OSError as error:
-                    self._read()
-                    self.lost = self.lost or f"{error.strerror or error}"
+            try:
+                data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+                self._out.clear()
+                self._out_bytes = 0
+                view = memoryview(data)
+                while view:
+                    self._raise_if_lost()
+                    try:
+                        view = view[self._sock.send(view) :]
+                    except BlockingIOError:
+                        # An agent that is itself blocked on sending to us would wait for ever if we did not read meanwhile.
+                        self._both.poll()
+                        self._read()
+                    except OSError as error:
+                        self._read()
+                        self.lost = self.lost or f"{error.strerror or error}"
+            except BaseException:
+                # Of a signal handler that the function has set, perhaps: half a frame may be out, and nothing can follow it.
+                self.lost = self.lost or "sending was interrupted"
+                raise
 
     # --- in
 
@@ -122,41 +152,55 @@ class Connection:
                     self._inbox.clear()
                     return messages
                 self._raise_if_lost()
-                self._waiting = True
+                self._main_waits = True
             try:
                 wait_ms = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
                 ready = self._main.poll(wait_ms)
             finally:
-                self._waiting = False
+                self._main_waits = False
             if not ready:
                 return ()
-            if self._wake_fd is not None and any(fd == self._wake_fd for fd, _ in ready):
-                drain_fd(self._wake_fd)
-                return ()
+            for fd, _ in ready:
+                if fd == self._main_nudge.fd:
+                    drain_fd(fd)
+                elif fd == self._wake_fd:
+                    drain_fd(fd)
+                    return ()
+
+    def put_back(self, messages: Sequence[Message]) -> None:
+        """Frames that `receive` or `take` returned and that are to be returned again, first."""
+        with self._lock:
+            self._inbox.extendleft(reversed(messages))
 
     def watch(self, wait_s: float) -> None:
         """For the watchdog: reads for up to `wait_s` seconds unless another thread does, so that a `kill` or a closed socket is noticed."""
         end = time.monotonic() + wait_s
         while (left_s := end - time.monotonic()) > 0:
-            if self._waiting or self.lost:
+            if self._somebody_waits() or self.lost:
                 time.sleep(left_s)
                 return
             if not self._watched.poll(left_s * 1000):
                 return
             with self._lock:
-                if not self._waiting:
+                if not self._somebody_waits():
                     self._read()
+
+    def _somebody_waits(self) -> bool:
+        return self._main_waits or self._reply_waits
 
     def request(self, message: dict[str, Any]) -> Message:
         """Sends a request together with all that is queued, and waits for its reply. Raises EdgeflowError for a refusal, Abandoned for a lost socket."""
         return self.wait_reply(self.send_request(message))
 
     def send_request(self, message: dict[str, Any]) -> int:
-        """Queues a request; returns its number for `wait_reply`."""
-        with self._lock:
-            self._next_request += 1
-            number = self._next_request
-            self.queue({**message, "r": number})
+        """Queues a request; returns its number for `wait_reply`. Raises Abandoned for a lost socket."""
+        try:
+            with self._lock:
+                self._next_request += 1
+                number = self._next_request
+                self.queue({**message, "r": number})
+        except ConnectionLost as lost:
+            raise Abandoned(str(lost)) from None
         return number
 
     def wait_reply(self, number: int) -> Message:
@@ -171,11 +215,13 @@ class Connection:
                         if reply is not None:
                             break
                         self._raise_if_lost()
-                        self._waiting = True
+                        self._reply_waits = True
                     try:
-                        self._reads.poll()
+                        ready = self._reads.poll()
                     finally:
-                        self._waiting = False
+                        self._reply_waits = False
+                    if len(ready) > 1 or ready[0][0] == self._reply_nudge.fd:
+                        drain_fd(self._reply_nudge.fd)
             except ConnectionLost as lost:
                 raise Abandoned(str(lost)) from None
         if not reply.get("ok", True):
@@ -188,7 +234,19 @@ class Connection:
             return self._replies.pop(number, None)
 
     def close(self) -> None:
-        """Closes the socket."""
+        """Closes the socket. Threads that wait for a reply get Abandoned."""
+        self.lost = self.lost or "closed"
+        try:
+            # A poll does not notice that its descriptor is closed.
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self._main_nudge.give()
+        self._reply_nudge.give()
+        self._sock.close()
+
+    def forget(self) -> None:
+        """Closes this process's descriptors: in a forked child, whose parent goes on with the connection."""
         self.lost = self.lost or "closed"
         self._sock.close()
 
@@ -198,25 +256,35 @@ class Connection:
             return
         try:
             data = self._sock.recv(READ_BYTES)
+            if data:
+                self._sort(data)
+            else:
+                self.lost = "the agent closed the socket"
         except BlockingIOError:
             return
         except OSError as error:
             self.lost = error.strerror or str(error)
-            return
-        if not data:
-            self.lost = "the agent closed the socket"
-            return
-        try:
-            for message in self._reader.feed(data):
-                kind = message.get("t")
-                if kind == "kill":
-                    self._on_kill()
-                elif kind == "reply":
-                    self._replies[message["r"]] = message
-                else:
-                    self._inbox.append(message)
         except (ProtocolError, KeyError, TypeError) as error:
             self.lost = f"the agent sent what is not the instance protocol: {error}"
+        except BaseException:
+            # Of a signal handler that the function has set, perhaps: what was read is gone.
+            self.lost = "reading was interrupted"
+            raise
+        finally:
+            if self._main_waits:
+                self._main_nudge.give()
+            if self._reply_waits:
+                self._reply_nudge.give()
+
+    def _sort(self, data: bytes) -> None:
+        for message in self._reader.feed(data):
+            kind = message.get("t")
+            if kind == "kill":
+                self._on_kill()
+            elif kind == "reply":
+                self._replies[message["r"]] = message
+            else:
+                self._inbox.append(message)
 
     def _raise_if_lost(self) -> None:
         if self.lost:

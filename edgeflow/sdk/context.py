@@ -1,6 +1,7 @@
 """What a handler is given besides its inputs: `ctx`.
 
-What it is: emit, the EKV view, the context values, the log and the facts of one attempt; and the outcome they collect, ready to be committed.
+What it is: emit, the EKV view, the context values, the state, the log and the facts of one attempt; and the outcome they collect, ready to be
+committed.
 What it is not: the socket. Everything outside goes through `Port`, which connection.py implements on the instance protocol and testing.py in memory.
 What must stay true: nothing a handler emits or writes is visible anywhere before the commit; only large bodies leave earlier, as blobs that
 nobody refers to yet.
@@ -8,6 +9,7 @@ nobody refers to yet.
 
 import hashlib
 import json
+import operator
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,15 +17,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol, TextIO, TypeVar
 
-from edgeflow.core.channels import check_key
+from edgeflow.core.channels import check_channel, check_key, fill, is_reserved, matches, template_filter
 from edgeflow.core.events import ATTRIBUTE_NAME, CORE_ATTRIBUTES, LOG_ATTRIBUTES, check_text
-from edgeflow.core.wire import MAX_FRAME_BYTES
-from edgeflow.errors import BadOutput, EdgeflowError
-from edgeflow.sdk.inputs import Bodies, Input
+from edgeflow.errors import BadName, BadOutput, EdgeflowError
+from edgeflow.sdk.inputs import MAX_BODY_BYTES, Bodies, Input
+from edgeflow.sdk.state import State
 
 INLINE_BYTES = 4096
 LIST_MAX = 1000
-MAX_BODY_BYTES = MAX_FRAME_BYTES - 4096  # a body travels in one frame with a few fields beside it
+MAX_COUNT = 2**53 - 1
+"""Largest sum of increments, either sign: what every JSON parser reads exactly."""
 TEXT_TYPE = "text/plain; charset=utf-8"
 JSON_TYPE = "application/json"
 _TRACE_ATTRIBUTES = ("traceparent", "tracestate")
@@ -55,23 +58,46 @@ class FunctionInfo:
     instance: str = ""
     pop: str = ""
     inputs: tuple[str, ...] = ()
-    collect: bool = False
+    lists: frozenset[str] = frozenset()
+    """Inputs whose parameter is a list of events."""
+    captures: Mapping[str, int] = field(default_factory=dict)
+    """Level of each capture of a `qos: 0` input; events of other functions come with theirs."""
     publish: tuple[str, ...] = ()
+    """Full channel names and templates."""
     context: Mapping[str, str] = field(default_factory=dict)
+    has_state: bool = False
     timeout_ms: int = 30_000
     any_channel: bool = False
     """Unit tests only: emit may use any channel."""
 
-    def channel(self, name: str) -> str:
-        """The full name of a channel of the publish list. Raises BadOutput for any other."""
+    def channel(self, name: str, captures: Callable[[], Mapping[str, str]] = dict) -> str:
+        """The full name of a channel that may be published on: one of `publish`, or one that a template there can become.
+
+        Levels like `{id}` are filled from `captures`. Raises BadOutput for any other name.
+        """
         full = name if name.startswith(self.namespace + "/") else f"{self.namespace}/{name}"
-        if full in self.publish or self.any_channel:
+        if full in self.publish and not is_template(full):
             return full
+        what = f"function {self.function!r} emitted on channel {name!r}"
+        try:
+            if "{" in full:
+                full = fill(full, captures())
+            if self.any_channel or full in self.publish or self._is_of_a_template(full):
+                if is_reserved(check_channel(full)):
+                    raise BadName(f"{full!r} is reserved", hint="Levels that begin with _ belong to edgeflow.")
+                return full
+        except BadName as error:
+            raise BadOutput(f"{what}: {error.message}", hint=error.hint) from None
         listed = ", ".join(self.publish) or "nothing"
-        raise BadOutput(
-            f"function {self.function!r} emitted on channel {name!r}, but it publishes {listed}",
-            hint="Add the channel to `publish:` in the manifest.",
-        )
+        raise BadOutput(f"{what}, but it publishes {listed}", hint="Add the channel to `publish:` in the manifest.")
+
+    def _is_of_a_template(self, full: str) -> bool:
+        return any(is_template(one) and matches(template_filter(one), full) for one in self.publish)
+
+
+def is_template(channel: str) -> bool:
+    """Whether an item of `publish` stands for more than one channel."""
+    return "{" in channel or "+" in channel
 
 
 def encode_body(data: Any, what: str) -> tuple[bytes, str | None]:
@@ -86,10 +112,8 @@ def encode_body(data: Any, what: str) -> tuple[bytes, str | None]:
             if isinstance(data, str):
                 body, content_type = data.encode(), TEXT_TYPE
             else:
-                body, content_type = (
-                    json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(),
-                    JSON_TYPE,
-                )
+                text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_plain)
+                body, content_type = text.encode(), JSON_TYPE
         except (TypeError, ValueError, RecursionError) as error:
             raise BadOutput(
                 f"{what} a {_type_name(data)}, which is neither bytes nor str nor JSON-able: {error}",
@@ -102,17 +126,42 @@ def encode_body(data: Any, what: str) -> tuple[bytes, str | None]:
     return body, content_type
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, State):
+        return dict(value)
+    raise TypeError(f"a {_type_name(value)} is not JSON-able")
+
+
 class Outcome:
-    """What an attempt will commit: outputs in the order they were emitted, and the last write of each key."""
+    """What an attempt will commit: outputs in the order they were emitted, the last write of each key, the sum of each counter, the state."""
 
     def __init__(self, port: Port) -> None:
         self._port = port
         self._sent: set[str] = set()
+        self.closed = False
         self.outputs: list[Frame] = []
         self.values: dict[str, Frame] = {}
+        self.increments: dict[str, int] = {}
+        self.state: Frame | None = None
 
     def check_write(self, key: str) -> None:
-        """Whether this attempt may write values at all. Raises BadOutput when it may not."""
+        """Whether this attempt may write this key now. Raises BadName for a reserved key, BadOutput when the handler has returned."""
+        if self.closed:
+            raise _too_late()
+        if check_key(key).startswith("_"):
+            raise BadName(f"key {key!r} is reserved", hint="Keys that begin with _ belong to edgeflow.")
+
+    def commit_fields(self) -> Frame:
+        """The parts of a `commit`; what is as it was is left out."""
+        fields: Frame = {
+            "outputs": self.outputs,
+            "values": [{name: part for name, part in one.items() if name != "_body"} for one in self.values.values()],
+        }
+        if self.state is not None:
+            fields["state"] = self.state
+        if self.increments:
+            fields["increments"] = [{"key": key, "by": by} for key, by in self.increments.items() if by]
+        return fields
 
     def body(self, data: bytes) -> Frame:
         """The fields that carry a body: inline, or as a reference to a blob that is sent now."""
@@ -212,8 +261,14 @@ class Ekv:
 
     def put(self, key: str, data: Any, *, content_type: str | None = None) -> None:
         """Writes bytes, str or JSON-able data with the commit. Raises BadName, BadOutput."""
-        self._outcome.check_write(check_key(key))
-        body, guessed = encode_body(data, f"function {self._function!r} put under key {key!r}")
+        what = f"function {self._function!r} put under key {key!r}"
+        self._check_value(key)
+        body, guessed = encode_body(data, what)
+        try:
+            if content_type is not None:
+                check_text("content_type", content_type)
+        except (EdgeflowError, AttributeError) as error:
+            raise BadOutput(f"{what}: {error}", hint="content_type is a media type as text.") from None
         self._outcome.values[key] = {
             "key": key,
             **self._outcome.body(body),
@@ -224,8 +279,38 @@ class Ekv:
 
     def delete(self, key: str) -> None:
         """Deletes the value with the commit. Raises BadName, BadOutput."""
-        self._outcome.check_write(check_key(key))
+        self._check_value(key)
         self._outcome.values[key] = {"key": key, "content_type": None, "delete": True}
+
+    def increment(self, key: str, by: int = 1) -> None:
+        """Adds `by`, which may be negative, to the counter `key`: once, with the commit, whatever other attempts and PoPs add meanwhile.
+
+        Several calls in one attempt add up; `get` shows the counter without them. Raises BadName, and BadOutput for what is not an integer,
+        for a sum beyond 2**53 - 1 either way, and for a key that this attempt has put or deleted.
+        """
+        outcome = self._outcome
+        outcome.check_write(key)
+        what = f"function {self._function!r} incremented key {key!r}"
+        try:
+            step = operator.index(by)
+        except TypeError:
+            step = None
+        if step is None or isinstance(by, bool):
+            raise BadOutput(f"{what} by a {_type_name(by)}", hint="Counters count in integers.")
+        if key in outcome.values:
+            raise BadOutput(f"{what}, which it also wrote in this attempt", hint=_ONE_KIND)
+        total = outcome.increments.get(key, 0) + step
+        if abs(total) > MAX_COUNT:
+            raise BadOutput(f"{what} by more than {MAX_COUNT} in one attempt", hint="Count in a larger unit.")
+        outcome.increments[key] = total
+
+    def _check_value(self, key: str) -> None:
+        self._outcome.check_write(key)
+        if key in self._outcome.increments:
+            raise BadOutput(
+                f"function {self._function!r} wrote key {key!r}, which it also incremented in this attempt",
+                hint=_ONE_KIND,
+            )
 
     def list(self, prefix: str = "", *, after: str = "", limit: int = 100) -> Sequence[KeyInfo]:
         """Up to `limit` keys (1 to 1000) that begin with `prefix` and sort after `after`, in order, this attempt's own writes included."""
@@ -243,6 +328,9 @@ class Ekv:
             if found or last is None:
                 return [found[key] for key in sorted(found)][:limit]
             after = last  # the attempt has deleted this whole page; an empty answer would mean that there is no other
+
+
+_ONE_KIND = "A key is a value or a counter: use two keys."
 
 
 class ContextValues:
@@ -281,7 +369,10 @@ class ContextCache:
                 values[name] = None
                 continue
             kept = self._values.get(name)
-            if kept is None or kept.version != item["version"]:
+            if kept is not None and kept.version == item["version"]:
+                # Its body may be asked for through a later connection than the one that brought it.
+                kept._bodies = bodies
+            else:
                 kept = Value(
                     keys.get(name, name),
                     item["version"],
@@ -329,24 +420,49 @@ class Log:
     def _write(self, level: str, event: str, fields: Mapping[str, Any]) -> None:
         timestamp = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         record = {"event": event, "level": level, "timestamp": timestamp, **self._bound, **fields}
-        line = json.dumps(record, default=repr, ensure_ascii=False, skipkeys=True) + "\n"
         stream = self._stream if self._stream is not None else sys.stderr
-        stream.write(line)
-        stream.flush()
+        try:
+            stream.write(_line(record))
+            stream.flush()
+        except (OSError, ValueError):
+            # Nobody reads it, or the disk is full: a line that is lost does not fail the work it tells of.
+            pass
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(record, default=repr, ensure_ascii=False, skipkeys=True) + "\n"
+    except Exception:  # a value that holds itself, or whose repr fails
+        shown = {name: value if isinstance(value, (str, int)) else _shown(value) for name, value in record.items()}
+        return json.dumps(shown, ensure_ascii=False) + "\n"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)[:1000]
+    except Exception:
+        return f"<a {_type_name(value)} that cannot be shown>"
 
 
 class Context:
     """`ctx`: what one attempt of an invocation may use. Valid until the handler has returned."""
 
-    __slots__ = ("_info", "_outcome", "_parent", "attempt", "context", "deadline", "ekv", "invocation_id", "log")
+    __slots__ = (
+        "_info", "_inputs", "_outcome", "_port", "_state", "_stored_state", "attempt", "context", "deadline", "ekv", "invocation_id", "key", "log",
+        "replay", "shadow", "window",
+    )  # fmt: skip
 
     def __init__(
-        self, info: FunctionInfo, port: Port, outcome: Outcome, *, invocation_id: str, attempt: int, deadline_ms: int, parent: Input | None,
-        context: Mapping[str, Value | None], log: Log,
+        self, info: FunctionInfo, port: Port, outcome: Outcome, *, invocation_id: str, attempt: int, deadline_ms: int, inputs: Sequence[Input],
+        context: Mapping[str, Value | None], log: Log, state: Mapping[str, Any] | None = None, key: str | None = None,
+        window: tuple[int, int] | None = None, replay: str | None = None, shadow: bool = False,
     ) -> None:  # fmt: skip
         self._info = info
+        self._port = port
         self._outcome: Outcome | None = outcome
-        self._parent = parent
+        self._inputs = inputs
+        self._state: State | None = None
+        self._stored_state = state
         self.invocation_id = invocation_id
         self.attempt = attempt
         self.deadline = deadline_ms / 1000
@@ -354,6 +470,30 @@ class Context:
         self.ekv = Ekv(info.function, port, outcome)
         self.context = ContextValues(info.function, info.context, context)
         self.log = log
+        self.key = key
+        """The key of this invocation: what `by:` says of a join, a window, keyed state or an order; None for a function without one."""
+        self.window = window
+        """(start, end) of this invocation's window in ms since 1970, the end not included; None for a function without windows."""
+        self.replay = replay
+        """Id of the replay that this invocation belongs to, or None."""
+        self.shadow = shadow
+        """Whether what this invocation puts out is only compared with what was recorded, and seen by nobody."""
+
+    @property
+    def state(self) -> State:
+        """The JSON object of this invocation's key: a dict that is committed with the outputs when it has changed; `clear()` deletes it.
+
+        Raises BadOutput for a function without `state:` in its manifest, and when what is stored is not a JSON object.
+        """
+        if self._state is None:
+            name = self._info.function
+            if not self._info.has_state:
+                raise BadOutput(
+                    f"function {name!r} used ctx.state, but it has none",
+                    hint="Add `state: {by: subject}` to the function in the manifest.",
+                )
+            self._state = State(f"function {name!r} (key {self.key!r})", self._stored_state, self._port)
+        return self._state
 
     @property
     def namespace(self) -> str:
@@ -381,20 +521,19 @@ class Context:
     ) -> None:  # fmt: skip
         """Adds an event to the commit: `data` (bytes, str or JSON-able) on one of the function's publish channels.
 
-        `subject` is the first input's unless given. Extension attributes are not inherited, except traceparent and tracestate.
+        Where `publish:` has a template, any channel that it can become may be named; levels like `{id}` are filled from the captures of the
+        inputs, the first that has one. `subject` is the first input's unless given. Extension attributes are not inherited, except traceparent and tracestate.
         Raises BadOutput for another channel, for data that cannot be written, and for an attribute that CloudEvents does not allow.
         """
         outcome = self._outcome
         if outcome is None:
-            raise BadOutput(
-                "ctx was used after the handler had returned", hint="Join the handler's own threads before it returns."
-            )
+            raise _too_late()
         what = f"function {self._info.function!r} emitted on channel {channel!r}"
-        full = self._info.channel(channel)
+        full = self._info.channel(channel, self._captures)
         if data is None:
             raise BadOutput(f"{what} None", hint="Emit b'' for an event with an empty body.")
         body, guessed = encode_body(data, what)
-        parent = self._parent
+        parent = self._inputs[0] if self._inputs else None
         extensions: dict[str, str] = {}
         if parent is not None:
             inherited = parent.attributes
@@ -405,9 +544,10 @@ class Context:
         try:
             if attributes:
                 extensions.update(_check_attributes(attributes))
-            if subject:
-                check_text("subject", subject)
-        except (EdgeflowError, TypeError) as error:
+            for name, text in (("subject", subject), ("type", type), ("datacontenttype", datacontenttype)):
+                if text:
+                    check_text(name, text)
+        except (EdgeflowError, TypeError, AttributeError) as error:
             raise BadOutput(
                 f"{what}: {error}", hint="Attribute names are [a-z0-9]{1,20}; values are text or numbers."
             ) from None
@@ -425,17 +565,44 @@ class Context:
         """Emits what the handler returned on its only publish channel; None publishes nothing. Raises BadOutput."""
         if data is None:
             return
-        if len(self._info.publish) != 1:
-            listed = ", ".join(self._info.publish) or "nothing"
+        publish = self._info.publish
+        what = f"function {self._info.function!r} returned a {_type_name(data)}, but it publishes {', '.join(publish) or 'nothing'}"
+        if len(publish) != 1:
             raise BadOutput(
-                f"function {self._info.function!r} returned a {_type_name(data)}, but it publishes {listed}: a returned value needs exactly one channel",
+                f"{what}: a returned value needs exactly one channel",
                 hint="Call ctx.emit(channel, data), or name one channel under `publish:` in the manifest.",
             )
-        self.emit(self._info.publish[0], data)
+        if "+" in publish[0]:
+            raise BadOutput(f"{what}, which leaves a level open", hint="Call ctx.emit(channel, data).")
+        self.emit(publish[0], data)
+
+    def end(self, returned: Any) -> None:
+        """The handler has returned: publishes what it returned, settles the state, and closes. Raises BadOutput."""
+        self.publish_returned(returned)
+        change = self._state.change() if self._state is not None else None
+        if change is not None and self._outcome is not None:
+            what = {"delete": False, "content_type": JSON_TYPE} if change else {"delete": True, "content_type": None}
+            self._outcome.state = {**(self._outcome.body(change) if change else {}), **what}
+        self.close()
 
     def close(self) -> None:
-        """The handler is done; later use is refused."""
-        self._outcome = None
+        """Later use is refused."""
+        if self._outcome is not None:
+            self._outcome.closed = True
+            self._outcome = None
+
+    def _captures(self) -> Mapping[str, str]:
+        """The captures of all inputs; of two with the same name the earlier input's."""
+        merged: dict[str, str] = {}
+        for one in reversed(self._inputs):
+            merged |= one.captures
+        return merged
+
+
+def _too_late() -> BadOutput:
+    return BadOutput(
+        "ctx was used after the handler had returned", hint="Join the handler's own threads before it returns."
+    )
 
 
 def _check_attributes(attributes: Mapping[str, Any]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from edgeflow.core.channels import captures_of, check_channel, delivers
 from edgeflow.core.events import (
     ATTRIBUTE_NAME,
     CORE_ATTRIBUTES,
@@ -49,6 +50,7 @@ SAMPLES = 1000
 SEEN_EVENTS = 4096
 """How many event ids are remembered: after a restart of the broker the agent shows it the latest events again."""
 MIN_KEEPALIVE_S = 60
+FIRST_GRANT_WAIT_S, LONGEST_GRANT_WAIT_S = 0.5, 10.0
 _T = TypeVar("_T")
 
 
@@ -56,7 +58,7 @@ class Direct:
     """The life of an instance from its first welcome to its end."""
 
     def __init__(self, instance: "Instance", grant: Mapping[str, str], channel: str, *, reconnect_s: float) -> None:
-        """Raises ProtocolError when the grant lacks something."""
+        """`channel`: the input's channel or filter. Raises ProtocolError when the grant lacks something."""
         self._instance = instance
         self._info = instance.info
         self._name = self._info.inputs[0]
@@ -78,6 +80,8 @@ class Direct:
         self._asked_grant = False
         self._agent_due_s = self._agent_good_s = 0.0
         self._agent_wait_s = 0.05
+        self._grant_due_s = 0.0
+        self._grant_wait_s = FIRST_GRANT_WAIT_S
         self._poll = select.poll()
         self._polled: tuple[int, ...] = ()
         self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
@@ -149,31 +153,33 @@ class Direct:
 
     # -- one event -----------------------------------------------------------------------------------------------------
 
-    def _run(self, payload: bytes, properties: PublishProperties) -> None:
+    def _run(self, channel: str, payload: bytes, properties: PublishProperties) -> None:
+        if channel != self._channel and not delivers(self._channel, channel):
+            return  # `vision/#` does not ask for what belongs to edgeflow
         began_s = time.perf_counter()
         instance, port = self._instance, self._port
         event_id, took_s, context = "", 0.0, None
         log: Log = instance.log
         try:
-            stored, has_own_id = self._event(payload, properties)
+            stored, has_own_id = self._event(channel, payload, properties)
             event_id = stored["i"]
             if has_own_id and self._is_repeated(stored):
                 self._counts["repeated"] += 1
                 return
             invocation = direct_invocation_id(self._info.function, stored["s"], event_id)
             log = Log({**self._log_fields, "invocation": invocation, "event_id": event_id})
-            first = Input(self._name, stored, port)
+            first = Input(self._name, stored, port, captures_of(self._info.captures, channel))
             outcome = DirectOutcome(port, self._info.function)
             context = Context(
                 self._info, port, outcome, invocation_id=invocation, attempt=1, deadline_ms=int(time.time() * 1000) + self._info.timeout_ms,
-                parent=first, context=LatestValues(self._context_values), log=log,
+                inputs=(first,), context=LatestValues(self._context_values), log=log,
             )  # fmt: skip
             started_s = time.perf_counter()
             try:
                 returned = instance.call(instance.handler(), context, {self._name: first})
             finally:
                 took_s = time.perf_counter() - started_s
-            context.publish_returned(returned)
+            context.end(returned)
             if not self._publish(invocation, outcome.outputs):
                 raise Unavailable("the broker was lost meanwhile, so the outputs are gone")
         except (
@@ -190,19 +196,21 @@ class Direct:
         self._handler_us.append(took_s * 1e6)
         self._platform_us.append((time.perf_counter() - began_s - took_s) * 1e6)
 
-    def _event(self, payload: bytes, properties: PublishProperties) -> tuple[Frame, bool]:
+    def _event(self, channel: str, payload: bytes, properties: PublishProperties) -> tuple[Frame, bool]:
         """(stored form of the event, whether it came with an id), its body inline or as a digest that can be fetched. Raises EdgeflowError."""
+        if channel != self._channel:
+            check_channel(channel)
         now_ms = int(time.time() * 1000)
         source = f"/pops/{self._info.pop}/mqtt"
         if (
             properties.content_type is not None
             and properties.content_type.partition(";")[0].strip().lower() == STRUCTURED
         ):
-            return self._structured(payload, source, now_ms)
+            return self._structured(channel, payload, source, now_ms)
         attributes = dict(properties.user)
         own_id = attributes.get("id")
         stored: Frame = {
-            "c": self._channel, "i": own_id or uuid.uuid4().hex, "s": attributes.get("source") or source, "y": attributes.get("type") or DEFAULT_TYPE,
+            "c": channel, "i": own_id or uuid.uuid4().hex, "s": attributes.get("source") or source, "y": attributes.get("type") or DEFAULT_TYPE,
             "t": _time_ms(attributes.get("time"), now_ms), "d": payload,
         }  # fmt: skip
         if subject := attributes.get("subject"):
@@ -217,12 +225,12 @@ class Direct:
             stored["d"] = self._value_of(dataref)
         return stored, own_id is not None
 
-    def _structured(self, payload: bytes, source: str, now_ms: int) -> tuple[Frame, bool]:
+    def _structured(self, channel: str, payload: bytes, source: str, now_ms: int) -> tuple[Frame, bool]:
         try:
             document = json.loads(payload)
         except ValueError:
             raise BadEvent("the payload is not JSON, but its content type says CloudEvents JSON") from None
-        event, dataref = from_cloudevent(document, self._channel, id=uuid.uuid4().hex, source=source, now_ms=now_ms)
+        event, dataref = from_cloudevent(document, channel, id=uuid.uuid4().hex, source=source, now_ms=now_ms)
         stored = event.encode()
         if dataref is not None:
             digest = dataref.rpartition("/")[2]
@@ -260,7 +268,8 @@ class Direct:
             return True
         time_now = time_text(int(time.time() * 1000))
         source = f"/{self._info.namespace}/{self._info.function}"
-        sent = True
+        # All are written down before the first one leaves: one that MQTT cannot carry fails the event as a whole.
+        packed = []
         for index, output in enumerate(outputs):
             user = [
                 ("specversion", "1.0"), ("id", output_id(invocation, index)), ("source", source), ("type", output["type"] or DEFAULT_TYPE),
@@ -269,9 +278,11 @@ class Direct:
             if output["subject"] is not None:
                 user.append(("subject", output["subject"]))
             user += output["attributes"].items()
-            sent &= self._broker.publish(
-                output["channel"], output["data"], encode_properties(user, content_type=output["datacontenttype"])
-            )
+            properties = encode_properties(user, content_type=output["datacontenttype"])
+            packed.append((output["channel"], output["data"], properties))
+        sent = True
+        for one in packed:
+            sent &= self._broker.publish(*one)
         return sent
 
     def _context_values(self) -> Mapping[str, Value | None]:
@@ -320,9 +331,13 @@ class Direct:
                     self._port.use(connection)
                 if self._broker.subscribed and not self._is_ready and not self._parked:
                     self._is_ready = True
+                    self._grant_wait_s = FIRST_GRANT_WAIT_S
                     connection.queue({"t": "ready"})
-                if self._broker.refused and not self._asked_grant:
+                if self._broker.refused and not self._asked_grant and now_s >= self._grant_due_s:
+                    # A grant that does not help is not asked for at once again: each makes an account anew.
                     self._asked_grant = True
+                    self._grant_due_s = now_s + self._grant_wait_s
+                    self._grant_wait_s = min(LONGEST_GRANT_WAIT_S, self._grant_wait_s * 2)
                     connection.queue({"t": "grant"})
             connection.flush()
         except (ConnectionLost, ProtocolError) as lost:
@@ -428,14 +443,14 @@ class DirectPort:
 
 
 class DirectOutcome(Outcome):
-    """Outputs with their bodies inside; no values."""
+    """Outputs with their bodies inside; nothing is written."""
 
     def __init__(self, port: DirectPort, function: str) -> None:
         super().__init__(port)
         self._function = function
 
     def body(self, data: bytes) -> Frame:
-        """The body inline, whatever its size."""
+        """The body inline, whatever its size: it travels in the message."""
         return {"data": data}
 
     def check_write(self, key: str) -> None:

@@ -8,13 +8,15 @@ than its limit.
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from edgeflow.core.events import BlobRef, Event
+from edgeflow.core.wire import MAX_FRAME_BYTES
 
+MAX_BODY_BYTES = MAX_FRAME_BYTES - 4096  # a body travels in one frame with a few fields beside it
 CACHE_BYTES = 64 * 1024 * 1024
 AHEAD_COUNT = 8
 AHEAD_BYTES = 1024 * 1024
@@ -59,10 +61,13 @@ class BodyCache:
 class Input:
     """One event of an invocation's inputs. Read-only; `data` is fetched when it is first touched."""
 
-    __slots__ = ("_bodies", "_event", "_group", "_position", "_stored", "name")
+    __slots__ = ("_bodies", "_captures", "_event", "_group", "_position", "_stored", "name")
 
-    def __init__(self, name: str, stored: Mapping[str, Any], bodies: Bodies) -> None:
+    def __init__(
+        self, name: str, stored: Mapping[str, Any], bodies: Bodies, captures: Mapping[str, str] | None = None
+    ) -> None:
         self.name = name
+        self._captures = captures or {}
         self._stored = stored
         self._bodies = bodies
         self._event: Event | None = None
@@ -104,6 +109,11 @@ class Input:
     def channel(self) -> str:
         """Full channel name, `<namespace>/<path>`."""
         return str(self._stored["c"])
+
+    @property
+    def captures(self) -> Mapping[str, str]:
+        """What the named levels of the subscribed filter are in this event's channel: `cam/{id}/frames` gives {"id": "7"} on `cam/7/frames`."""
+        return MappingProxyType(self._captures)
 
     @property
     def source(self) -> str:
@@ -166,24 +176,25 @@ class Input:
 
 
 def make_inputs(
-    items: Sequence[Mapping[str, Any]], names: Sequence[str], bodies: Bodies, *, collect: bool
-) -> tuple[dict[str, Any], Input | None]:
-    """(keyword arguments of the handler, first input) of a work item.
+    items: Sequence[Mapping[str, Any]], names: Sequence[str], bodies: Bodies, *, lists: Collection[str] = ()
+) -> tuple[dict[str, Any], list[Input]]:
+    """(keyword arguments of the handler, all inputs in their order) of a work item.
 
-    With `collect` each name holds a list of Inputs in the order of arrival; otherwise one Input, or None for a name that this invocation has not.
+    A name in `lists` holds a list of Inputs in the order of the item, empty when this invocation has none; any other name holds one Input, or None
+    when this invocation has none. Raises KeyError for an input with another name.
     """
-    arguments: dict[str, Any] = {name: [] if collect else None for name in names}
-    first: Input | None = None
+    arguments: dict[str, Any] = {name: [] if name in lists else None for name in names}
+    made: list[Input] = []
     for item in items:
-        one = Input(item["name"], item["event"], bodies)
-        if first is None:
-            first = one
-        if collect:
-            arguments[one.name].append(one)
+        name = item["name"]
+        one = Input(name, item["event"], bodies, item.get("captures"))
+        made.append(one)
+        if name in lists:
+            group = arguments[name]
+            one._group, one._position = group, len(group)
+            group.append(one)
+        elif name in arguments:
+            arguments[name] = one
         else:
-            arguments[one.name] = one
-    if collect:
-        for group in arguments.values():
-            for position, one in enumerate(group):
-                one._group, one._position = group, position
-    return arguments, first
+            raise KeyError(name)
+    return arguments, made

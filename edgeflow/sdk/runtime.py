@@ -45,6 +45,7 @@ SLOW_S = 0.1
 RECONNECT_S = 120.0
 HANDSHAKE_S = 10.0
 FAREWELL_S = 5.0
+KILLED_S = 1.0
 WATCH_AFTER_S = 1.0
 WATCH_EVERY_S = 0.5
 WATCH_BATCHES_EVERY_S = 0.02
@@ -68,7 +69,9 @@ class Mode(Enum):
 class Work:
     """One claimed invocation."""
 
-    __slots__ = ("arrived_s", "attempt", "context", "deadline_ms", "inputs", "invocation")
+    __slots__ = (
+        "arrived_s", "attempt", "context", "deadline_ms", "inputs", "invocation", "key", "replay", "shadow", "state", "window",
+    )  # fmt: skip
 
     def __init__(self, item: Mapping[str, Any], arrived_s: float) -> None:
         self.invocation: str = item["invocation"]
@@ -76,6 +79,12 @@ class Work:
         self.deadline_ms: int = item["deadline_ms"]
         self.inputs: Sequence[Mapping[str, Any]] = item["inputs"]
         self.context: Mapping[str, Any] = item.get("context") or {}
+        self.state: Mapping[str, Any] | None = item.get("state")
+        self.key: str | None = item.get("key")
+        self.replay: str | None = item.get("replay")
+        self.shadow = bool(item.get("shadow"))
+        window = item.get("window")
+        self.window = None if window is None else (int(window[0]), int(window[1]))
         self.arrived_s = arrived_s
 
 
@@ -263,6 +272,7 @@ class Instance:
     def _welcome(self, connection: Connection) -> None:
         connection.flush()
         message: Message | None = None
+        received: Sequence[Message] = ()
         deadline_s = time.monotonic() + HANDSHAKE_S
         while message is None:
             left_s = deadline_s - time.monotonic()
@@ -279,15 +289,21 @@ class Instance:
             raise ConnectionLost(
                 f"the agent answered hello with {message.get('t')!r}, protocol {message.get('protocol')!r}; this SDK speaks {PROTOCOL}"
             )
+        # The agent may have said more already.
+        connection.put_back(received[1:])
         try:
+            inputs = message["inputs"]
+            all_lists = message["join"] == "collect"
             self.info = FunctionInfo(
                 namespace=message["namespace"], function=message["function"], revision=message["revision"], instance=message["instance"],
-                pop=message["pop"], inputs=tuple(item["name"] for item in message["inputs"]), collect=message["join"] == "collect",
-                publish=tuple(message["publish"]), context=message["context"] or {}, timeout_ms=message["timeout_ms"],
+                pop=message["pop"], inputs=tuple(item["name"] for item in inputs),
+                lists=frozenset(item["name"] for item in inputs if item.get("list", all_lists)), captures=inputs[0].get("captures") or {},
+                publish=tuple(message["publish"]), context=message["context"] or {}, has_state=bool(message.get("state")),
+                timeout_ms=message["timeout_ms"],
             )  # fmt: skip
-            self._channel = message["inputs"][0]["channel"]
+            self._channel = inputs[0]["channel"]
             self.grant = message.get("mqtt")
-        except (KeyError, TypeError, IndexError) as error:
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
             raise ConnectionLost(f"the agent's welcome is incomplete: {error!r}") from None
         bound = {
             "pop": self.info.pop,
@@ -340,9 +356,16 @@ class Instance:
     def _forked(self) -> None:
         """In a child that a handler forked: it must not hold the socket open after our end, which tells the agent that we are gone."""
         if self._connection is not None:
-            self._connection.close()
+            self._connection.forget()
 
     def _killed(self) -> None:
+        # Whoever holds up the log (nobody reads it, and the handler hangs on writing to it) does not hold up the end.
+        end = threading.Timer(KILLED_S, self._exit_now, (EXIT_KILLED,))
+        end.daemon = True
+        try:
+            end.start()
+        except RuntimeError:
+            pass  # the function has used up its threads: the log is all there is to hope for
         frame = sys._current_frames().get(self._main_thread)
         where = "".join(traceback.format_stack(frame)[-12:]) if frame is not None and self._running_since_s else ""
         self.log.error(
@@ -351,6 +374,7 @@ class Instance:
             timeout_ms=self.info.timeout_ms,
             handler_was_at=where[-TRACEBACK_BYTES:],
         )
+        end.cancel()
         self._exit_now(EXIT_KILLED)
 
 
@@ -447,22 +471,20 @@ class Session:
         context: Context | None = None
         started_s = time.perf_counter()
         try:
-            arguments, first = make_inputs(work.inputs, self._info.inputs, port, collect=self._info.collect)
+            arguments, inputs = make_inputs(work.inputs, self._info.inputs, port, lists=self._info.lists)
             context = Context(
-                self._info, port, outcome, invocation_id=work.invocation, attempt=work.attempt, deadline_ms=work.deadline_ms, parent=first,
-                context=instance.context_values(work, port), log=log,
+                self._info, port, outcome, invocation_id=work.invocation, attempt=work.attempt, deadline_ms=work.deadline_ms, inputs=inputs,
+                context=instance.context_values(work, port), log=log, state=work.state, key=work.key, window=work.window, replay=work.replay,
+                shadow=work.shadow,
             )  # fmt: skip
             hit("sdk-before-handler")
-            context.publish_returned(instance.call(instance.handler(), context, arguments))
+            context.end(instance.call(instance.handler(), context, arguments))
             hit("sdk-after-handler")
             message = {
                 "t": "commit",
                 "invocation": work.invocation,
                 "attempt": work.attempt,
-                "outputs": outcome.outputs,
-                "values": [
-                    {name: part for name, part in value.items() if name != "_body"} for value in outcome.values.values()
-                ],
+                **outcome.commit_fields(),
             }
         except Abandoned as lost:
             raise ConnectionLost(str(lost)) from None

@@ -1,6 +1,6 @@
 """Run a handler without an agent: for users' unit tests.
 
-What it is: `call(handle, frames=b"...")`, which gives the handler fake inputs and returns what it would have committed.
+What it is: `call(handle, frames=b"...")`, which gives the handler fake inputs, state and values, and returns what it would have committed.
 What it is not: a cluster. Nothing is retried, joined or delivered; `attempt` is 1 unless given.
 What must stay true: the handler sees the same Input, Context and checks as in an instance, and its exceptions reach the test unchanged.
 
@@ -10,6 +10,10 @@ What must stay true: the handler sees the same Input, Context and checks as in a
     def test_marks_faces():
         result = call(handle, frames=event(jpeg, subject="clip/1"), faces=[[1, 2, 30, 30]], publish=["annotated"])
         assert result.output.subject == "clip/1"
+
+    def test_counts():
+        result = call(handle, readings=events(3, 4, 5), state={"seen": 2}, window=(0, 10_000), key="room/7")
+        assert result.state == {"seen": 5}
 """
 
 import hashlib
@@ -22,7 +26,7 @@ from typing import Any
 
 from edgeflow.core.events import DEFAULT_TYPE, make_event
 from edgeflow.errors import NotFound
-from edgeflow.sdk.context import Context, FunctionInfo, Log, Outcome, Value, encode_body
+from edgeflow.sdk.context import JSON_TYPE, Context, FunctionInfo, Log, Outcome, Value, encode_body
 from edgeflow.sdk.function import Handle, check_signature
 from edgeflow.sdk.inputs import make_inputs
 
@@ -40,15 +44,31 @@ class FakeEvent:
     datacontenttype: str | None
     id: str | None
     type: str
+    channel: str | None = None
+    captures: Mapping[str, str] = field(default_factory=dict)
+
+
+class FakeEvents(list[FakeEvent]):
+    """A list input for `call`, made by `events`."""
 
 
 def event(
     data: Any, *, subject: str | None = None, attributes: Mapping[str, str] | None = None, datacontenttype: str | None = None, id: str | None = None,
-    type: str = DEFAULT_TYPE,
+    type: str = DEFAULT_TYPE, channel: str | None = None, captures: Mapping[str, str] | None = None,
 ) -> FakeEvent:  # fmt: skip
-    """An input with more than a body. `data` is bytes, str or JSON-able."""
+    """An input with more than a body. `data` is bytes, str or JSON-able.
+
+    `channel` is relative to the namespace, by default the input's name. `captures` are given as they are: `{"id": "7"}` for `cam/{id}/frames`.
+    """
     body, guessed = encode_body(data, "the test's event is")
-    return FakeEvent(body, subject, attributes or {}, datacontenttype or guessed, id, type)
+    return FakeEvent(
+        body, subject, attributes or {}, datacontenttype or guessed, id, type, channel, {**captures} if captures else {}
+    )
+
+
+def events(*given: Any) -> FakeEvents:
+    """A list input, of a collected join or a window: any number of events, each an `event(...)`, bytes, str or JSON-able."""
+    return FakeEvents(one if isinstance(one, FakeEvent) else event(one) for one in given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +98,12 @@ class Result:
     outputs: list[Output]
     values: dict[str, bytes | None]
     """The body written under each key; None for a deleted one."""
+    increments: dict[str, int] = field(default_factory=dict)
+    """What was added to each counter."""
+    state: dict[str, Any] | None = None
+    """The state of the key after the commit, as it was given when nothing changed; None when there is none, or none any more."""
+    state_changed: bool = False
+    """Whether the commit writes or deletes the state."""
     logs: list[dict[str, Any]] = field(default_factory=list)
     """Fields of each ctx.log line."""
 
@@ -90,25 +116,33 @@ class Result:
 
 def call(
     handle: Handle, *, publish: Sequence[str] | None = None, context: Mapping[str, Any] | None = None, ekv: Mapping[str, Any] | None = None,
-    attempt: int = 1, timeout_s: float = 30.0, namespace: str = NAMESPACE, **inputs: Any,
+    state: Mapping[str, Any] | None = None, key: str | None = None, window: tuple[int, int] | None = None, replay: str | None = None,
+    shadow: bool = False, attempt: int = 1, timeout_s: float = 30.0, namespace: str = NAMESPACE, **inputs: Any,
 ) -> Result:  # fmt: skip
-    """Calls `handle(ctx, **inputs)` and returns its outputs, written values and log lines.
+    """Calls `handle(ctx, **inputs)` and returns its outputs, written values, counters, state and log lines.
 
-    Each input is bytes, str, JSON-able data or an `event(...)`; a list of `event(...)` stands for a collected input. `context` and `ekv` hold
-    the values that the handler can read. Without `publish`, every channel is allowed and a returned value shows up on channel `returned`.
-    Raises what the handler raises, BadHandler when its parameters are not the inputs, BadOutput for what cannot be published.
+    Each input is bytes, str, JSON-able data or an `event(...)`; `events(...)`, or a list of `event(...)`, is a list input (a collected join, a
+    window); None is an input that this invocation has not (`on_timeout: partial`, `any`, `k`, a side input). `context` and `ekv` hold the values
+    that the handler can read, `state` what `ctx.state` holds. `key`, `window` (ms), `replay` and `shadow` are what `ctx` says of itself.
+    Without `publish` (channels and templates as in the manifest), every channel is allowed and a returned value shows up on channel `returned`.
+    Raises what the handler raises, BadHandler when its parameters are not the inputs, BadOutput for what cannot be published or kept.
     """
     check_signature(handle, list(inputs))
-    collect = any(_is_collected(value) for value in inputs.values())
     port = _MemoryPort({key: encode_body(value, f"ekv value {key!r} is") for key, value in (ekv or {}).items()})
+    lists = frozenset(name for name, given in inputs.items() if _is_list(given))
     items: list[dict[str, Any]] = []
     for name, given in inputs.items():
-        for one in given if _is_collected(given) else [given]:
-            items.append({"name": name, "event": port.stored(namespace, name, one, len(items))})
+        for one in given if name in lists else [given]:
+            if one is not None:
+                fake = one if isinstance(one, FakeEvent) else event(one)
+                items.append(
+                    {"name": name, "event": port.stored(namespace, name, fake, len(items)), "captures": fake.captures}
+                )
     names = {name: name for name in context or {}}
     info = FunctionInfo(
-        namespace=namespace, function=handle.__name__, instance="test", pop="test", inputs=tuple(inputs), collect=collect,
-        publish=tuple(f"{namespace}/{name}" for name in ([RETURNED] if publish is None else publish)), context=names, any_channel=publish is None,
+        namespace=namespace, function=handle.__name__, instance="test", pop="test", inputs=tuple(inputs), lists=lists,
+        publish=tuple(f"{namespace}/{name}" for name in ([RETURNED] if publish is None else publish)), context=names, has_state=True,
+        any_channel=publish is None,
     )  # fmt: skip
     values: dict[str, Value | None] = {}
     for name, given in (context or {}).items():
@@ -116,22 +150,41 @@ def call(
         values[name] = None if given is None else Value(name, "1", data=body, content_type=content_type)
     lines = io.StringIO()
     outcome = Outcome(port)
-    arguments, first = make_inputs(items, info.inputs, port, collect=collect)
+    arguments, made = make_inputs(items, info.inputs, port, lists=lists)
     ctx = Context(
-        info, port, outcome, invocation_id="test", attempt=attempt, deadline_ms=int((time.time() + timeout_s) * 1000), parent=first, context=values,
-        log=Log({}, lines),
+        info, port, outcome, invocation_id="test", attempt=attempt, deadline_ms=int((time.time() + timeout_s) * 1000), inputs=made, context=values,
+        log=Log({}, lines), state=_stored_state(state), key=key, window=window, replay=replay, shadow=shadow,
     )  # fmt: skip
-    ctx.publish_returned(handle(ctx, **arguments))
-    ctx.close()
+    ctx.end(handle(ctx, **arguments))
+    after, is_changed = _state_after(state, outcome.state, port)
     return Result(
         outputs=[port.output(namespace, stored) for stored in outcome.outputs],
         values={key: None if stored["delete"] else stored["_body"] for key, stored in outcome.values.items()},
+        increments={key: by for key, by in outcome.increments.items() if by},
+        state=after,
+        state_changed=is_changed,
         logs=[json.loads(line) for line in lines.getvalue().splitlines()],
     )
 
 
-def _is_collected(given: Any) -> bool:
+def _is_list(given: Any) -> bool:
+    if isinstance(given, FakeEvents):
+        return True
     return isinstance(given, list) and bool(given) and all(isinstance(one, FakeEvent) for one in given)
+
+
+def _stored_state(state: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if state is None:
+        return None
+    return {"version": "1", "digest": None, "data": json.dumps(state).encode(), "content_type": JSON_TYPE}
+
+
+def _state_after(
+    before: Mapping[str, Any] | None, change: Mapping[str, Any] | None, port: "_MemoryPort"
+) -> tuple[dict[str, Any] | None, bool]:
+    if change is None:
+        return None if before is None else json.loads(json.dumps(before)), False
+    return None if change["delete"] else json.loads(port.body(change)), True
 
 
 class _MemoryPort:
@@ -159,11 +212,15 @@ class _MemoryPort:
     def store_blob(self, digest: str, data: bytes) -> None:
         self._blobs[digest] = data
 
-    def stored(self, namespace: str, name: str, given: Any, number: int) -> dict[str, Any]:
+    def body(self, stored: Mapping[str, Any]) -> bytes:
+        """The body of an output or a state."""
+        data: bytes = stored["data"] if "data" in stored else self._blobs[stored["digest"]]
+        return data
+
+    def stored(self, namespace: str, name: str, fake: FakeEvent, number: int) -> dict[str, Any]:
         """The stored form of an input, its body behind a reference when it would be behind one at a PoP."""
-        fake = given if isinstance(given, FakeEvent) else event(given)
         made = make_event(
-            f"{namespace}/{name}", fake.data, id=fake.id or f"{name}-{number}", source="test", now_ms=int(time.time() * 1000), type=fake.type,
+            f"{namespace}/{fake.channel or name}", fake.data, id=fake.id or f"{name}-{number}", source="test", now_ms=int(time.time() * 1000), type=fake.type,
             subject=fake.subject, datacontenttype=fake.datacontenttype, attributes=fake.attributes,
         )  # fmt: skip
         stored = made.encode()
@@ -176,10 +233,9 @@ class _MemoryPort:
 
     def output(self, namespace: str, stored: Mapping[str, Any]) -> Output:
         """What the test sees of a stored output."""
-        data = stored["data"] if "data" in stored else self._blobs[stored["digest"]]
         return Output(
             stored["channel"].removeprefix(namespace + "/"),
-            data,
+            self.body(stored),
             stored["subject"],
             stored["attributes"],
             stored["datacontenttype"],

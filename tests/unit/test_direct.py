@@ -79,7 +79,7 @@ class Bench:
 
     def hear(self, payload: bytes = b"x", content_type: str | None = None, **attributes: str) -> dict[str, int]:
         """Handle one message; the counts."""
-        self.direct._run(payload, PublishProperties(list(attributes.items()), content_type))
+        self.direct._run("fast/ping", payload, PublishProperties(list(attributes.items()), content_type))
         return dict(self.direct._counts)
 
 

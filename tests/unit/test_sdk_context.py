@@ -72,7 +72,7 @@ def context(
         invocation_id="a",
         attempt=1,
         deadline_ms=5000,
-        parent=parent,
+        inputs=[parent],
         context=more.pop("values", {}),
         log=Log({}),
     )
@@ -310,13 +310,15 @@ def test_an_input_behind_a_reference_is_fetched_by_data_only() -> None:
 def test_inputs_by_name() -> None:
     port = MemoryPort()
     items = [{"name": "faces", "event": stored(b"1")}, {"name": "frames", "event": stored(b"2")}]
-    arguments, first = make_inputs(items, ("frames", "faces"), port, collect=False)
+    arguments, made = make_inputs(items, ("frames", "faces"), port)
     assert (arguments["frames"].data, arguments["faces"].data) == (b"2", b"1")
-    assert first is arguments["faces"]
-    collected, first = make_inputs([items[0], items[0]], ("faces",), port, collect=True)
+    assert made == [arguments["faces"], arguments["frames"]]
+    collected, made = make_inputs([items[0], items[0]], ("faces",), port, lists={"faces"})
     assert [one.data for one in collected["faces"]] == [b"1", b"1"]
-    assert first is collected["faces"][0]
-    assert make_inputs([], ("faces",), port, collect=True) == ({"faces": []}, None)
+    assert made == collected["faces"]
+    assert make_inputs([], ("faces", "frames"), port, lists={"faces"}) == ({"faces": [], "frames": None}, [])
+    with pytest.raises(KeyError):
+        make_inputs(items, ("faces",), port)
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 40))))
