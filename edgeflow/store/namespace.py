@@ -14,6 +14,7 @@ import msgpack
 import redis
 
 from edgeflow.core.channels import check_key
+from edgeflow.core.cursors import Position, Vector, low_water
 from edgeflow.core.events import BlobRef, Event, parse_ekv_ref
 from edgeflow.core.routing import RouteTable
 from edgeflow.errors import EdgeflowError, NotFound, StaleRoutes, TooLarge, Unavailable, VersionMismatch
@@ -30,6 +31,7 @@ from edgeflow.store.records import (
     Ended,
     Expired,
     InboxStats,
+    LogId,
     OwnRelease,
     PendingJoin,
     Receipt,
@@ -486,6 +488,32 @@ class Namespace:
         key = self.prefix + "release"
         return bool(client.xread({key: f"{after}-0"}, count=1, block=max(1, int(timeout_s * 1000))))
 
+    def low_water(self) -> tuple[int, Vector]:
+        """The release head, and per log up to which seq everything was released here (or became a gap) at a number up to that head."""
+        # In this order: what was mirrored before the first read and is not held at the second one has been released before the third.
+        heads, held, head = self._connection.run([
+            ("HGETALL", self.prefix + "heads"), ("ZRANGE", self.prefix + "held", 0, -1), ("GET", self.prefix + "release:n"),
+        ])  # fmt: skip
+        lowest: dict[LogId, int] = {}
+        for name in held:
+            lane, _, seq = name.decode().rpartition(":")
+            log = _log_id(lane)
+            lowest[log] = min(int(seq), lowest.get(log, int(seq)))
+        return int(head or 0), low_water({_log_id(name.decode()): int(seq) for name, seq in heads.items()}, lowest)
+
+    def scan_release(self, after: int, count: int = 1000) -> Rows[Position]:
+        """What stands behind number `after`, without its content: several times faster than `read_release`."""
+        items = self._connection.one("XRANGE", self.prefix + "release", f"({after}-0", "+", "COUNT", count)
+        return [_position(item_id, fields) for item_id, fields in items]
+
+    def removed(self) -> dict[tuple[LogId, str], int]:
+        """Per log and channel the highest seq that retention has taken out of the release stream here."""
+        found = {}
+        for name, seq in self._connection.one("HGETALL", self.prefix + "removed").items():
+            origin, epoch, channel = name.decode().split(":", 2)
+            found[LogId(origin, int(epoch)), channel] = int(seq)
+        return found
+
     def publisher_cursor(self) -> int | None:
         """Up to which released event the broker has confirmed; None before the first."""
         cursor = self._connection.one("GET", self.prefix + "publisher")
@@ -670,6 +698,22 @@ def _value_info(key: str, fields: Sequence[Any]) -> ValueInfo | None:
     if version is None or deleted == b"1":
         return None
     return ValueInfo(key, version.decode(), int(size), content_type.decode() or None, digest.decode() or None)
+
+
+def _log_id(name: str) -> LogId:
+    origin, _, epoch = name.rpartition(":")
+    return LogId(origin, int(epoch))
+
+
+def _position(item_id: bytes, flat: Any) -> Position:
+    fields = flat if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=True))
+    n, log = int(item_id.split(b"-")[0]), LogId(fields[b"o"].decode(), int(fields[b"h"]))
+    at = int(float(fields[b"t"]))
+    if b"g" in fields:
+        _, first, last, why = msgpack.unpackb(fields[b"g"])
+        return Position(n, log, last, -1, at, first + 1 if why == "lost" else last)
+    seq = int(fields[b"s"])
+    return Position(n, log, seq, int(fields[b"i"]), at, seq)
 
 
 def _released(item_id: bytes, flat: Any) -> Released:
