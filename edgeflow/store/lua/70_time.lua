@@ -85,6 +85,7 @@ redis.register_function('ef_tidy', function(keys, args)
     local at
     for i = 1, #item[2], 2 do if item[2][i] == 't' then at = tonumber(item[2][i + 1]) end end
     if at and at > c.keep_from then break end
+    note_removed(p, item[2])
     call('XDEL', p .. 'release', item[1])
   end
   local unlink = {}
