@@ -10,7 +10,7 @@ what a consumer filters by.
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 Log = tuple[str, int]
@@ -34,7 +34,7 @@ class Cursor:
     pop: str | None
     n: int
     mark: str = ""
-    vector: Vector = EMPTY
+    vector: Vector = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.pop or ''}:{self.n}{'.' if self.mark else ''}{self.mark}{vector_text(self.vector)}"
