@@ -18,6 +18,8 @@ MAX_KEY_BYTES = 512
 
 CAPTURE = re.compile(r"\{([A-Za-z][A-Za-z0-9_]{0,31})\}")
 
+ONE_LEVEL = "+"
+
 SYSTEM_NAMESPACE = "system"
 RECEIPTS_LEVEL = "_re"
 
@@ -121,6 +123,8 @@ def parse_filter(text: str) -> tuple[str, dict[str, int]]:
     """
     captures: dict[str, int] = {}
     levels = text.split("/")
+    if "" in levels:
+        raise BadName(f"channel {text!r} has an empty level")
     for index, level in enumerate(levels):
         found = CAPTURE.fullmatch(level)
         if found is None:

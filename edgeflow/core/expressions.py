@@ -11,7 +11,7 @@ Reference: the JMESPath specification, https://jmespath.org/specification.html.
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -77,6 +77,8 @@ class Expression:
     """It may look at the body. When False, the body is never asked for."""
     attribute: str | None
     """Set when the expression is nothing but `subject` or the name of an extension attribute: its value needs no document."""
+    captures: frozenset[str]
+    """Captures that it names, as in `captures.camera`."""
     _tree: Node | None
 
     def value(self, document: dict[str, Any]) -> Any:
@@ -116,7 +118,7 @@ def compile_expression(text: str) -> Expression:
     if len(text) > MAX_EXPRESSION_CHARS:
         raise BadExpression(f"{shortened(text)} has {len(text)} characters; the most is {MAX_EXPRESSION_CHARS}")
     if ATTRIBUTE_NAME.fullmatch(text) and (text == "subject" or text not in DOCUMENT_FIELDS):
-        return Expression(text, needs_data=False, attribute=text, _tree=None)
+        return Expression(text, needs_data=False, attribute=text, captures=frozenset(), _tree=None)
     try:
         with warnings.catch_warnings():
             # A literal that is no JSON (`yes`) would be taken as text with a warning.
@@ -132,7 +134,8 @@ def compile_expression(text: str) -> Expression:
     if max(_brackets(text), _depth(tree, MAX_EXPRESSION_DEPTH + 1)) > MAX_EXPRESSION_DEPTH:
         raise BadExpression(f"{shortened(text)} is nested more than {MAX_EXPRESSION_DEPTH} levels deep")
     _check_calls(text, tree)
-    return Expression(text, needs_data=any(_sees_data(node) for node in _nodes(tree)), attribute=None, _tree=tree)
+    needs_data = any(_sees_data(node) for node in _nodes(tree))
+    return Expression(text, needs_data, attribute=None, captures=frozenset(_captures(tree)), _tree=tree)
 
 
 def document_of(
@@ -310,6 +313,15 @@ def _sees_data(node: Node) -> bool:
         return bool(node["value"] == "data")
     first = (node.get("children") or [None])[0]
     return kind == "current" or (kind == "value_projection" and isinstance(first, dict) and first["type"] == "identity")
+
+
+def _captures(tree: Node) -> Iterator[str]:
+    for node in _nodes(tree):
+        children: Sequence[Any] = node.get("children") or ()
+        if node["type"] == "subexpression" and len(children) > 1:
+            first, second = children[0], children[1]
+            if first["type"] == second["type"] == "field" and first["value"] == "captures":
+                yield second["value"]
 
 
 def _check_calls(text: str, tree: Node) -> None:

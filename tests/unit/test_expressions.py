@@ -194,6 +194,11 @@ def test_a_long_list_may_be_filtered() -> None:
     assert value("length(data[?n > `19000`]) == `999`", body) is True
 
 
+def test_the_captures_that_an_expression_names() -> None:
+    assert compile_expression("captures.cam || captures.\"room\" || attributes.x").captures == {"cam", "room"}
+    assert compile_expression("subject").captures == frozenset()
+
+
 def test_expressions_are_compiled_once() -> None:
     assert compile_expression("data.size > `10`") is compile_expression("data.size > `10`")
 

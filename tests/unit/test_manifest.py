@@ -1,6 +1,7 @@
 """The manifest: its YAML form, its resolved form, and what is refused with which words."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeflow.core import manifest as manifests
+from edgeflow.core import manifest_models as models
 from edgeflow.core.manifest import Artifact, check_resolved, parse, resolve, revision_of
 from edgeflow.errors import BadManifest
 
@@ -125,10 +127,8 @@ def test_qos_0_stands_at_its_input() -> None:
         ("scale: {min: 0}", "functions.f.scale.min"),
         ("scale: {concurrency: 2}", "functions.f.scale.concurrency"),
         ("scale: {idle: 60s}", "functions.f.scale.idle"),
-        ("state: {by: subject}", "functions.f.state"),
-        ("where: {type: x}", "functions.f.where"),
-        ("window: 10s", "functions.f.window"),
-        ("ordered: true", "functions.f.ordered"),
+        ("scale: {prefetch: 4}", "functions.f.scale.prefetch"),
+        ("place: {pops: [la], near: paris}", "functions.f.place.near"),
     ],
 )
 def test_what_is_not_there_yet_is_refused_by_name(field: str, path: str) -> None:
@@ -138,18 +138,34 @@ def test_what_is_not_there_yet_is_refused_by_name(field: str, path: str) -> None
 
 @pytest.mark.parametrize(
     "value",
-    ["place: {pops: [la, ny]}", "place: {pops: [la], run: every}", "qos: 0", "contract: http", "publish: faces/+"],
+    ["place: {pops: [la, ny]}", "place: {pops: [la], run: every}", "qos: 0", "contract: http"],
 )
 def test_values_that_are_not_there_yet_are_refused_by_name(value: str) -> None:
     (line,) = of_function(value)
     assert "not available in this version; " in line and line.startswith("line 4: functions.f.")
 
 
-def test_channel_policies_are_refused_by_name() -> None:
-    (line,) = problems(
-        "namespace: vision\nchannels: {frames: {gated: true}}\nfunctions: {f: {image: i, subscribe: frames}}"
-    )
-    assert line.startswith("line 2: channels: not available in this version; ")
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        (
+            "where: {type: x}",
+            "functions.f.where: belongs to the subscription: subscribe: {channel: <channel>, where: ...}",
+        ),
+        ("window: 10s", "functions.f.window: belongs to the subscription: subscribe: {join: {tumbling: 10s}"),
+        ("windows: 10s", "functions.f.windows: belongs to the subscription"),
+        ("join: [a, b]", "functions.f.join: belongs to the subscription"),
+        ("gated: true", "functions.f.gated: belongs to the channel: channels: {<channel>: {gated: true}}"),
+        ("deadline: 2s", "functions.f.deadline: belongs to the channel"),
+        ("max_pending: 3", "functions.f.max_pending: belongs to the channel"),
+        ("on_full: refuse", "functions.f.on_full: belongs to the channel"),
+        ("deliver: [la]", "functions.f.deliver: belongs to the channel, and is not available in this version"),
+        ("latest: {channel: a, as: x, where: y}", "functions.f.latest.where: side inputs are not filtered"),
+        ("latest: [{channel: a, qos: 0}]", "functions.f.latest.0.qos: side inputs are kept"),
+    ],
+)
+def test_what_stands_in_the_wrong_place_is_told_where_it_goes(field: str, words: str) -> None:
+    assert any(line.startswith(f"line 4: {words}") for line in of_function(field)), of_function(field)
 
 
 BAD: list[tuple[str, str]] = [
@@ -203,15 +219,15 @@ SUBSCRIBE: list[tuple[str, str]] = [
     ("{join: [a, b], by: id}", "differs from event to event"),
     ("{join: [a, b], by: A_B}", "is not the name of an event attribute"),
     ("{join: [a, b], within: soon}", "is not a duration"),
-    (
-        "{join: [a, b], on_timeout: partial}",
-        "'partial' is not available in this version; write one of dead-letter, drop",
-    ),
+    ("{join: [a, b], on_timeout: ignore}", "'ignore' is not available; write one of dead-letter, drop, partial"),
     ("{join: {collect: n}, channel: a}", "functions.f.subscribe.by: is missing"),
     ("{join: {collect: n}, by: chunk}", "functions.f.subscribe.channel: is missing"),
     ("{join: {count: n}, channel: a, by: chunk}", "functions.f.subscribe.join.collect: is missing"),
-    ("{channel: a}", "functions.f.subscribe.as: is missing"),
-    ("{channel: a, as: x, where: y}", "functions.f.subscribe.where: not available in this version"),
+    ("{as: a}", "functions.f.subscribe.channel: is missing"),
+    (
+        "{channel: a, as: x, where: y}",
+        "functions.f.subscribe.where: 'y' is text, neither true nor false; compare it, as in y == 'yes'",
+    ),
     ("{channel: a, qos: 2}", "functions.f.subscribe.qos: 2 is not available; write 0"),
     ("{channel: a, qos: false}", "functions.f.subscribe.qos: False is not available; write 0"),
     (
@@ -231,7 +247,7 @@ SUBSCRIBE: list[tuple[str, str]] = [
     ("{channel: a, qos: 0}, retry: {attempts: 2}", "functions.f.retry.attempts: nothing is tried again with `qos: 0`"),
     ("{channel: a, qos: 0}, retry: {backoff: 1s}", "functions.f.retry.backoff: nothing is tried again with `qos: 0`"),
     ("a, qos: 0", "functions.f.qos: 0 is not available in this version; it belongs to the channel"),
-    ("'#'", "wildcards are not available in this version"),
+    ("'#'", "channel 'vision/#' ends with a wildcard or a capture; name the handler's parameter with `as:`"),
     ("''", "is not a channel"),
 ]
 
@@ -261,7 +277,7 @@ WHOLE: list[tuple[str | dict[str, Any], str]] = [
     ({"namespace": "a", "functions": {"f": {"image": "i"}}}, "functions.f.subscribe: is missing"),
     (
         "namespace: v\nfunctions: {f: {image: i, subscribe: a}}\nspeed: 1",
-        "speed: unknown field; here are possible: functions, namespace",
+        "speed: unknown field; here are possible: channels, functions, namespace",
     ),
 ]
 
@@ -357,20 +373,12 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "manifest.md"
 
 def test_every_field_is_documented() -> None:
     text = DOCUMENT.read_text()
-    names = {f"functions.*.{name}" for name in ("retry", "limits", "scale", "place")}
-    for model, prefix in ((manifests.Manifest, ""), (manifests.Function, "functions.*."), (manifests.JoinAll, "join."), (manifests.JoinCollect, "join."),
-                          (manifests.Retry, "functions.*.retry."), (manifests.Limits, "functions.*.limits."), (manifests.Scale, "functions.*.scale."),
-                          (manifests.Place, "functions.*.place.")):  # fmt: skip
-        names |= {prefix + (field.alias or name) for name, field in model.model_fields.items()}
-    for name in sorted({*names, *manifests.NOT_AVAILABLE}):
-        short = name.removeprefix("functions.*.").removeprefix("join.")
-        assert (
-            f"`{short}`" in text
-            or f"`{short}." in text
-            or f"{{{short}: " in text
-            or f"`{{{short}:" in text
-            or f", {short}: " in text
-        ), name
+    names = {"retry", "limits", "scale", "place"}
+    parts = [one for one in vars(models).values() if isinstance(one, type) and issubclass(one, models.Part)]
+    for model in parts:
+        names |= {field.alias or name for name, field in model.model_fields.items()}
+    names |= {name.rpartition(".")[2] for name in (*manifests.NOT_AVAILABLE, *manifests.MISPLACED)}
+    assert sorted(name for name in names if not re.search(rf"`[^`\n]*\b{name}\b[^`\n]*`", text)) == []
 
 
 def test_the_documented_example_is_valid() -> None:
