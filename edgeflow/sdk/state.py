@@ -6,6 +6,7 @@ What must stay true: what is written can be read again as it was: text keys, no 
 has changed; an empty state and no state are the same.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -74,19 +75,25 @@ class State(MutableMapping[str, Any]):
         """What to commit: the new document, b"" to delete the state, None when it is as it was. Raises BadOutput for what is not JSON."""
         if not self._suspect or self._document is None:
             return None
+        stored = self._stored
         if not self._document:
-            return b"" if self._stored is not None and self._original != b"{}" else None
+            return None if stored is None or self._original == b"{}" else b""
         data = self._encode(self._document)
-        if self._stored is not None and self._original is not None:
-            if data == self._original:
-                return None
-            try:
-                # Another program may have written the same document in another way.
-                if data == _dump(_parse(self._original)):
-                    return None
-            except (ValueError, RecursionError):
-                pass
-        return data
+        return None if stored is not None and self._is_as_stored(stored, data) else data
+
+    def _is_as_stored(self, stored: Mapping[str, Any], data: bytes) -> bool:
+        original, digest = self._original, stored.get("digest")
+        if original is None:  # cleared before it was read
+            if digest is not None:
+                return bool(digest == "sha256:" + hashlib.sha256(data).hexdigest())
+            original = stored.get("data") or b""
+        if data == original:
+            return True
+        try:
+            # Another program may have written the same document in another way.
+            return data == _dump(_parse(original))
+        except (ValueError, RecursionError):
+            return False
 
     def _loaded(self) -> dict[str, Any]:
         if self._document is None:
