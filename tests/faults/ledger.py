@@ -1,0 +1,227 @@
+"""What a PoP's Redis says, read directly, and whether it adds up.
+
+What it is: the conservation equations of the design (4.1) between counters, log and release stream, and the one question that every fault test
+asks: did each input have exactly one visible result?
+What it is not: a user of the product's own reading code, which could hide what it gets wrong.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+import redis
+
+CHANNEL, PREV, HEAD = 0, 1, 2
+"""Positions in a packed event."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How `seen` differs from `sent`: inputs without a result, inputs with several, results of nothing."""
+
+    sent: int
+    lost: list[str]
+    doubled: list[str]
+    strange: list[str]
+
+    def __str__(self) -> str:
+        return f"{self.sent} sent, {len(self.lost)} lost, {len(self.doubled)} doubled"
+
+    @property
+    def ok(self) -> bool:
+        return not (self.lost or self.doubled or self.strange)
+
+
+def exactly_once(sent: Iterable[str], seen: Iterable[str]) -> Verdict:
+    """Compare the names of inputs with the names that visible results carry, one for each result."""
+    wanted, counts = set(sent), Counter(seen)
+    return Verdict(
+        len(wanted),
+        sorted(wanted - set(counts)),
+        sorted(name for name in wanted if counts[name] > 1),
+        sorted(set(counts) - wanted),
+    )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One log entry: `ends` are (invocation, how, function, ...) of what it ended, `events` are packed."""
+
+    kind: str
+    ends: list[tuple[Any, ...]]
+    events: list[list[Any]]
+    values: list[list[Any]]
+
+
+@dataclass(frozen=True)
+class Released:
+    """One item of the release stream."""
+
+    position: tuple[str, int, int, int]
+    """origin, epoch, seq, index."""
+    channel: str
+    prev: int
+    subject: str
+
+
+@dataclass
+class Ledger:
+    """One namespace at one PoP, at one moment."""
+
+    pop: str
+    counters: Mapping[str, int]
+    heads: Mapping[tuple[str, int], int]
+    logs: dict[tuple[str, int], dict[int, bytes]]
+    released: list[Released] = field(default_factory=list)
+    gaps: list[Any] = field(default_factory=list)
+    waiting: dict[str, int] = field(default_factory=dict)
+    """What is under way, by kind: empty at the end."""
+
+    def entries(self, *, own: bool | None = None) -> list[Entry]:
+        """The log's entries, all or only this PoP's own (or the others')."""
+        return [
+            _entry(raw)
+            for (origin, _), items in self.logs.items()
+            if own is None or (origin == self.pop) == own
+            for raw in items.values()
+        ]
+
+    def subjects(self, channel: str) -> list[str]:
+        """Subjects of the released events on a channel, in order."""
+        return [one.subject for one in self.released if one.channel == channel]
+
+    def problems(self, subscriptions: Mapping[str, int]) -> list[str]:
+        """What does not add up. `subscriptions`: how many inputs of functions at this PoP each channel feeds."""
+        found: list[str] = []
+
+        def equal(what: str, left: int, right: int) -> None:
+            if left != right:
+                found.append(f"{self.pop}: {what}: {left} != {right}")
+
+        count = Counter(self.counters)
+        own = self.entries(own=True)
+        for log_id, items in self.logs.items():
+            if sorted(items) != list(range(1, self.heads[log_id] + 1)):
+                found.append(f"{self.pop}: log {log_id} does not go from 1 to {self.heads[log_id]} without a gap")
+        equal(
+            "events_ingested, events in the log",
+            count["events_ingested"],
+            sum(entry.kind == "event" for entry in own) + self.waiting.get("waiting", 0),
+        )
+        commits = [entry for entry in own if entry.kind == "commit"]
+        equal("invocations_committed, commits in the log", count["invocations_committed"], len(commits))
+        equal(
+            "events_emitted, events of commits in the log",
+            count["events_emitted"],
+            sum(len(entry.events) for entry in commits),
+        )
+        ended = Counter(end[0] for entry in self.entries() for end in entry.ends)
+        found += [f"{self.pop}: invocation {id} ended {times} times" for id, times in ended.items() if times > 1]
+        equal(
+            "arrivals, what became of them",
+            count["arrivals"],
+            count["arrivals_consumed"] + count["arrivals_duplicate"] + count["arrivals_expired"]
+            + sum(value for name, value in count.items() if name.startswith("arrivals_dropped")) + self.waiting.get("arrivals", 0),
+        )  # fmt: skip
+        equal(
+            "arrivals, released events that feed functions here",
+            count["arrivals"],
+            sum(subscriptions.get(one.channel, 0) for one in self.released),
+        )
+        given_up = sum(end[1] != "committed" for entry in own for end in entry.ends)
+        equal(
+            "invocations_accepted, what became of them",
+            count["invocations_accepted"],
+            count["invocations_committed"] + given_up + count["invocations_superseded"] + self.waiting.get("invocations", 0),
+        )  # fmt: skip
+        positions = Counter(one.position for one in self.released)
+        found += [
+            f"{self.pop}: {position} was released {times} times" for position, times in positions.items() if times > 1
+        ]
+        logged = {
+            (origin, epoch, seq, index)
+            for (origin, epoch), items in self.logs.items()
+            for seq, raw in items.items()
+            for index in range(len(_entry(raw).events))
+        }
+        if not self.waiting:
+            equal("released events, events of all logs", len(positions), len(logged))
+            found += [f"{self.pop}: {position} was never released" for position in sorted(logged - set(positions))[:10]]
+        last: dict[tuple[str, int, str], int] = {}
+        for one in self.released:
+            lane = (*one.position[:2], one.channel)
+            if one.prev != last.get(lane, 0) and one.position[2] != last.get(lane, 0):
+                found.append(
+                    f"{self.pop}: {one.position} on {one.channel} follows {one.prev}, but {last.get(lane, 0)} was before it"
+                )
+            last[lane] = one.position[2]
+        found += [f"{self.pop}: gap {gap}" for gap in self.gaps]
+        return found
+
+
+def read(socket: str, namespace: str, pop: str) -> Ledger:
+    """The ledger of one PoP, from its Redis alone."""
+    with redis.Redis(unix_socket_path=socket, protocol=2, socket_timeout=20) as door:
+        prefix = f"ef:{{{namespace}}}:"
+        heads = {_log_id(name): int(head) for name, head in door.hgetall(prefix + "heads").items()}
+        logs = {
+            log_id: {
+                int(item.split(b"-")[0]): fields[b"e"]
+                for item, fields in door.xrange(f"{prefix}log:{log_id[0]}:{log_id[1]}")
+            }
+            for log_id in heads
+        }
+        counters = {name.decode(): int(value) for name, value in door.hgetall(prefix + "counters").items()}
+        ledger = Ledger(pop, counters, heads, logs)
+        for _, fields in door.xrange(prefix + "release"):
+            if b"g" in fields:
+                ledger.gaps.append(msgpack.unpackb(fields[b"g"], raw=True))
+                continue
+            packed = msgpack.unpackb(fields[b"e"], raw=True)
+            position = (fields[b"o"].decode(), int(fields[b"h"]), int(fields[b"s"]), int(fields[b"i"]))
+            ledger.released.append(Released(position, packed[CHANNEL].decode(), int(packed[PREV]), _subject(packed)))
+        ledger.waiting = under_way(door, prefix)
+    return ledger
+
+
+def under_way(door: Any, prefix: str) -> dict[str, int]:
+    """What is not finished, by kind; kinds with nothing are left out."""
+    invocations = sum(1 for _ in door.scan_iter(match=_pattern(prefix + "inv:"), count=10_000))
+    arrivals = 0
+    for key in door.scan_iter(match=_pattern(prefix + "join:"), count=10_000):
+        arrivals += sum(not name.startswith(b"\0") for name in door.hkeys(key))
+    for key in door.scan_iter(match=_pattern(prefix + "joined:"), count=10_000):
+        arrivals += door.llen(key)
+    waiting = sum(door.llen(prefix + "waiting:" + name.decode()) for name in door.zrange(prefix + "waiting", 0, -1))
+    kinds = {
+        "invocations": invocations, "arrivals": arrivals, "waiting": waiting, "held": door.zcard(prefix + "held"),
+        "claimed": door.zcard(prefix + "claimed"), "delayed": door.zcard(prefix + "delayed"), "joins": door.zcard(prefix + "joins"),
+        "dead": door.zcard(prefix + "dead"),
+    }  # fmt: skip
+    return {kind: count for kind, count in kinds.items() if count}
+
+
+def _pattern(prefix: str) -> str:
+    return "".join(f"\\{letter}" if letter in "{}[]?*" else letter for letter in prefix) + "*"
+
+
+def _entry(raw: bytes) -> Entry:
+    fields = msgpack.unpackb(raw, raw=True, strict_map_key=False)
+    ends = [tuple(part.decode() if isinstance(part, bytes) else part for part in end) for end in _listed(fields[b"x"])]
+    # An empty Lua table is packed as a list or as a map.
+    return Entry(fields[b"k"].decode(), ends, list(fields[b"ev"] or ()), list(fields[b"va"] or ()))
+
+
+def _listed(ends: Any) -> list[Any]:
+    return [] if not ends else [ends] if isinstance(ends[0], bytes) else list(ends)
+
+
+def _subject(packed: list[Any]) -> str:
+    return str(msgpack.unpackb(packed[HEAD]).get("u", ""))
+
+
+def _log_id(name: bytes) -> tuple[str, int]:
+    origin, _, epoch = name.decode().rpartition(":")
+    return origin, int(epoch)
