@@ -449,7 +449,7 @@ class Session:
                 elif kind == "error":
                     raise ConnectionLost(f"the agent refused a message: {message.get('error')} ({message.get('code')})")
                 # A message of a kind not known here comes from a newer agent and is for newer SDKs.
-            except (KeyError, TypeError, ValueError) as error:
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
                 raise ConnectionLost(f"the agent sent a damaged {kind!r}: {error!r}") from None
 
     def _committed(self, message: Message) -> None:

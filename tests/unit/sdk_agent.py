@@ -42,9 +42,17 @@ def stored_event(
 
 
 def item(
-    invocation: str, *events: Message, attempt: int = 1, name: str = "frames", context: Message | None = None
+    invocation: str,
+    *events: Message,
+    attempt: int = 1,
+    name: str = "frames",
+    context: Message | None = None,
+    inputs: list[Message] | None = None,
+    **more: Any,
 ) -> Message:
-    inputs = [{"name": name, "event": one} for one in events or (stored_event(),)]
+    """A work item with these events as the input `name`, or with these inputs; `more` are its optional fields."""
+    if inputs is None:
+        inputs = [{"name": name, "event": one} for one in events or (stored_event(),)]
     deadline_ms = int(time.time() * 1000) + 30_000
     return {
         "invocation": invocation,
@@ -52,6 +60,7 @@ def item(
         "deadline_ms": deadline_ms,
         "inputs": inputs,
         "context": context or {},
+        **more,
     }
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeflow.core.channels import check_channel, matches, template_filter
 from edgeflow.core.events import BlobRef, Event
 from edgeflow.errors import BadName, BadOutput, NotFound
 from edgeflow.sdk.context import (
@@ -63,8 +64,9 @@ def context(
 ) -> tuple[Context, Outcome, MemoryPort]:
     port = MemoryPort()
     outcome = Outcome(port)
-    info = FunctionInfo("vision", "detect", publish=publish, context=keys or {})
-    parent = Input("frames", stored(subject=subject, attributes=more.pop("attributes", {})), port)
+    info = FunctionInfo("vision", "detect", publish=publish, context=keys or {}, has_state=more.pop("has_state", False))
+    event = stored(subject=subject, attributes=more.pop("attributes", {}))
+    inputs = [Input("frames", event, port, captures) for captures in more.pop("captures", [{}])]
     ctx = Context(
         info,
         port,
@@ -72,9 +74,10 @@ def context(
         invocation_id="a",
         attempt=1,
         deadline_ms=5000,
-        inputs=[parent],
+        inputs=inputs,
         context=more.pop("values", {}),
         log=Log({}),
+        **more,
     )
     return ctx, outcome, port
 
@@ -340,3 +343,244 @@ def test_the_body_cache_drops_the_least_recently_used() -> None:
     cache.get("a")
     cache.put("d", b"1")
     assert [name in cache for name in "abcd"] == [True, False, True, True]
+
+
+# ------------------------------------------------------------------ templates
+
+
+def test_any_channel_that_a_template_can_become_may_be_named() -> None:
+    ctx, outcome, _ = context(("vision/cam/{id}/faces", "vision/log/+", "vision/all"), captures=[{"id": "7"}])
+    for channel in ("cam/7/faces", "vision/cam/9/faces", "log/x", "all", "cam/{id}/faces", "log/{id}"):
+        ctx.emit(channel, b"x")
+    assert [one["channel"] for one in outcome.outputs] == [
+        "vision/cam/7/faces",
+        "vision/cam/9/faces",
+        "vision/log/x",
+        "vision/all",
+        "vision/cam/7/faces",
+        "vision/log/7",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("channel", "part"),
+    [
+        ("cam/7/frames", "'cam/7/frames', but it publishes vision/cam/{id}/faces, vision/log/"),
+        ("cam/7/8/faces", "but it publishes"),
+        ("log/+", "holds \\+"),
+        ("log/{id}x", "'log/{id}x'|but it publishes"),
+        ("cam/{lens}/faces", "needs the capture 'lens'"),
+        ("log/{id}/+", "leaves a level open"),
+        ("log/a\nb", "control character"),
+        ("_dead/x", "reserved"),
+    ],
+)
+def test_a_channel_outside_the_templates_is_refused(channel: str, part: str) -> None:
+    ctx, outcome, _ = context(("vision/cam/{id}/faces", "vision/log/+", "vision/+/x"), captures=[{"id": "7"}])
+    if channel == "log/{id}x":
+        ctx.emit(channel, b"x")  # braces inside a level are characters like others
+        return
+    with pytest.raises(BadOutput, match=part):
+        ctx.emit(channel, b"x")
+    assert not outcome.outputs
+
+
+def test_a_returned_value_goes_to_the_one_template_filled_from_the_first_input_that_can() -> None:
+    ctx, outcome, _ = context(("vision/cam/{id}/faces",), captures=[{"id": "7"}, {"id": "8"}])
+    ctx.publish_returned(b"x")
+    ctx, later, _ = context(
+        ("vision/cam/{id}/{part}",), captures=[{}, {"id": "8", "part": "a"}, {"id": "9", "part": "b"}]
+    )
+    ctx.publish_returned(b"x")
+    assert [outcome.outputs[0]["channel"], later.outputs[0]["channel"]] == ["vision/cam/7/faces", "vision/cam/8/a"]
+    ctx, _, _ = context(("vision/cam/{id}/faces",))
+    with pytest.raises(BadOutput, match="needs the capture 'id'"):
+        ctx.publish_returned(b"x")
+    ctx, _, _ = context(("vision/cam/{id}/+",), captures=[{"id": "7"}])
+    with pytest.raises(BadOutput, match="leaves a level open"):
+        ctx.publish_returned(b"x")
+    ctx, _, _ = context(("vision/{id}/faces",), captures=[{"id": "_re"}])
+    with pytest.raises(BadOutput, match="reserved"):
+        ctx.publish_returned(b"x")
+
+
+@given(st.lists(st.text(st.sampled_from("ab_+{}#/"), max_size=6), min_size=1, max_size=4).map("/".join))
+def test_what_emit_lets_through_is_a_channel_that_some_template_matches(name: str) -> None:
+    publish = ("vision/a/{id}", "vision/+/b", "vision/ab")
+    ctx, outcome, _ = context(publish, captures=[{"id": "7"}])
+    try:
+        ctx.emit(name, b"x")
+    except BadOutput:
+        return
+    (output,) = outcome.outputs
+    channel = check_channel(output["channel"])
+    assert any(matches(template_filter(one), channel) for one in publish)
+    assert not channel.removeprefix("vision/").startswith("_")
+
+
+# ------------------------------------------------------------------ counters and reserved keys
+
+
+def test_increments_add_up_per_key() -> None:
+    ctx, outcome, port = context()
+    port.keys = {"n": 1}
+    ctx.ekv.increment("n")
+    ctx.ekv.increment("n", 5)
+    ctx.ekv.increment("m", by=-3)
+    ctx.ekv.increment("zero", 0)
+    ctx.ekv.increment("back", 2)
+    ctx.ekv.increment("back", -2)
+    assert outcome.commit_fields()["increments"] == [{"key": "n", "by": 6}, {"key": "m", "by": -3}]
+    value = ctx.ekv.get("n")
+    assert value is not None and value.version == "1", "reading a counter asks the agent"
+
+
+@pytest.mark.parametrize("by", [1.0, "1", None, True, 2**53, -(2**53)])
+def test_a_counter_counts_in_integers(by: Any) -> None:
+    ctx, outcome, _ = context()
+    with pytest.raises(BadOutput, match="'detect' incremented key 'n' by"):
+        ctx.ekv.increment("n", by)
+    assert not outcome.increments
+
+
+def test_the_sum_of_a_counter_is_bounded_and_whole_numbers_of_other_kinds_count() -> None:
+    class Whole:
+        def __index__(self) -> int:
+            return 4
+
+    ctx, outcome, _ = context()
+    ctx.ekv.increment("n", 2**53 - 5)
+    ctx.ekv.increment("n", Whole())  # type: ignore[arg-type]
+    with pytest.raises(BadOutput, match="in one attempt"):
+        ctx.ekv.increment("n")
+    assert outcome.increments == {"n": 2**53 - 1}
+    assert type(outcome.increments["n"]) is int
+
+
+def test_a_key_is_a_value_or_a_counter() -> None:
+    ctx, _, _ = context()
+    ctx.ekv.increment("n")
+    for write in (lambda: ctx.ekv.put("n", b"x"), lambda: ctx.ekv.delete("n")):
+        with pytest.raises(BadOutput, match="'n', which it also incremented"):
+            write()
+    ctx.ekv.put("v", b"x")
+    ctx.ekv.delete("w")
+    for key in "vw":
+        with pytest.raises(BadOutput, match=f"'{key}', which it also wrote"):
+            ctx.ekv.increment(key)
+
+
+def test_reserved_keys_are_refused_by_name() -> None:
+    ctx, outcome, _ = context()
+    for write in (
+        lambda: ctx.ekv.put("_consumers/a", b"x"),
+        lambda: ctx.ekv.delete("_consumers/a"),
+        lambda: ctx.ekv.increment("_consumers/a"),
+    ):
+        with pytest.raises(BadName, match="'_consumers/a' is reserved"):
+            write()
+    assert not outcome.values and not outcome.increments
+    ctx.ekv.put("a/_b", b"x")
+    assert ctx.ekv.get("_state/x") is None
+
+
+# ------------------------------------------------------------------ what an attempt knows of itself, and its end
+
+
+def test_what_an_attempt_knows_of_itself() -> None:
+    ctx, _, _ = context()
+    assert (ctx.key, ctx.window, ctx.replay, ctx.shadow) == (None, None, None, False)
+    ctx, _, _ = context(key="a", window=(1000, 2000), replay="r1", shadow=True)
+    assert (ctx.key, ctx.window, ctx.replay, ctx.shadow) == ("a", (1000, 2000), "r1", True)
+
+
+def test_the_state_is_part_of_the_outcome_when_it_has_changed() -> None:
+    stored_state = {"version": "1", "digest": None, "data": b'{"n":1}', "content_type": JSON_TYPE}
+    ctx, outcome, _ = context(has_state=True, state=stored_state)
+    assert ctx.state["n"] == 1
+    ctx.end(None)
+    assert "state" not in outcome.commit_fields()
+    ctx, outcome, _ = context(has_state=True, state=stored_state)
+    ctx.state["n"] += 1
+    ctx.end(b"x")
+    assert outcome.commit_fields()["state"] == {"data": b'{"n":2}', "content_type": JSON_TYPE, "delete": False}
+    ctx, outcome, _ = context(has_state=True, state=stored_state)
+    ctx.state.clear()
+    ctx.end(None)
+    assert outcome.commit_fields()["state"] == {"content_type": None, "delete": True}
+    ctx, outcome, port = context(has_state=True)
+    ctx.state["big"] = "x" * 5000
+    ctx.end(None)
+    state = outcome.commit_fields()["state"]
+    assert json.loads(port.blobs[state["digest"]]) == {"big": "x" * 5000}
+    assert state["size"] == len(port.blobs[state["digest"]])
+
+
+def test_a_function_without_a_state_is_told_so() -> None:
+    ctx, _, _ = context()
+    with pytest.raises(BadOutput, match=r"'detect' used ctx\.state, but it has none"):
+        ctx.state["n"] = 1
+
+
+def test_nothing_can_be_written_after_the_end() -> None:
+    ctx, outcome, _ = context()
+    ekv = ctx.ekv
+    ctx.end(None)
+    for late in (
+        lambda: ctx.emit("faces", b"x"),
+        lambda: ekv.put("k", b"x"),
+        lambda: ekv.delete("k"),
+        lambda: ekv.increment("k"),
+    ):
+        with pytest.raises(BadOutput, match="after the handler"):
+            late()
+    assert outcome.commit_fields() == {"outputs": [], "values": []}
+
+
+@pytest.mark.parametrize(
+    "more", [{"type": 5}, {"type": "a\nb"}, {"datacontenttype": b"x"}, {"type": "\ud800"}, {"subject": 7}]
+)
+def test_emit_refuses_what_is_no_text_before_the_agent_does(more: Any) -> None:
+    ctx, outcome, _ = context()
+    with pytest.raises(BadOutput, match=r"'detect' emitted on channel 'faces'"):
+        ctx.emit("faces", b"x", **more)
+    with pytest.raises(BadOutput, match="put under key 'k'"):
+        ctx.ekv.put("k", b"x", content_type=next(iter(more.values())))
+    assert not outcome.outputs and not outcome.values
+
+
+def test_a_log_line_never_fails_the_work() -> None:
+    class Full:
+        def write(self, _text: str) -> None:
+            raise OSError(28, "No space left on device")
+
+    class Closed:
+        def write(self, _text: str) -> None:
+            raise ValueError("I/O operation on closed file")
+
+    class Hidden:
+        def __repr__(self) -> str:
+            raise RuntimeError("no")
+
+    for stream in (Full(), Closed()):
+        Log({}, stream).info("x")  # type: ignore[arg-type]
+    loop: list[Any] = []
+    loop.append(loop)
+    out = io.StringIO()
+    Log({"function": "detect"}, out).info("odd", loop=loop, hidden=Hidden(), n=1)
+    line = json.loads(out.getvalue())
+    assert (line["event"], line["function"], line["n"], line["loop"]) == ("odd", "detect", 1, "[[...]]")
+    assert "Hidden" in line["hidden"]
+
+
+def test_captures_are_those_of_the_event() -> None:
+    port = MemoryPort()
+    items = [
+        {"name": "frames", "event": stored(), "captures": {"id": "7"}},
+        {"name": "faces", "event": stored()},
+    ]
+    arguments, _ = make_inputs(items, ("frames", "faces"), port)
+    assert dict(arguments["frames"].captures) == {"id": "7"}
+    assert dict(arguments["faces"].captures) == {}
+    with pytest.raises(TypeError):
+        arguments["frames"].captures["id"] = "8"

@@ -18,8 +18,9 @@ import pytest
 from sdk_agent import FakeAgent, InstanceThread, Peer, item, start_process, stored_event, welcome
 
 from edgeflow.core.events import BlobRef
-from edgeflow.errors import BadHandler, EdgeflowError, NotFound, Reject
+from edgeflow.errors import BadHandler, BadOutput, EdgeflowError, NotFound, Reject
 from edgeflow.sdk import runtime
+from edgeflow.sdk.context import Log
 from edgeflow.sdk.function import function
 
 Start = Callable[..., tuple[Peer, InstanceThread]]
@@ -719,6 +720,246 @@ def test_an_input_that_did_not_arrive_is_none(start: Start) -> None:
     peer, _ = start(lambda ctx, frames, clips: [frames is None, clips is None], inputs=names)
     give(peer, item("a", name="clips"))
     assert peer.expect("commit")["outputs"][0]["data"] == b"[true,false]"
+
+
+def inputs_of(*names: str, lists: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    return [{"name": n, "channel": f"vision/{n}", "list": n in lists, "optional": True} for n in names]
+
+
+def given_of(**events: bytes | list[bytes] | None) -> list[dict[str, Any]]:
+    """The inputs of a work item; what is None is absent, as in a work item."""
+    return [
+        {"name": name, "event": stored_event(one, channel=f"vision/{name}")}
+        for name, some in events.items()
+        for one in (some if isinstance(some, list) else [] if some is None else [some])
+    ]
+
+
+def shown(given: Any) -> Any:
+    return None if given is None else [one.text() for one in given] if isinstance(given, list) else given.text()
+
+
+@pytest.mark.parametrize(
+    ("join", "lists", "given", "expected"),
+    [
+        ("all", (), {"frames": b"f", "faces": b"a"}, {"frames": "f", "faces": "a"}),
+        ("all", (), {"faces": b"a"}, {"frames": None, "faces": "a"}),  # on_timeout: partial
+        ("k", (), {"faces": b"a"}, {"frames": None, "faces": "a"}),
+        ("all", ("frames", "faces"), {"frames": [b"1", b"2"]}, {"frames": ["1", "2"], "faces": []}),  # duplicates: all
+        ("collect", ("frames",), {"frames": [b"1", b"2"]}, {"frames": ["1", "2"], "faces": None}),
+        ("collect", ("frames",), {"frames": [b"1"], "faces": b"side"}, {"frames": ["1"], "faces": "side"}),
+        ("window", ("frames",), {"frames": [b"1"], "faces": None}, {"frames": ["1"], "faces": None}),
+        ("window", ("frames",), {}, {"frames": [], "faces": None}),
+        (None, (), {"frames": b"f"}, {"frames": "f", "faces": None}),  # a side input without an event yet
+    ],
+)
+def test_arguments_of_every_kind_of_join(
+    start: Start, join: str | None, lists: tuple[str, ...], given: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    def handle(ctx: Any, frames: Any, faces: Any) -> dict[str, Any]:
+        return {"frames": shown(frames), "faces": shown(faces)}
+
+    peer, _ = start(handle, inputs=inputs_of("frames", "faces", lists=lists), join=join)
+    give(peer, item("a", inputs=given_of(**given)))
+    assert json.loads(peer.expect("commit")["outputs"][0]["data"]) == expected
+
+
+def test_what_is_said_of_an_invocation_reaches_the_handler(start: Start) -> None:
+    def handle(ctx: Any, frames: Any) -> list[Any]:
+        return [dict(frames.captures), ctx.key, ctx.window, ctx.replay, ctx.shadow]
+
+    peer, _ = start(handle, publish=["vision/cam/{id}/faces"])
+    inputs = [{"name": "frames", "event": stored_event(channel="vision/cam/7/frames"), "captures": {"id": "7"}}]
+    give(peer, item("a", inputs=inputs, key="clip/1", window=[1000, 2000], replay="r1", shadow=True))
+    (output,) = peer.expect("commit")["outputs"]
+    assert output["channel"] == "vision/cam/7/faces"
+    assert json.loads(output["data"]) == [{"id": "7"}, "clip/1", [1000, 2000], "r1", True]
+    give(peer, item("b", inputs=inputs))
+    (output,) = peer.expect("commit")["outputs"]
+    assert json.loads(output["data"]) == [{"id": "7"}, None, None, None, False]
+
+
+def state_of(data: bytes | None, **more: Any) -> dict[str, Any]:
+    return {"version": "5", "digest": None, "data": data, "content_type": "application/json", **more}
+
+
+def test_the_state_comes_with_the_work_and_goes_with_the_commit(start: Start) -> None:
+    def handle(ctx: Any, frames: Any) -> str:
+        step = frames.text()
+        if step == "add":
+            ctx.state["n"] = ctx.state.get("n", 0) + 1
+        elif step == "clear":
+            ctx.state.clear()
+        elif step == "big":
+            ctx.state["big"] = "x" * 10_000
+        elif step == "fail":
+            ctx.state["n"] = 99
+            raise ValueError("no")
+        return str(len(ctx.state)) if step != "ignore" else ""
+
+    peer, _ = start(handle, state=True)
+
+    def run(step: str, state: dict[str, Any] | None) -> dict[str, Any]:
+        give(peer, item(step, stored_event(step.encode()), state=state))
+        return peer.next()
+
+    commit = run("add", None)
+    assert commit["state"] == {"data": b'{"n":1}', "content_type": "application/json", "delete": False}
+    assert run("add", state_of(b'{"n":1}'))["state"]["data"] == b'{"n":2}'
+    assert "state" not in run("read", state_of(b'{"n":2}'))
+    assert "state" not in run("ignore", state_of(None, digest="sha256:never-fetched"))
+    assert run("clear", state_of(b'{"n":2}'))["state"] == {"content_type": None, "delete": True}
+    assert "state" not in run("clear", None)
+    failure = run("fail", state_of(b'{"n":2}'))
+    assert (failure["t"], "state" in failure) == ("fail", False)
+    blob = run("big", None)
+    assert blob["t"] == "blob"
+    commit = peer.expect("commit")
+    assert commit["state"] == {
+        "digest": blob["digest"],
+        "size": len(blob["data"]),
+        "content_type": "application/json",
+        "delete": False,
+    }
+    give(peer, item("again", stored_event(b"add"), state=state_of(None, digest=blob["digest"])))
+    peer.send({"t": "reply", "r": peer.expect("fetch")["r"], "ok": True, "data": blob["data"]})
+    peer.expect("blob")
+    assert peer.expect("commit")["state"]["size"] > 10_000
+
+
+@pytest.mark.parametrize(
+    ("stored", "part"),
+    [(b"[]", "is a JSON list"), (b'{"a": NaN}', "is not JSON"), (b'{"a": 1}', "state['bad'] of function 'detect'")],
+)
+def test_a_bad_state_fails_at_once_and_says_why(start: Start, stored: bytes, part: str) -> None:
+    def handle(ctx: Any, frames: Any) -> None:
+        ctx.state["bad"] = {1, 2}
+
+    peer, _ = start(handle, state=True)
+    give(peer, item("a", state=state_of(stored), key="clip/1"))
+    failure = peer.expect("fail")
+    assert failure["retry"] is False
+    assert part in failure["error"]
+    assert "clip/1" in failure["error"]
+
+
+def test_increments_go_with_the_commit(start: Start) -> None:
+    def handle(ctx: Any, frames: Any) -> None:
+        for _ in range(3):
+            ctx.ekv.increment("faces/total", 2)
+        ctx.ekv.increment("faces/open", -1)
+
+    peer, _ = start(handle)
+    give(peer, item("a"))
+    commit = peer.expect("commit")
+    assert commit["increments"] == [{"key": "faces/total", "by": 6}, {"key": "faces/open", "by": -1}]
+    assert commit["values"] == []
+
+
+def test_a_context_value_is_fetched_from_the_agent_that_is_there_now(agent: FakeAgent, start: Start) -> None:
+    """Its version is the same as before the agent restarted, and its body was not touched until then."""
+    peer, _ = start(
+        lambda ctx, frames: ctx.context.model.data if frames.data == b"touch" else None, context={"model": "models/poi"}
+    )
+    body = b"m" * 10_000
+    context = {"model": {"version": "1", "digest": digest_of(body), "data": None, "content_type": None}}
+    give(peer, item("a", context=context))
+    peer.expect("commit")
+    peer.close()
+    again = agent.accept()
+    again.welcome(context={"model": "models/poi"})
+    give(again, item("b", stored_event(b"touch"), context=context))
+    again.send({"t": "reply", "r": again.expect("fetch")["r"], "ok": True, "data": body})
+    assert again.expect("blob")["data"] == body
+    again.expect("commit")
+
+
+def test_what_comes_in_one_read_with_the_welcome_is_heard(agent: FakeAgent) -> None:
+    thread = InstanceThread(agent.path, echo)
+    peer = agent.accept()
+    peer.expect("hello")
+    peer.send(welcome(), {"t": "drain"})
+    peer.expect("ready")
+    assert peer.ended()
+    assert thread.join() == 0
+
+
+def test_kill_ends_the_process_although_nobody_reads_its_log(
+    start: Start, wait_until: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "KILLED_S", 0.1)
+    entered, go_on = threading.Event(), threading.Event()
+
+    class Stuck:
+        def write(self, _text: str) -> None:
+            go_on.wait(30)
+
+        def flush(self) -> None:
+            pass
+
+    def hangs(ctx: Any, frames: Any) -> None:
+        entered.set()
+        go_on.wait(30)
+
+    peer, thread = start(hangs)
+    give(peer, item("a"))
+    assert entered.wait(10)
+    thread.instance.log = Log({}, Stuck())  # type: ignore[arg-type]
+    peer.send({"t": "kill"})
+    wait_until(lambda: thread.exits, "the watchdog acts on kill")
+    assert thread.exits == [75]
+    assert not go_on.is_set()
+    go_on.set()
+
+
+def test_a_write_after_the_handler_has_returned_is_refused(start: Start) -> None:
+    refused: list[BaseException] = []
+    returned, done = threading.Event(), threading.Event()
+
+    def late(ctx: Any) -> None:
+        returned.wait(10)
+        try:
+            ctx.ekv.put("k", b"late")
+        except BadOutput as error:
+            refused.append(error)
+        done.set()
+
+    def handle(ctx: Any, frames: Any) -> None:
+        threading.Thread(target=late, args=(ctx,), daemon=True).start()
+
+    peer, _ = start(handle)
+    give(peer, item("a"))
+    assert peer.expect("commit")["values"] == []
+    returned.set()
+    assert done.wait(10)
+    assert len(refused) == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"window": 5},
+        {"window": ["a", "b"]},
+        {"window": [1]},
+        {"inputs": 5},
+        {"inputs": [{"name": "frames"}]},
+        {"state": "x"},
+    ],
+)
+def test_a_damaged_item_fails_or_ends_the_connection_and_the_instance_goes_on(
+    agent: FakeAgent, start: Start, damage: dict[str, Any]
+) -> None:
+    peer, _ = start(lambda ctx, frames: str(ctx.state.get("n")), state=True)
+    give(peer, {**item("a"), **damage})
+    try:
+        assert peer.next()["t"] == "fail"
+    except (EOFError, ConnectionResetError):
+        peer = agent.accept()
+        peer.welcome(state=True)
+    give(peer, item("b"))
+    while (message := peer.next())["t"] != "commit":
+        pass
+    assert message["invocation"] == "b"
 
 
 HANDLER = """
