@@ -1,16 +1,23 @@
 """YAML text as plain data, together with the line on which each part stands.
 
 What it is: what lets an error about a manifest name its line.
-What it is not: a general YAML loader: one document, safe types, text keys, no key twice.
-What must stay true: nothing in the text can make it run code or take exponential time.
+What it is not: a general YAML loader: one document, safe types, text keys, no key twice. It reads more than YAML in one point: a level in braces
+(`cam/{id}/frames`) needs no quotes inside `{...}` and `[...]`, where YAML has no meaning for it.
+What must stay true: nothing in the text can make it run code or take exponential time; what is YAML means what it means everywhere.
 """
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
 MAX_TEXT_BYTES = 1024 * 1024
+
+_LEVEL = re.compile(r"(?<=/)\{([A-Za-z]\w*)\}|\{([A-Za-z]\w*)\}(?=/)", re.ASCII)
+_OPEN, _CLOSE = "\ue000", "\ue001"
+_HIDDEN = re.compile(f"{_OPEN}(\\w*){_CLOSE}")
 
 Path = tuple[str | int, ...]
 
@@ -48,15 +55,17 @@ def load(text: str) -> Document:
         document.flaws.append(Flaw(None, (), f"is larger than {MAX_TEXT_BYTES} bytes; split the application"))
         return document
     loader = yaml.SafeLoader("")
+    hidden = _hide(text)
+    show = _show if hidden != text else str
     try:
-        loader = yaml.SafeLoader(text)
+        loader = yaml.SafeLoader(hidden)
         node = loader.get_single_node()
         if node is not None:
-            _walk(node, (), document, set())
+            _walk(node, (), document, set(), show)
             document.data = loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        problem = error.problem or error.context or "cannot be read"
+        problem = show(error.problem or error.context or "cannot be read")
         document.flaws.append(
             Flaw(mark.line + 1 if mark else None, (), f"is not YAML: {problem}; correct the text there")
         )
@@ -67,13 +76,28 @@ def load(text: str) -> Document:
     return document
 
 
-def _walk(node: yaml.Node, path: Path, document: Document, seen: set[int]) -> None:
+def _hide(text: str) -> str:
+    """`text` with the braces of `/{name}` and `{name}/` as characters that YAML takes for letters; `_show` brings them back."""
+    if _OPEN in text or _CLOSE in text or "\\ue00" in text.lower() or "\\u0000e00" in text.lower():
+        return text
+    return _LEVEL.sub(lambda found: f"{_OPEN}{found[1] or found[2]}{_CLOSE}", text)
+
+
+def _show(text: str) -> str:
+    return _HIDDEN.sub(r"{\1}", text)
+
+
+def _walk(node: yaml.Node, path: Path, document: Document, seen: set[int], show: Callable[[str], str]) -> None:
     if id(node) in seen:
         return
     seen.add(id(node))
-    if isinstance(node, yaml.MappingNode):
+    if isinstance(node, yaml.ScalarNode):
+        node.value = show(node.value)
+    elif isinstance(node, yaml.MappingNode):
         keys: set[str] = set()
         for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                key.value = show(key.value)
             name = str(key.value)
             line = key.start_mark.line + 1
             if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
@@ -82,8 +106,8 @@ def _walk(node: yaml.Node, path: Path, document: Document, seen: set[int]) -> No
                 document.flaws.append(Flaw(line, (*path, name), "stands here twice; keep one of them"))
             keys.add(name)
             document.lines.setdefault((*path, name), line)
-            _walk(value, (*path, name), document, seen)
+            _walk(value, (*path, name), document, seen, show)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             document.lines.setdefault((*path, index), value.start_mark.line + 1)
-            _walk(value, (*path, index), document, seen)
+            _walk(value, (*path, index), document, seen, show)
