@@ -1,9 +1,11 @@
 """An instance with a `qos: 0` input, without a broker: what an event becomes, what goes out, what is refused; and what the agent makes of it."""
 
 import json
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +15,13 @@ import pytest
 from edgeflow.core.manifest import parse, resolve
 from edgeflow.core.mqttprops import PublishProperties, decode_properties
 from edgeflow.core.routing import compile_routes
+from edgeflow.core.wire import FrameReader, encode_frame
 from edgeflow.errors import BadOutput, ProtocolError, Unavailable
 from edgeflow.flow import accounts
 from edgeflow.flow.accounts import Accounts, function_acls
 from edgeflow.flow.direct import DirectStats
 from edgeflow.sdk import direct
+from edgeflow.sdk.connection import Connection
 from edgeflow.sdk.context import FunctionInfo, Log
 from edgeflow.sdk.direct import Direct
 from edgeflow.sdk.runtime import Instance
@@ -32,6 +36,12 @@ class FakeBroker:
         self.received: deque[Any] = deque()
         self.published: list[tuple[str, bytes, dict[str, str], str | None]] = []
         self.there = True
+        self.refused = ""
+        self.subscribed = False
+        self.renewed: list[dict[str, str]] = []
+
+    def renew(self, grant: dict[str, str]) -> None:
+        self.renewed.append(grant)
 
     def publish(self, channel: str, payload: bytes, properties: bytes) -> bool:
         if self.there:
@@ -61,25 +71,34 @@ class FakeAgent:
 class Bench:
     """A Direct between a fake broker and a fake agent."""
 
-    def __init__(self, handle: Callable[..., Any], values: dict[str, bytes] | None = None) -> None:
+    def __init__(
+        self, handle: Callable[..., Any], values: dict[str, bytes] | None = None, *, channel: str = "fast/ping", captures: dict[str, int] | None = None,
+        publish: tuple[str, ...] = ("fast/pong", "fast/more"),
+    ) -> None:  # fmt: skip
         instance = Instance("/nowhere", lambda: handle)
         instance.info = FunctionInfo(
-            namespace="fast", function="echo", instance="i", pop="la", inputs=("ping",), publish=("fast/pong", "fast/more"),
-            context={"model": "m"},
+            namespace="fast", function="echo", instance="i", pop="la", inputs=("ping",), publish=publish, context={"model": "m"},
+            captures=captures or {},
         )  # fmt: skip
         instance._handle = handle
         self.lines: list[dict[str, Any]] = []
         instance.log = Log(
             {}, SimpleNamespace(write=lambda text: self.lines.append(json.loads(text)), flush=lambda: None)
         )
-        self.direct = Direct(instance, GRANT, "fast/ping", reconnect_s=1.0)
+        self.direct = Direct(instance, GRANT, channel, reconnect_s=1.0)
         self.broker: Any = self.direct._broker
         self.agent = FakeAgent(values or {})
         self.direct._port._agent = self.agent  # type: ignore[assignment]
 
     def hear(self, payload: bytes = b"x", content_type: str | None = None, **attributes: str) -> dict[str, int]:
-        """Handle one message; the counts."""
-        self.direct._run("fast/ping", payload, PublishProperties(list(attributes.items()), content_type))
+        """Handle one message on the input channel; the counts."""
+        return self.hear_on(self.direct._channel, payload, content_type, **attributes)
+
+    def hear_on(
+        self, channel: str, payload: bytes = b"x", content_type: str | None = None, **attributes: str
+    ) -> dict[str, int]:
+        """Handle one message on that channel; the counts."""
+        self.direct._run(channel, payload, PublishProperties(list(attributes.items()), content_type))
         return dict(self.direct._counts)
 
 
@@ -197,6 +216,107 @@ def test_a_failure_publishes_nothing_and_is_counted() -> None:
     bench = Bench(lambda ctx, ping: ctx.emit("pong", b"x"))
     bench.broker.there = False
     assert bench.hear()["failed"] == 1
+
+
+def test_a_filter_gives_each_event_its_channel_and_captures() -> None:
+    heard: list[Any] = []
+
+    def handle(ctx: Any, ping: Any) -> bytes:
+        heard.append((ping.channel, dict(ping.captures), ping.event.channel))
+        return bytes(ping.data)
+
+    bench = Bench(handle, channel="fast/cam/+/ping", captures={"id": 2}, publish=("fast/cam/{id}/pong",))
+    bench.hear_on("fast/cam/7/ping", b"a")
+    document = {"specversion": "1.0", "id": "1", "source": "/s", "type": "t", "data": {"a": 1}}
+    bench.hear_on("fast/cam/8/ping", json.dumps(document).encode(), "application/cloudevents+json")
+    assert heard == [
+        ("fast/cam/7/ping", {"id": "7"}, "fast/cam/7/ping"),
+        ("fast/cam/8/ping", {"id": "8"}, "fast/cam/8/ping"),
+    ]
+    assert [one[:2] for one in bench.broker.published] == [("fast/cam/7/pong", b"a"), ("fast/cam/8/pong", b'{"a":1}')]
+
+
+def test_a_filter_does_not_ask_for_what_belongs_to_edgeflow() -> None:
+    heard: list[str] = []
+    bench = Bench(lambda ctx, ping: heard.append(ping.channel), channel="fast/#")
+    for channel in ("fast/_re/client/1", "fast/_dead/f", "fast/_invoke/f", "fast/a", "fast/a/_b"):
+        bench.hear_on(channel)
+    assert heard == ["fast/a", "fast/a/_b"]
+    counts = bench.hear_on("fast/a//b")  # a plain MQTT client may publish on what is no channel
+    assert (counts["failed"], counts["processed"]) == (1, 2)
+    assert "empty level" in bench.lines[-1]["error"]
+    dead = Bench(lambda ctx, ping: heard.append(ping.channel), channel="fast/_dead/+")
+    dead.hear_on("fast/_dead/f")
+    assert heard[-1] == "fast/_dead/f"
+
+
+def test_outputs_go_to_templates_or_nowhere() -> None:
+    def handle(ctx: Any, ping: Any) -> None:
+        for channel in ping.json():
+            ctx.emit(channel, b"x")
+
+    bench = Bench(handle, channel="fast/cam/+/ping", captures={"id": 2}, publish=("fast/cam/{id}/pong", "fast/log/+"))
+    counts = bench.hear_on("fast/cam/7/ping", b'["cam/{id}/pong", "cam/9/pong", "log/a"]')
+    assert counts["processed"] == 1
+    assert [one[0] for one in bench.broker.published] == ["fast/cam/7/pong", "fast/cam/9/pong", "fast/log/a"]
+    for refused in (b'["log/a", "other"]', b'["log/a", "log/+"]', b'["log/a", "cam/{none}/pong"]'):
+        assert bench.hear_on("fast/cam/7/ping", refused)["processed"] == 1
+    assert len(bench.broker.published) == 3
+
+
+def test_an_output_that_mqtt_cannot_carry_fails_the_event_as_a_whole() -> None:
+    def handle(ctx: Any, ping: Any) -> None:
+        ctx.emit("pong", b"first")
+        ctx.emit("pong", b"second", attributes={"long": "x" * 70_000})
+
+    bench = Bench(handle)
+    assert bench.hear()["failed"] == 1
+    assert bench.broker.published == []
+
+
+def test_there_is_no_state_and_no_counter() -> None:
+    errors: list[Exception] = []
+
+    def handle(ctx: Any, ping: Any) -> None:
+        for use in (lambda: ctx.ekv.increment("k"), lambda: ctx.state.clear()):
+            with pytest.raises(BadOutput) as caught:
+                use()
+            errors.append(caught.value)
+        assert (ctx.key, ctx.window, ctx.replay, ctx.shadow) == (None, None, None, False)
+
+    assert Bench(handle).hear()["processed"] == 1
+    assert "'k'" in str(errors[0]) and "qos 0" in str(errors[0]) and "state" in str(errors[1])
+
+
+def test_a_grant_that_does_not_help_is_not_asked_for_again_at_once() -> None:
+    """The subscription is refused whatever the account is: each grant makes one anew, at the broker and on disk."""
+    bench = Bench(lambda ctx, ping: None)
+    mine, agent = socket.socketpair()
+    connection = Connection(mine, on_kill=lambda: None)
+    try:
+        bench.direct._attach(connection)
+        bench.direct._welcomed = True
+        bench.broker.refused = "Not authorized"
+        asked, now_s, reader = [], 1000.0, FrameReader()
+        agent.setblocking(False)
+        while now_s < 1060.0:
+            bench.direct._care_for_agent(now_s)
+            try:
+                asked += [(now_s, one["t"]) for one in reader.feed(agent.recv(1 << 16))]
+                agent.sendall(encode_frame({"t": "granted", "mqtt": GRANT}))
+            except BlockingIOError:
+                pass
+            now_s += 0.01
+        assert [kind for _, kind in asked] == ["grant"] * len(asked)
+        gaps = [round(later - earlier, 1) for (earlier, _), (later, _) in pairwise(asked)]
+        assert gaps == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 10.0, 10.0]
+        assert bench.broker.renewed
+        bench.broker.refused, bench.broker.subscribed = "", True
+        bench.direct._care_for_agent(now_s)
+        assert bench.direct._grant_wait_s == 0.5
+    finally:
+        connection.close()
+        agent.close()
 
 
 def test_an_id_that_was_heard_lately_is_left_out() -> None:
@@ -376,3 +496,48 @@ def test_a_pop_without_the_socket_says_so(settings: Any, monkeypatch: pytest.Mon
     found, _ = made(settings, monkeypatch)
     with pytest.raises(Unavailable, match=r"fast/echo has a qos 0 input, but mqtt\.function_socket"):
         found.grant(("fast", "echo", "r1"), fast_route(), lambda _: None)
+
+
+# ------------------------------------------------------------------ the session
+
+
+class Reason:
+    """A reason code of MQTT."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.is_failure = text != "Granted QoS 0"
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def session() -> Any:
+    from edgeflow.sdk.broker import BrokerSession
+
+    return BrokerSession(GRANT, "fast/cam/+/ping", 60, Log({}, SimpleNamespace(write=len, flush=lambda: None)))
+
+
+def test_a_message_is_its_topic_its_payload_and_its_properties() -> None:
+    from edgeflow.core.mqttprops import encode_properties
+
+    heard = session()
+    for topic, is_good in (("fast/cam/7/ping", True), ("fast/cam/gr\u00fcn/ping", True), ("\udcff", False)):
+        name = topic.encode("utf-8", "surrogateescape")
+        packet = len(name).to_bytes(2, "big") + name + encode_properties([("id", "1")], content_type="text/x") + b"body"
+        heard._client._in_packet.update(command=0x30, packet=bytearray(packet))
+        assert (heard._client._handle_publish() == 0) == is_good
+    assert [(topic, payload, found.user, found.content_type) for topic, payload, found in heard.received] == [
+        ("fast/cam/7/ping", b"body", [("id", "1")], "text/x"),
+        ("fast/cam/gr\u00fcn/ping", b"body", [("id", "1")], "text/x"),
+    ]
+    heard._client._in_packet.update(command=0x30, packet=bytearray(b"\x00\x09fast"))
+    assert heard._client._handle_publish() != 0, "a topic that is longer than its packet"
+
+
+def test_a_refusal_is_over_when_the_broker_has_subscribed_it_after_all() -> None:
+    heard = session()
+    heard._on_subscribe(None, None, 1, [Reason("Not authorized")], None)
+    assert (heard.refused, heard.subscribed) == ("Not authorized", False)
+    heard._on_subscribe(None, None, 2, [Reason("Granted QoS 0")], None)
+    assert (heard.refused, heard.subscribed) == ("", True)
