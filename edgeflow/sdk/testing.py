@@ -115,7 +115,7 @@ class Result:
 
 
 def call(
-    handle: Handle, *, publish: Sequence[str] | None = None, context: Mapping[str, Any] | None = None, ekv: Mapping[str, Any] | None = None,
+    handle: Handle, named: Mapping[str, Any] | None = None, /, *, publish: Sequence[str] | None = None, context: Mapping[str, Any] | None = None, ekv: Mapping[str, Any] | None = None,
     state: Mapping[str, Any] | None = None, key: str | None = None, window: tuple[int, int] | None = None, replay: str | None = None,
     shadow: bool = False, attempt: int = 1, timeout_s: float = 30.0, namespace: str = NAMESPACE, **inputs: Any,
 ) -> Result:  # fmt: skip
@@ -124,9 +124,11 @@ def call(
     Each input is bytes, str, JSON-able data or an `event(...)`; `events(...)`, or a list of `event(...)`, is a list input (a collected join, a
     window); None is an input that this invocation has not (`on_timeout: partial`, `any`, `k`, a side input). `context` and `ekv` hold the values
     that the handler can read, `state` what `ctx.state` holds. `key`, `window` (ms), `replay` and `shadow` are what `ctx` says of itself.
+    `named` holds inputs whose names are taken by arguments of this function: `call(handle, {"state": b"..."})`.
     Without `publish` (channels and templates as in the manifest), every channel is allowed and a returned value shows up on channel `returned`.
     Raises what the handler raises, BadHandler when its parameters are not the inputs, BadOutput for what cannot be published or kept.
     """
+    inputs |= named or {}
     check_signature(handle, list(inputs))
     port = _MemoryPort({key: encode_body(value, f"ekv value {key!r} is") for key, value in (ekv or {}).items()})
     lists = frozenset(name for name, given in inputs.items() if _is_list(given))
