@@ -6,10 +6,10 @@
         access = cluster.pop("a")
         client = Client(access.api_url, access.token)
 
-`call` and `event` run one handler with fake inputs.
+`call`, `event` and `events` run one handler with fake inputs.
 """
 
 from edgeflow.host.local import LocalCluster
-from edgeflow.sdk.testing import call, event
+from edgeflow.sdk.testing import call, event, events
 
-__all__ = ["LocalCluster", "call", "event"]
+__all__ = ["LocalCluster", "call", "event", "events"]
