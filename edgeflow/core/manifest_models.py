@@ -400,7 +400,7 @@ class Policy(Part):
     on_full: OnFull = "refuse"
     """At max_pending: refuse what is published, drop the oldest that waits, or keep the newest of each subject."""
     deadline: Duration | None = None
-    """An event that no instance has begun to handle that long after its time is dropped, counted as expired."""
+    """An invocation that no instance has begun that long after its event was logged is dropped, counted as expired."""
     gated: bool = False
     """MQTT clients may not publish on it: all of it comes from HTTP, the SDK or functions."""
 
