@@ -36,6 +36,13 @@ class BadName(BadRequest):
     hint = "Namespaces are [a-z0-9-]+; a channel is <namespace>/<path> without +, #, $ or empty levels."
 
 
+class GatedChannel(BadRequest):
+    """The channel takes no plain MQTT publishes, so that nobody is told of data before it can be read."""
+
+    code = "gated-channel"
+    hint = "Publish over HTTP (`POST /v1/channels/...`, `edgeflow publish`) or with the SDK, or take `gated: true` out of the manifest."
+
+
 class BadEvent(BadRequest):
     """The event is not a valid CloudEvents 1.0 event."""
 

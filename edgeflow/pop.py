@@ -28,8 +28,11 @@ from edgeflow.flow.broker import BrokerSession
 from edgeflow.flow.discovery import Discovery
 from edgeflow.flow.gateway import Gateway
 from edgeflow.flow.instances import Instances
+from edgeflow.flow.letters import announce
+from edgeflow.flow.overload import Manifests, Overload
 from edgeflow.flow.publisher import Publisher
 from edgeflow.flow.reactor import READ, Reactor, Timer
+from edgeflow.flow.replies import Replies
 from edgeflow.flow.rounds import Rounds
 from edgeflow.settings import PopSettings
 from edgeflow.store import OwnRelease, Store
@@ -69,6 +72,9 @@ class DataProcess:
         self._store = Store.open(settings, patient=True)
         self._gateways: dict[str, Gateway] = {}
         self._publishers: dict[str, Publisher] = {}
+        self._replies: dict[str, Replies] = {}
+        self._manifests = Manifests(self._store)
+        self._overload = Overload(self._store, settings)
         self._sessions: dict[str, BrokerSession] = {}
         self._accounts = Accounts(self._reactor, settings)
         self._instances = Instances(self._reactor, self._store, settings.limits, self._released, self._accounts)
@@ -113,7 +119,11 @@ class DataProcess:
         settings = self._settings
         namespace = self._store.namespace(name)
         self._store.open_log(name)
-        gateway = Gateway(namespace, settings.limits, f"/pops/{settings.pop}/mqtt")
+        replies = Replies(namespace, settings.limits, self._blob_url)
+        gateway = Gateway(
+            namespace, settings.limits, f"/pops/{settings.pop}/mqtt", replies,
+            lambda function: self._manifests.has_function(name, function),
+        )  # fmt: skip
         publisher = Publisher(namespace, self._store.local, settings, self._blob_url)
 
         def ready(boot: str) -> None:
@@ -138,6 +148,7 @@ class DataProcess:
         )  # fmt: skip
         gateway.session = publisher.session = session
         self._gateways[name], self._publishers[name], self._sessions[name] = gateway, publisher, session
+        self._replies[name] = replies
         log.info("namespace_served", namespace=name)
 
     def _client_id(self, name: str) -> tuple[str, bool]:
@@ -182,6 +193,7 @@ class DataProcess:
         self._pushable.add(name)
         if name in self._publishers:
             self._publishers[name].offer(released)
+            self._reply(name)
         if name == SYSTEM_NAMESPACE:
             self._reactor.call_soon(self._sync_namespaces)
 
@@ -194,8 +206,12 @@ class DataProcess:
         """Something was released here; which inboxes got work is said by the wake-up or by the round."""
         if name in self._publishers:
             self._publishers[name].notify()
+            self._reply(name)
         if name == SYSTEM_NAMESPACE:
             self._reactor.call_soon(self._sync_namespaces)
+
+    def _reply(self, name: str) -> None:
+        self._replies[name].pump(self._sessions[name].publish)
 
     def _watch_wakeups(self) -> None:
         fd = self._wakeups.fileno()
@@ -244,10 +260,15 @@ class DataProcess:
     def _tick(self) -> None:
         for name in list(self._gateways):
             hit("tick-before")
-            for expired in self._store.namespace(name).tick():
+            namespace = self._store.namespace(name)
+            for expired in namespace.tick():
                 self._instances.expire(name, expired.id, expired.attempt, expired.function)
+            namespace.run_replays()
+            if announce(namespace, self._settings.limits):
+                self._released(name)
             hit("tick-after")
         self._instances.check_timeouts()
+        self._instances.unblock()
 
     def _second(self) -> None:
         # Hints can be lost, with the connection or in a burst: what they would have said is asked once a second.
@@ -263,6 +284,7 @@ class DataProcess:
         for publisher in self._publishers.values():
             publisher.store_cursor()
         self._instances.write_documents()
+        self._overload.look(self._gateways)
         self._store.record_heads()
 
     def _tidy(self) -> None:

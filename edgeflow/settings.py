@@ -135,6 +135,12 @@ class Limits(_Section):
     """Longest chain of functions behind one client event; stops cycles."""
     disk_free_bytes: int = 128 * 1024 * 1024
     """Free disk (bytes) below which a PoP takes no new data, since Redis ends when it cannot write."""
+    inbox_pending: int = 100_000
+    """Invocations that one inbox may hold before its channels refuse, unless the manifest's `channels:` says otherwise."""
+    dead_letters: int = 10_000
+    """Most dead letters that a namespace keeps at a PoP; the oldest go first, and are counted."""
+    dead_letter_ms: int = 7 * 24 * 3_600_000
+    """How long (ms) dead letters are kept."""
     gate_timeout_ms: int = 30_000
     """How long (ms) the gate waits for data before it reports a gap."""
     id_window_ms: int = 600_000

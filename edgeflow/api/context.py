@@ -18,7 +18,7 @@ from edgeflow.core.channels import check_namespace
 from edgeflow.errors import NotFound
 from edgeflow.settings import PopSettings
 from edgeflow.store.client import Store
-from edgeflow.store.namespace import Namespace
+from edgeflow.store.replica import ReplicatedNamespace
 
 BUDGET_BYTES = 256 * 1024 * 1024
 
@@ -53,7 +53,7 @@ class Api:
     """Whether the reconciler thread of this process runs."""
     budget: BodyBudget = field(default_factory=BodyBudget)
 
-    def namespace(self, name: str) -> Namespace:
+    def namespace(self, name: str) -> ReplicatedNamespace:
         """The namespace `name` for reading. Raises NotFound when this PoP has none of that name."""
         check_namespace(name)
         if not self.store.has_namespace(name):
@@ -63,7 +63,7 @@ class Api:
             )
         return self.store.namespace(name)
 
-    def namespace_for_write(self, name: str) -> Namespace:
+    def namespace_for_write(self, name: str) -> ReplicatedNamespace:
         """The namespace `name`, made when it is not there: an operator's first use creates it."""
         check_namespace(name)
         self.store.create_namespace(name)

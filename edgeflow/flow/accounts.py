@@ -25,6 +25,7 @@ from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
+from edgeflow.core.channels import template_filter
 from edgeflow.core.routing import FunctionRoute
 from edgeflow.errors import Unavailable
 from edgeflow.flow.reactor import READ, WRITE, Reactor
@@ -48,13 +49,13 @@ Command = dict[str, Any]
 def function_acls(route: FunctionRoute) -> list[dict[str, Any]]:
     """What an account of this function may do: hear its inputs, publish its outputs."""
     acls = []
-    for _, channel in route.inputs:
+    for source in route.inputs:
         acls += [
-            _acl("subscribeLiteral", channel),
-            _acl("unsubscribeLiteral", channel),
-            _acl("publishClientReceive", channel),
+            _acl("subscribeLiteral", source.channel),
+            _acl("unsubscribeLiteral", source.channel),
+            _acl("publishClientReceive", source.channel),
         ]
-    return acls + [_acl("publishClientSend", channel) for channel in route.publish]
+    return acls + [_acl("publishClientSend", template_filter(channel)) for channel in route.publish]
 
 
 def _acl(kind: str, topic: str) -> dict[str, Any]:

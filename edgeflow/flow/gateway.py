@@ -19,10 +19,12 @@ import structlog
 from edgeflow.core.channels import RECEIPTS_LEVEL, is_reserved
 from edgeflow.core.events import dataref_of, from_cloudevent, make_event
 from edgeflow.core.failpoints import hit
+from edgeflow.core.ids import invocation_id
 from edgeflow.core.mqttprops import encode_properties
-from edgeflow.errors import BadEvent, BadName, EdgeflowError, TooLarge
+from edgeflow.errors import BadEvent, BadName, EdgeflowError, GatedChannel, NotFound, Throttled, TooLarge
 from edgeflow.flow.broker import BrokerSession
 from edgeflow.flow.pahofast import Message
+from edgeflow.flow.replies import Replies
 from edgeflow.settings import Limits
 from edgeflow.store import Arrival, Namespace, Receipt, Refusal
 from edgeflow.store.namespace import now_ms
@@ -37,10 +39,14 @@ STRUCTURED = "application/cloudevents+json"
 class Gateway:
     """One namespace's way in. Messages are collected by `take`; a round ingests them together."""
 
-    def __init__(self, namespace: Namespace, limits: Limits, source: str) -> None:
+    def __init__(
+        self, namespace: Namespace, limits: Limits, source: str, replies: Replies, has_function: Callable[[str], bool]
+    ) -> None:
         self._namespace = namespace
         self._limits = limits
         self._source = source
+        self._replies = replies
+        self._has_function = has_function
         self._pending: list[_Taken] = []
         self._batch: list[_Taken] = []
         self._boot = ""
@@ -105,9 +111,9 @@ class Gateway:
         """Channels of what was collected."""
         return {arrival.event.channel for _, arrival in self._pending if isinstance(arrival, Arrival)}
 
-    def collected(self) -> list[Arrival]:
-        """What waits to be ingested, in order; `finish` gets the results."""
-        self._batch, self._pending = self._pending, []
+    def collected(self, limit: int | None = None) -> list[Arrival]:
+        """What waits to be ingested, in order, at most `limit` of it; `finish` gets the results."""
+        self._batch, self._pending = self._pending[:limit], self._pending[limit:] if limit is not None else []
         if self._batch:
             hit("gateway-before-ingest")
         return [arrival for _, arrival in self._batch if isinstance(arrival, Arrival)]
@@ -135,6 +141,8 @@ class Gateway:
             self._answer(message, result)
             if self.session is not None:
                 self.session.ack(message)
+        if self._pending:
+            return
         # Their copies came over the covering session, and were in this round or an earlier one.
         covered, self._covered = self._covered, []
         for message in covered:
@@ -149,8 +157,15 @@ class Gateway:
         except UnicodeDecodeError:
             raise BadName("a topic is not UTF-8") from None
         payload = bytes(message.payload)
-        if is_reserved(channel):
+        table = self._namespace.routes()
+        invoked = table.invoked(channel)
+        if invoked is not None:
+            if not self._has_function(invoked):
+                raise NotFound(f"there is no function {invoked!r} in namespace {self._namespace.name!r}")
+        elif is_reserved(channel):
             raise BadName(f"channel {channel!r} is reserved", hint="Levels that begin with _ belong to edgeflow.")
+        if table.policy(channel).gated:
+            raise GatedChannel(f"channel {channel!r} is gated")
         if len(payload) > self._limits.event_bytes:
             raise TooLarge(
                 f"the payload on {channel} has {len(payload)} bytes, an event may have {self._limits.event_bytes}"
@@ -197,6 +212,12 @@ class Gateway:
             return
         document: dict[str, Any]
         if isinstance(result, Receipt):
+            invoked = self._namespace.routes().invoked(message.topic)
+            if invoked is not None and result.seq:
+                # Not a receipt but the outcome: it comes when the function is done.
+                id = invocation_id(invoked, result.origin, result.epoch, result.seq, 0)
+                self._replies.ask(id, topic, message.decoded.correlation)
+                return
             document = result.to_json()
         else:
             document = {
@@ -205,5 +226,7 @@ class Gateway:
                 "detail": result.error.message,
                 "hint": result.error.hint,
             }
+            if isinstance(result.error, Throttled):
+                document["retry_after_s"] = result.error.retry_after_s
         properties = encode_properties(content_type="application/json", correlation=message.decoded.correlation)
         self.session.publish(topic, json.dumps(document).encode(), properties)

@@ -27,12 +27,12 @@ from edgeflow.core.wire import Message
 from edgeflow.errors import EdgeflowError, NotFound, ProtocolError
 from edgeflow.flow.accounts import Accounts
 from edgeflow.flow.direct import DirectStats
-from edgeflow.flow.outputs import build_events, build_values
+from edgeflow.flow.outputs import build_events, build_increments, build_state, build_values
 from edgeflow.flow.reactor import READ, Reactor
 from edgeflow.flow.sessions import Held, InstanceSpec, Session
 from edgeflow.flow.timings import Timings
 from edgeflow.settings import Limits
-from edgeflow.store import Claim, Claimed, Commit, RoundResult, Store
+from edgeflow.store import Claim, Claimed, Commit, Input, RoundResult, Store, Value
 from edgeflow.store.blobs import check_digest
 from edgeflow.store.namespace import now_ms
 
@@ -70,6 +70,7 @@ class Instances:
         self._listeners: dict[str, tuple[InstanceSpec, socket.socket]] = {}
         self._sessions: dict[str, Session] = {}
         self._maybe_work: set[_FunctionKey] = set()
+        self._blocked: set[_FunctionKey] = set()
         self._commits: dict[str, list[tuple[Session, Commit, Message]]] = defaultdict(list)
         self._blobs: dict[str, list[tuple[str, bytes]]] = defaultdict(list)
         self._timings: dict[tuple[str, str], Timings] = defaultdict(Timings)
@@ -225,11 +226,18 @@ class Instances:
                 message.get("outputs") or (), invocation=id, namespace=session.spec.namespace, route=session.route, pop=self._store.pop,
                 hop=held.hop + 1, now_ms=now_ms(), limits=self._limits,
             )  # fmt: skip
-            values = build_values(message.get("values") or (), function=session.spec.function, limits=self._limits)
+            function = session.spec.function
+            values = build_values(message.get("values") or (), function=function, limits=self._limits)
+            values += build_state(
+                message.get("state"), key=held.claimed.state_key, function=function, limits=self._limits
+            )
+            increments = build_increments(message.get("increments") or (), function=function, limits=self._limits)
         except EdgeflowError as error:
             self._refuse(session, id, attempt, "bad-output", f"{error.message} Hint: {error.hint}")
             return
-        self._commits[session.spec.namespace].append((session, Commit(id, attempt, events, values), message))
+        self._commits[session.spec.namespace].append(
+            (session, Commit(id, attempt, events, values, increments), message)
+        )
         hit("commit-collected")
 
     def _on_fail(self, session: Session, message: Message) -> None:
@@ -283,9 +291,11 @@ class Instances:
         self._reply(session, message, lambda: {"value": self._get(session, message)})
 
     def _get(self, session: Session, message: Message) -> dict[str, Any] | None:
-        value = self._store.namespace(session.spec.namespace).get(
-            check_key(str(message.get("key"))), version=message.get("version")
-        )
+        namespace, key = self._store.namespace(session.spec.namespace), check_key(str(message.get("key")))
+        count = namespace.count_value(key)
+        if count is not None:
+            return {"key": key, "version": "", "data": str(count).encode(), "content_type": "application/json"}
+        value = namespace.get(key, version=message.get("version"))
         if value is None:
             return None
         return {"key": value.key, "version": value.version, "data": value.data, "content_type": value.content_type}
@@ -365,6 +375,11 @@ class Instances:
             work[name] = Collected(self._commits.pop(name, []), self._blobs.pop(name, []))
         return work
 
+    def unblock(self) -> None:
+        """Functions that got nothing because an inbox behind them was full ask again."""
+        self._maybe_work |= self._blocked
+        self._blocked.clear()
+
     def put_back(self, name: str, collected: Collected) -> None:
         """What `collected` returned could not be taken; a later round tries again."""
         self._commits[name] = collected.commits + self._commits[name]
@@ -395,8 +410,9 @@ class Instances:
             (session.route.retry.timeout_ms + _LEASE_SLACK_MS) * limit,
         )
 
-    def finish(self, collected: Collected, claiming: list[Session], result: RoundResult) -> None:
-        """Answer commits and claims with what a round did."""
+    def finish(self, name: str, collected: Collected, claiming: list[Session], result: RoundResult) -> None:
+        """Answer commits and claims in namespace `name` with what a round did."""
+        self._blocked.update((name, inbox) for inbox in result.blocked)
         done_us = time.time_ns() / 1000
         if collected.commits:
             hit("commit-stored")
@@ -463,14 +479,14 @@ class Instances:
             waiting_us = max(0.0, idle_since_us - claimed.ready_us)
             hop = max(item.event.hop for item in claimed.inputs)
             session.held[claimed.id] = Held(claimed, hop, waiting_us)
-            inputs = [{"name": item.name, "event": item.event.encode_positioned()} for item in claimed.inputs]
             work.append(
                 {
                     "invocation": claimed.id,
                     "attempt": claimed.attempt,
                     "deadline_ms": deadline_ms,
-                    "inputs": inputs,
+                    "inputs": [_input(session.route, item) for item in claimed.inputs],
                     "context": context,
+                    **_about(claimed),
                 }
             )
         session.send({"t": "work", "items": work})
@@ -480,17 +496,7 @@ class Instances:
         if not names:
             return {}
         values = self._store.namespace(session.spec.namespace).small_values(list(names.values()))
-        return {
-            name: None
-            if value is None
-            else {
-                "version": value.version,
-                "digest": value.digest,
-                "data": value.data if value.digest is None else None,
-                "content_type": value.content_type,
-            }
-            for name, value in zip(names, values, strict=True)
-        }
+        return {name: _value_of(value) for name, value in zip(names, values, strict=True)}
 
     # -- ends of attempts ----------------------------------------------------------------------------------------------
 
@@ -604,6 +610,38 @@ _HANDLERS: dict[str, Callable[[Instances, Session, Message], None]] = {
     "list": Instances._on_list, "parked": Instances._on_parked,
     "grant": Instances._on_grant, "stats": Instances._on_stats, "context": Instances._on_context,
 }  # fmt: skip
+
+
+def _input(route: FunctionRoute, item: Input) -> dict[str, Any]:
+    captures = route.captures_of(item.name, item.event.channel)
+    return {
+        "name": item.name,
+        "event": item.event.encode_positioned(),
+        **({"captures": captures} if captures else {}),
+    }
+
+
+def _about(claimed: Claimed) -> dict[str, Any]:
+    """What an attempt is told besides its inputs; only what there is."""
+    about: dict[str, Any] = {}
+    if claimed.key:
+        about["key"] = claimed.key
+    if claimed.window is not None:
+        about["window"] = list(claimed.window)
+    if claimed.state is not None:
+        about["state"] = _value_of(claimed.state)
+    if claimed.replay:
+        about["replay"] = claimed.replay
+    if claimed.shadow:
+        about["shadow"] = True
+    return about
+
+
+def _value_of(value: Value | None) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    data = value.data if value.digest is None else None
+    return {"version": value.version, "digest": value.digest, "data": data, "content_type": value.content_type}
 
 
 def _function_key(spec: InstanceSpec) -> _FunctionKey:

@@ -4,13 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from edgeflow.core.channels import check_key, full_channel
+from edgeflow.core.channels import check_key, full_channel, matches, template_filter
 from edgeflow.core.events import BlobRef, Event, make_event
 from edgeflow.core.ids import output_id
 from edgeflow.core.routing import FunctionRoute
-from edgeflow.errors import BadEvent, TooLarge
+from edgeflow.errors import BadEvent, BadName, TooLarge
 from edgeflow.settings import Limits
 from edgeflow.store import ValueWrite
+
+MAX_INCREMENT = 2**53
+"""The largest step of a counter: what every language on the way carries exactly."""
 
 
 def build_events(
@@ -32,7 +35,7 @@ def build_events(
         if not isinstance(output, Mapping):
             raise BadEvent(f"output {index} of {route.function} is a {type(output).__name__}, not a map")
         channel = full_channel(namespace, _text(output, "channel", index))
-        if channel not in route.publish:
+        if not any(channel == one or matches(template_filter(one), channel) for one in route.publish):
             raise BadEvent(
                 f"{route.function} emitted to {channel}, which its manifest does not list",
                 hint=f"Add it to publish: of function {route.function}; it lists {', '.join(route.publish) or 'nothing'}.",
@@ -65,13 +68,49 @@ def build_values(values: Sequence[Any], *, function: str, limits: Limits) -> lis
     for index, value in enumerate(values):
         if not isinstance(value, Mapping):
             raise BadEvent(f"value {index} of {function} is a {type(value).__name__}, not a map")
-        key = check_key(_text(value, "key", index))
+        key = check_own_key(_text(value, "key", index))
         if value.get("delete"):
             writes.append(ValueWrite(key))
             continue
         data, ref = _body(value, f"value {key!r} of {function}", limits.value_bytes)
         writes.append(ValueWrite(key, data, ref, _optional(value, "content_type", index)))
     return writes
+
+
+def build_state(state: Any, *, key: str, function: str, limits: Limits) -> list[ValueWrite]:
+    """The write of a keyed state: none when the attempt left it as it was. Raises BadEvent or TooLarge."""
+    if state is None:
+        return []
+    if not key:
+        raise BadEvent(f"{function} has no state", hint="Add `state: {by: subject}` to its manifest.")
+    if not isinstance(state, Mapping):
+        raise BadEvent(f"the state of {function} is a {type(state).__name__}, not a map")
+    if state.get("delete"):
+        return [ValueWrite(key)]
+    data, ref = _body(state, f"the state of {function}", limits.value_bytes)
+    return [ValueWrite(key, data, ref, _optional(state, "content_type", 0))]
+
+
+def build_increments(increments: Any, *, function: str, limits: Limits) -> list[tuple[str, int]]:
+    """The increments of a commit, (key, by) pairs. Raises BadName, BadEvent or TooLarge naming the one that is wrong."""
+    if not isinstance(increments, Sequence) or len(increments) > limits.outputs:
+        raise TooLarge(f"{function} sent more than {limits.outputs} increments in one invocation, or no list of them")
+    found = []
+    for index, item in enumerate(increments):
+        if not isinstance(item, Mapping):
+            raise BadEvent(f"increment {index} of {function} is a {type(item).__name__}, not a map")
+        by = item.get("by")
+        if not isinstance(by, int) or isinstance(by, bool) or abs(by) > MAX_INCREMENT:
+            raise BadEvent(f"increment {index} of {function} is by {by!r}, not by a whole number of at most 2^53")
+        found.append((check_own_key(_text(item, "key", index)), by))
+    return found
+
+
+def check_own_key(key: str) -> str:
+    """`key` itself. Raises BadName for keys that belong to edgeflow, besides those that are no keys."""
+    if check_key(key).startswith("_"):
+        raise BadName(f"key {key!r} is reserved", hint="Keys that begin with _ belong to edgeflow.")
+    return key
 
 
 def _body(message: Mapping[str, Any], what: str, limit_bytes: int) -> tuple[bytes | None, BlobRef | None]:

@@ -5,17 +5,16 @@ What must stay true: an event that this broker has shown already (it came in ove
 crash repeats and never skips; after the broker lost its state, the last `rewind_events` are shown again.
 """
 
-import json
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import structlog
 
 from edgeflow.core.events import Event
 from edgeflow.core.failpoints import hit
-from edgeflow.core.mqttprops import encode_properties
 from edgeflow.errors import EdgeflowError
 from edgeflow.flow.broker import BrokerSession
+from edgeflow.flow.outgoing import BlobUrl, outgoing
 from edgeflow.settings import PopSettings
 from edgeflow.store import LocalState, Namespace, OwnRelease
 
@@ -28,9 +27,7 @@ _BOOT_DOCS = "publisher_boot"
 class Publisher:
     """One namespace's way out. `pump` publishes what is new, as far as the window allows."""
 
-    def __init__(
-        self, namespace: Namespace, local: LocalState, settings: PopSettings, blob_url: Callable[[str, str], str]
-    ) -> None:
+    def __init__(self, namespace: Namespace, local: LocalState, settings: PopSettings, blob_url: BlobUrl) -> None:
         self._namespace = namespace
         self._local = local
         self._settings = settings
@@ -130,13 +127,5 @@ class Publisher:
 
     def _publish(self, event: Event) -> int:
         assert self.session is not None
-        if event.size_bytes <= self._settings.limits.mqtt_inline_bytes:
-            payload = self._namespace.data_of(event)
-            attributes = [("specversion", "1.0"), *event.wire_attributes().items()]
-            properties = encode_properties(attributes, content_type=event.datacontenttype)
-        else:
-            assert event.ref is not None
-            document = event.to_cloudevent(None, url=self._blob_url(self._namespace.name, event.ref.digest))
-            payload = json.dumps(document).encode()
-            properties = encode_properties(content_type="application/cloudevents+json")
+        payload, properties = outgoing(event, self._namespace, self._settings.limits, self._blob_url)
         return self.session.publish(event.channel, payload, properties)

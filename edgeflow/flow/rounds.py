@@ -17,6 +17,8 @@ from edgeflow.store import OwnRelease, Store
 
 log = structlog.get_logger(__name__)
 
+SHARE = 64
+"""Most MQTT messages of one namespace in a round when others wait as well: a flood in one holds the others up by so many only."""
 PAUSE_S = 0.5
 """How long nothing is tried after a round could not be carried out."""
 
@@ -39,7 +41,9 @@ class Rounds:
             self._instances.flush_sockets()
             return False
         collected = self._instances.collected()
-        names = {*collected, *(name for name, gateway in self._gateways.items() if gateway.waiting)}
+        arriving = [name for name, gateway in self._gateways.items() if gateway.waiting]
+        names = {*collected, *arriving}
+        share = SHARE if len(arriving) > 1 else None
         for name in names:
             self._expect_work(name, collected.get(name))
         claiming = self._instances.claiming()
@@ -47,7 +51,7 @@ class Rounds:
             work = collected.get(name) or Collected([], [])
             sessions = claiming.get(name, [])
             gateway = self._gateways.get(name)
-            arrivals = gateway.collected() if gateway is not None else []
+            arrivals = gateway.collected(share) if gateway is not None else []
             hit("round-before-store")
             try:
                 result = self._store.namespace(name).round(
@@ -68,14 +72,14 @@ class Rounds:
             hit("round-after-store")
             if gateway is not None:
                 gateway.finish(result.receipts)
-            self._instances.finish(work, sessions, result)
+            self._instances.finish(name, work, sessions, result)
             # An inbox that got work may have been emptied by the claims of this very round; asking once more is cheap.
             asked = {f"{s.spec.function}:{s.spec.revision}" for s in sessions if not s.claim_max}
             self._instances.notify(name, result.woken - asked)
             if arrivals or work.commits:
                 self._on_released(name, result.released)
         self._instances.flush_sockets()
-        return self._instances.has_work
+        return self._instances.has_work or any(self._gateways[name].waiting for name in arriving)
 
     def _put_back(self, name: str, gateway: Gateway | None, work: Collected) -> None:
         # Nothing was answered: publishers have no acknowledgement, instances wait. The broker's window fills and stops the flow.

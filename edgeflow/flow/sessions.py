@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
@@ -168,9 +169,23 @@ class Session:
         self.send(
             {
                 "t": "welcome", "protocol": PROTOCOL, "namespace": spec.namespace, "function": spec.function, "revision": spec.revision,
-                "instance": spec.instance, "pop": self._pop, "inputs": [{"name": name, "channel": channel} for name, channel in route.inputs],
+                "instance": spec.instance, "pop": self._pop, "inputs": _inputs_of(route),
                 "join": route.join["kind"] if route.join else None, "publish": list(route.publish), "context": dict(route.context),
-                "timeout_ms": route.retry.timeout_ms, **({"mqtt": mqtt} if mqtt is not None else {}),
+                "state": bool(route.keyed and route.keyed["state"]), "timeout_ms": route.retry.timeout_ms, **({"mqtt": mqtt} if mqtt is not None else {}),
             }
         )  # fmt: skip
         self.flush()
+
+
+def _inputs_of(route: FunctionRoute) -> list[dict[str, Any]]:
+    """The parameters of the handler: their names, channels, and whether each is a list and may be absent."""
+    described = [
+        {
+            "name": one.name, "channel": one.channel, "list": route.takes_lists, "optional": route.takes_parts,
+            **({"captures": dict(one.captures)} if one.captures else {}),
+        }
+        for one in route.inputs
+    ]  # fmt: skip
+    return described + [
+        {"name": side.name, "channel": side.channel, "list": False, "optional": True} for side in route.latest
+    ]

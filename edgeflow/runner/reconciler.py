@@ -58,6 +58,8 @@ ROUTES_EVERY_MS = 5_000
 SHARE_EVERY_MS = 2_000
 """Shortest time between two values of `states/...` while only the progress of a build changes."""
 MAX_SOCKET_PATH_BYTES = 107
+KEPT_REVISIONS = 5
+"""Old revisions of a function whose description is kept."""
 
 FunctionKey = tuple[str, str]
 
@@ -352,7 +354,7 @@ class Reconciler:
     def _old_work(
         self, key: FunctionKey, function: ResolvedFunction | None, instances: list[InstanceView]
     ) -> frozenset[str]:
-        """Old revisions that have something left in their inboxes; forgets those that have not and do not run any more."""
+        """Old revisions that have something left in their inboxes; of those that have not and do not run any more, forgets all but the newest."""
         if function is None:
             return frozenset()
         known = self._revisions.get(key, {})
@@ -360,10 +362,12 @@ class Reconciler:
         left = set()
         for revision in (running | set(known)) - {function.revision}:
             stats = self._store.namespace(key[0]).inbox_stats(key[1], revision)
-            if stats.ready + stats.delayed + stats.claimed > 0:
+            if stats.pending > 0:
                 left.add(revision)
-            elif revision not in running:
-                self._forget_revision(key, revision)
+        # The newest are kept for replays, and to go back to.
+        spare = [revision for revision in known if revision not in {*running, *left, function.revision}]
+        for revision in spare[: max(0, len(spare) - KEPT_REVISIONS)]:
+            self._forget_revision(key, revision)
         return frozenset(left)
 
     def _start_old(self, key: FunctionKey, revision: str, now_ms: int) -> None:
@@ -383,9 +387,10 @@ class Reconciler:
             id = "/".join((*key, function.revision))
             if id not in documents:
                 spec = self._manifests[key[0]][2]["functions"][key[1]]
-                self._store.local.put_doc("revision", id, {"namespace": key[0], "function": key[1], "spec": spec})
+                document = {"namespace": key[0], "function": key[1], "spec": spec, "noted_ms": int(time.time() * 1000)}
+                self._store.local.put_doc("revision", id, document)
                 self._revisions.setdefault(key, {})[function.revision] = function
-        for id, document in documents.items():
+        for id, document in sorted(documents.items(), key=lambda item: int(item[1].get("noted_ms") or 0)):
             key, revision = (document["namespace"], document["function"]), id.rpartition("/")[2]
             if revision not in self._revisions.get(key, {}):
                 function = ResolvedFunction.model_validate(document["spec"], context={"namespace": key[0]})

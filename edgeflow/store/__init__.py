@@ -20,6 +20,7 @@ from edgeflow.store.records import (
     Receipt,
     Refusal,
     Released,
+    Result,
     RoundResult,
     Value,
     ValueInfo,
@@ -28,5 +29,5 @@ from edgeflow.store.records import (
 
 __all__ = [
     "Arrival", "ChannelInfo", "Claim", "Claimed", "Commit", "DeadLetter", "Ended", "Expired", "InboxStats", "Input", "LocalState", "LogId", "MirrorResult",
-    "Namespace", "OwnRelease", "PendingJoin", "Receipt", "Refusal", "Released", "RoundResult", "Store", "Value", "ValueInfo", "ValueWrite", "Wakeups",
+    "Namespace", "OwnRelease", "PendingJoin", "Receipt", "Refusal", "Released", "Result", "RoundResult", "Store", "Value", "ValueInfo", "ValueWrite", "Wakeups",
 ]  # fmt: skip

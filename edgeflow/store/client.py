@@ -6,6 +6,7 @@ What must stay true: only these processes reach this Redis; opening a namespace 
 import contextlib
 import json
 import secrets
+from dataclasses import asdict
 from typing import Any
 
 import msgpack
@@ -16,12 +17,15 @@ from edgeflow.settings import PopSettings
 from edgeflow.store.blobs import BlobFiles, Room
 from edgeflow.store.connection import Connection
 from edgeflow.store.epochs import EpochFile
+from edgeflow.store.records import Quota
 from edgeflow.store.replica import ReplicatedNamespace
 
 _WAKE_CHANNEL = "ef:wake"
 LOCAL = "local"
 _LOCAL_WAKE = msgpack.packb([LOCAL, "", []])
 _MISSING_ROUNDS = 1000
+QUOTA_KEYS = "quotas/"
+"""Keys of the system namespace with the quota of a namespace, the same at every PoP."""
 
 
 class Store:
@@ -114,6 +118,15 @@ class Store:
         self.open_log(name)
         self.namespace(SYSTEM_NAMESPACE).put(f"namespaces/{name}", b"{}", content_type="application/json")
         return True
+
+    def set_quota(self, name: str, quota: Quota | None) -> None:
+        """What a namespace may send to each PoP; None = no bound. Holds here at once, at the other PoPs within seconds."""
+        system = self.namespace(SYSTEM_NAMESPACE)
+        if quota is not None:
+            system.put(QUOTA_KEYS + name, json.dumps(asdict(quota)).encode(), content_type="application/json")
+        elif system.head(QUOTA_KEYS + name) is not None:
+            system.delete(QUOTA_KEYS + name)
+        self.namespace(name).set_quota(quota)
 
     def blocking_client(self) -> redis.Redis:
         """A client with its own connection, for `Namespace.wait_release`."""

@@ -7,33 +7,40 @@ What must stay true: every write is one atomic call; a call is repeated after an
 import json
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import msgpack
 import redis
 
-from edgeflow.core.channels import check_key
+from edgeflow.core.channels import SYSTEM_NAMESPACE, check_key, matches
 from edgeflow.core.cursors import Position, Vector, low_water
 from edgeflow.core.events import BlobRef, Event, parse_ekv_ref
-from edgeflow.core.routing import RouteTable
-from edgeflow.errors import EdgeflowError, NotFound, StaleRoutes, TooLarge, Unavailable, VersionMismatch
+from edgeflow.core.routing import Directive, RouteTable
+from edgeflow.errors import (
+    EdgeflowError,
+    ExpressionFailed,
+    NotFound,
+    QueueFull,
+    QuotaExceeded,
+    StaleRoutes,
+    TooLarge,
+    Unavailable,
+    VersionMismatch,
+)
 from edgeflow.settings import Limits
 from edgeflow.store.blobs import BlobFiles, Room, check_digest, digest_of
 from edgeflow.store.connection import Command, Connection, error_of
 from edgeflow.store.records import (
     Arrival,
-    ChannelInfo,
     Claim,
     Claimed,
     Commit,
-    DeadLetter,
     Ended,
     Expired,
-    InboxStats,
     LogId,
     OwnRelease,
-    PendingJoin,
     Receipt,
     Refusal,
     Released,
@@ -48,6 +55,11 @@ from edgeflow.store.records import (
 
 RING_SIZE = 1024
 """Redeliveries that are recognised per namespace; more than twice any receive maximum."""
+
+FULL_KEYS = "full/"
+"""Keys `full/<namespace>/<pop>` of the system namespace: filters of the channels that a PoP has no room for."""
+FULL_EVERY_S = 1.0
+_SYSTEM = f"ef:{{{SYSTEM_NAMESPACE}}}:"
 
 Rows = list
 """`list` by another name: inside the class, `list` is the method."""
@@ -87,6 +99,8 @@ class Namespace:
         self._room = room
         self._table = RouteTable()
         self._fetched_routes = False
+        self._full: tuple[str, ...] = ()
+        self._full_read_s = 0.0
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 
@@ -144,8 +158,9 @@ class Namespace:
 
     def set_routes(self, table: RouteTable) -> bool:
         """Install the table of this PoP; True when it changed."""
-        inboxes = [f"{route.function}:{route.revision}" for route in table.functions]
-        call = {"version": table.version, "table": table.to_json(), "inboxes_here": inboxes}
+        inboxes = [route.inbox for route in table.functions]
+        shapes = {route.function: f"{route.revision}:{route.shape}" for route in table.functions}
+        call = {"version": table.version, "table": table.to_json(), "inboxes_here": inboxes, "shapes": shapes}
         changed = self._connection.one(*self._command("ef_routes", call))
         self._fetched_routes = False
         return bool(changed)
@@ -202,6 +217,24 @@ class Namespace:
             raise NotFound(f"the data of event {event.id} on {event.channel} is no longer kept at {self.pop}")
         return data
 
+    def directives(self, event: Event, blobs: Mapping[str, bytes] | None = None) -> Rows[Directive]:
+        """What `event` does to the functions here. `blobs` are bodies by digest that are on their way into the store."""
+
+        def body(event: Event) -> bytes:
+            known = blobs.get(event.ref.digest) if blobs and event.ref is not None else None
+            return self.body_of(event) if known is None else known
+
+        return self.routes().route(event, now_ms(), body)
+
+    def body_of(self, event: Event) -> bytes:
+        """The body of an event, for an expression that looks at it. Raises ExpressionFailed when it is not here."""
+        data = event.data or b"" if event.ref is None else self.read_blob(event.ref.digest)
+        if data is None:
+            raise ExpressionFailed(
+                "its data was not readable here when it arrived", hint="Put the value before the event."
+            )
+        return data
+
     def _store_blobs(self, blobs: Sequence[tuple[str, bytes]]) -> None:
         large, small = self._by_size(blobs)
         if large:
@@ -250,8 +283,12 @@ class Namespace:
         results: dict[int, Receipt | Refusal] = {}
         taken: Rows[_PackedArrival] = []
         own_blobs = list(blobs)
+        full = self._full_elsewhere() if arrivals else ()
         for position, arrival in enumerate(arrivals):
             try:
+                if any(matches(pattern, arrival.event.channel) for pattern in full):
+                    raise QueueFull(f"a function that {arrival.event.channel} leads to at another PoP has a full inbox")
+                self._look_up(arrival)
                 taken.append(self._pack_arrival(position, arrival, own_blobs))
             except EdgeflowError as error:
                 results[position] = Refusal(arrival.event.id, error)
@@ -264,13 +301,13 @@ class Namespace:
             if taken:
                 commands.append(self._ingest_command(taken, again))
             if commits:
-                commands.append(self._commit_command(commits, packed_commits))
+                commands.append(self._commit_command(commits, packed_commits, dict(own_blobs)))
             return commands
 
         claim_commands = [self._claim_command(claim) for claim in claims]
         commands = [*prepare(False), *claim_commands]
         if not commands:
-            return RoundResult([results[position] for position in range(len(arrivals))], [], [], set(), [])
+            return RoundResult([results[position] for position in range(len(arrivals))], [], [], set(), [], set())
         replies = self._connection.run(commands, on_outage=lambda: [*prepare(True), *claim_commands])
         split = len(replies) - len(claim_commands)
         writes = replies[:split]
@@ -297,19 +334,60 @@ class Namespace:
                 if n:
                     released.append(OwnRelease(n, None if packed.arrival.via == "mqtt" else packed.arrival.event))
         claimed = []
-        for reply in replies[split:]:
+        blocked: set[str] = set()
+        for claim, reply in zip(claims, replies[split:], strict=True):
             if isinstance(reply, redis.ResponseError):
                 raise error_of(reply)
-            claimed.append([_claimed(item) for item in msgpack.unpackb(reply, raw=True)])
+            items, is_blocked = msgpack.unpackb(reply, raw=True)
+            claimed.append([_claimed(item) for item in items])
+            if is_blocked:
+                blocked.add(f"{claim.function}:{claim.revision}")
         return RoundResult(
             [results[position] for position in range(len(arrivals))],
             ended,
             claimed,
             woken,
             sorted(released, key=lambda one: one.n),
+            blocked,
         )
 
-    def _receipt(self, arrival: Arrival, status: str, epoch: int, seq: int, version: str) -> Receipt:
+    def _full_elsewhere(self) -> tuple[str, ...]:
+        """Filters of channels that other PoPs have no room for, as known here; looked at once a second."""
+        now = time.monotonic()
+        if now - self._full_read_s > FULL_EVERY_S:
+            self._full_read_s = now
+            keys = self._connection.one(
+                "ZRANGEBYLEX", _SYSTEM + "keys", f"[{FULL_KEYS}{self.name}/", f"[{FULL_KEYS}{self.name}/\xff"
+            )
+            found: set[str] = set()
+            for key in keys:
+                if key.decode().rpartition("/")[2] != self.pop:
+                    text = self._connection.one("HGET", f"{_SYSTEM}value:{key.decode()}", "data")
+                    found.update(json.loads(text) if text else ())
+            self._full = tuple(sorted(found))
+        return self._full
+
+    def _look_up(self, arrival: Arrival) -> None:
+        """What somebody's expression looks at is resolved before it is ingested, so that the same data decides and is delivered."""
+        if arrival.dataref is None or not self.routes().looks_inside(arrival.event.channel):
+            return
+        key, version = parse_ekv_ref(arrival.dataref, self.name)
+        value = self.small_values([check_key(key)])[0]
+        if value is None or version not in (None, value.version):
+            return
+        ref = None if value.digest is None else BlobRef(value.digest, value.size)
+        content_type = arrival.event.datacontenttype or value.content_type
+        data = value.data if ref is None else None
+        arrival.event = replace(arrival.event, data=data, ref=ref, datacontenttype=content_type)
+        arrival.dataref = None
+
+    def _receipt(self, arrival: Arrival, status: str, epoch: int, seq: int, version: str) -> Receipt | Refusal:
+        if status == "full":
+            text = f"the inbox of function {version} is full; {arrival.event.channel} takes no more until it has room"
+            return Refusal(arrival.event.id, QueueFull(text, retry_after_s=seq / 1000))
+        if status == "quota":
+            text = f"namespace {self.name} sends more {version} a second than its quota at {self.pop} allows"
+            return Refusal(arrival.event.id, QuotaExceeded(text, retry_after_s=seq / 1000))
         waiting = status == "waiting" or (status == "again" and seq == 0 and arrival.ring is None)
         return Receipt(
             class_="waiting" if waiting else "durable", origin=self.pop, epoch=epoch, seq=seq, id=arrival.event.id, version=version or None,
@@ -321,7 +399,7 @@ class Namespace:
         items = []
         for packed in taken:
             arrival = packed.arrival
-            item: dict[str, Any] = {"ev": packed.event, "d": table.route(arrival.event), "via": arrival.via}
+            item: dict[str, Any] = {"ev": packed.event, "d": self._directives_of(arrival), "via": arrival.via}
             if packed.ref is not None:
                 item["ref"] = packed.ref
             if packed.put is not None:
@@ -333,34 +411,56 @@ class Namespace:
                 item["again"] = again or arrival.again
             items.append(item)
         return self._command(
-            "ef_ingest", {"arrivals": items, "rv": table.version, "gate_ms": self._limits.gate_timeout_ms, "ring_size": RING_SIZE, "by": self._by}
+            "ef_ingest",
+            {
+                "arrivals": items, "rv": table.version, "gate_ms": self._limits.gate_timeout_ms, "ring_size": RING_SIZE, "by": self._by,
+                "mx": self._limits.inbox_pending,
+            },
         )  # fmt: skip
 
-    def _commit_command(self, commits: Sequence[Commit], packed: Sequence[tuple[Rows[Any], Rows[Any]]]) -> Command:
+    def _directives_of(self, arrival: Arrival) -> Rows[Directive]:
+        if arrival.dataref is None:
+            return self.directives(arrival.event)
+
+        def body(_event: Event) -> bytes:
+            raise ExpressionFailed(
+                f"the value {arrival.dataref!r} was not readable here when the event arrived",
+                hint="Put the value before the event.",
+            )
+
+        return self.routes().route(arrival.event, now_ms(), body)
+
+    def _commit_command(
+        self, commits: Sequence[Commit], packed: Sequence[tuple[Rows[Any], Rows[Any]]], blobs: Mapping[str, bytes]
+    ) -> Command:
         table = self.routes()
-        items = [
-            {
+        items = []
+        for commit, (events, values) in zip(commits, packed, strict=True):
+            item: dict[str, Any] = {
                 "id": commit.id,
                 "attempt": commit.attempt,
                 "ev": events,
                 "va": values,
-                "d": [table.route(event) for event in commit.events],
+                "d": [self.directives(event, blobs) for event in commit.events],
             }
-            for commit, (events, values) in zip(commits, packed, strict=True)
-        ]
+            if commit.increments:
+                item["inc"] = commit.increments
+            items.append(item)
         return self._command(
             "ef_commit",
             {"commits": items, "rv": table.version, "gate_ms": self._limits.gate_timeout_ms, "by": self._by},
         )
 
     def _claim_command(self, claim: Claim) -> Command:
-        call = {
+        call: dict[str, Any] = {
             "f": claim.function,
             "r": claim.revision,
             "instance": claim.instance,
             "max": claim.limit,
             "lease_ms": claim.lease_ms,
         }
+        if down := self.routes().downstream(claim.function):
+            call["down"] = [[inbox, bound or self._limits.inbox_pending] for inbox, bound in down]
         return self._command("ef_claim", call)
 
     def _pack_arrival(self, position: int, arrival: Arrival, blobs: Rows[tuple[str, bytes]]) -> _PackedArrival:
@@ -416,6 +516,9 @@ class Namespace:
         if if_absent:
             payload["if_absent"] = True
         status, epoch, seq, version = msgpack.unpackb(self._call("ef_put", **payload))
+        if status == "quota":
+            text = f"namespace {self.name} sends more {version} a second than its quota at {self.pop} allows"
+            raise QuotaExceeded(text, retry_after_s=seq / 1000)
         if status == "mismatch":
             raise VersionMismatch(
                 f"{value[0]!r} has version {version}" if version else f"there is no value {value[0]!r}"
@@ -591,6 +694,7 @@ class Namespace:
         unlink = self._call(
             "ef_tidy", logs=keep_seq, keep_from=now - self._limits.retention_ms, ids_from=now - self._limits.id_window_ms,
             orphans_from=now - max(600_000, 2 * self._limits.gate_timeout_ms),
+            letters_from=now - self._limits.dead_letter_ms, letters_max=self._limits.dead_letters,
         )  # fmt: skip
         if unlink:
             with self._files.lock():
@@ -598,99 +702,6 @@ class Namespace:
                     if not self._connection.one("HEXISTS", self.prefix + "blobs", digest):
                         self._files.remove(digest.decode())
         return len(unlink)
-
-    # -- questions -----------------------------------------------------------------------------------------------------
-
-    def channels(self) -> Rows[ChannelInfo]:
-        """The channels that have had events at this PoP."""
-        counts = self._connection.one("HGETALL", self.prefix + "channels")
-        return sorted(
-            (ChannelInfo(name.decode(), int(events)) for name, events in counts.items()), key=lambda info: info.name
-        )
-
-    def counters(self) -> dict[str, int]:
-        """All counters; they change inside the scripts, so they always agree with the log."""
-        return {
-            name.decode(): int(value)
-            for name, value in self._connection.one("HGETALL", self.prefix + "counters").items()
-        }
-
-    def in_flight(self) -> int:
-        """Invocations that are ready, delayed or claimed."""
-        inboxes = self._connection.one("SMEMBERS", self.prefix + "inboxes")
-        commands: Rows[Command] = [("ZCARD", self.prefix + "delayed"), ("ZCARD", self.prefix + "claimed")]
-        commands += [
-            ("ZCARD", f"{self.prefix}{kind}:{inbox.decode()}") for inbox in inboxes for kind in ("ready", "alone")
-        ]
-        return sum(self._connection.run(commands))
-
-    def inbox_stats(self, function: str, revision: str) -> InboxStats:
-        """Depths of the inbox of one revision."""
-        inbox = f"{function}:{revision}"
-        ready, alone, head, delayed, claimed = self._connection.run([
-            ("ZCARD", f"{self.prefix}ready:{inbox}"), ("ZCARD", f"{self.prefix}alone:{inbox}"),
-            ("ZRANGE", f"{self.prefix}ready:{inbox}", 0, 0),
-            ("ZRANGE", self.prefix + "delayed", 0, -1), ("ZRANGE", self.prefix + "claimed", 0, -1),
-        ])  # fmt: skip
-        oldest = 0
-        if head:
-            since = self._connection.one("HGET", f"{self.prefix}inv:{head[0].decode()}", "rdy")
-            oldest = max(0, now_ms() - int(since) // 1000) if since else 0
-        counts = []
-        for ids in (delayed, claimed):
-            owners = (
-                self._connection.run([("HMGET", f"{self.prefix}inv:{id.decode()}", "f", "r") for id in ids])
-                if ids
-                else []
-            )
-            counts.append(sum(1 for owner in owners if owner == [function.encode(), revision.encode()]))
-        return InboxStats(ready + alone, counts[0], counts[1], oldest)
-
-    def pending_joins(self, function: str | None = None, limit: int = 1000) -> Rows[PendingJoin]:
-        """Joins that wait, the one that is due first in front."""
-        joins = []
-        flat = self._connection.one("ZRANGE", self.prefix + "joins", 0, limit - 1, "WITHSCORES")
-        for raw, due in zip(flat[::2], flat[1::2], strict=True):
-            name = raw.decode()
-            fields = self._connection.one("HGETALL", f"{self.prefix}join:{name}")
-            about = {key[1:].decode(): value.decode() for key, value in fields.items() if key[:1] == b"\0"}
-            if not about or (function is not None and about["f"] != function):
-                continue
-            have = sorted(key.decode() for key in fields if key[:1] != b"\0")
-            if about["k"] == "collect":
-                have = [str(self._connection.one("LLEN", f"{self.prefix}joined:{name}"))]
-            joins.append(
-                PendingJoin(about["f"], about["j"], about["k"], have, int(float(about["n"])), int(float(about["at"])), int(float(due)))
-            )  # fmt: skip
-        return joins
-
-    def dead_letters(self, after: str = "", limit: int = 100) -> Rows[DeadLetter]:
-        """Dead letters, oldest first, beginning behind the id `after`; without their inputs."""
-        start = 0
-        if after:
-            rank = self._connection.one("ZRANK", self.prefix + "dead", after)
-            start = 0 if rank is None else rank + 1
-        ids = self._connection.one("ZRANGE", self.prefix + "dead", start, start + limit - 1)
-        letters = (self._dead_letter(id.decode(), with_inputs=False) for id in ids)
-        return [letter for letter in letters if letter is not None]
-
-    def dead_letter(self, id: str) -> DeadLetter | None:
-        """One dead letter with its inputs."""
-        return self._dead_letter(id, with_inputs=True)
-
-    def _dead_letter(self, id: str, *, with_inputs: bool) -> DeadLetter | None:
-        fields = self._connection.one(
-            "HMGET", f"{self.prefix}dead:{id}", "f", "r", "reason", "detail", "at", "attempts", "in"
-        )
-        if fields[0] is None:
-            return None
-        function, revision, reason, detail = (field.decode(errors="replace") for field in fields[:4])
-        inputs = tuple(unpack_inputs(fields[6])) if with_inputs else ()
-        return DeadLetter(id, function, revision, reason, detail, int(float(fields[4])), int(fields[5]), inputs)
-
-    def describe(self) -> str:
-        """A short JSON text for logs: head, in flight, counters."""
-        return json.dumps({"release": self.release_head(), "in_flight": self.in_flight(), **self.counters()})
 
 
 def _value_info(key: str, fields: Sequence[Any]) -> ValueInfo | None:
@@ -730,5 +741,21 @@ def _released(item_id: bytes, flat: Any) -> Released:
 
 
 def _claimed(item: Sequence[Any]) -> Claimed:
-    id, attempt, accepted, ready, packed = item
-    return Claimed(id.decode(), attempt, int(accepted), int(ready), unpack_inputs(packed))
+    id, attempt, accepted, ready, packed, about = item
+    known = (id.decode(), attempt, int(accepted), int(ready), unpack_inputs(packed))
+    if not about:
+        return Claimed(*known)
+    window = about.get(b"w")
+    start, end = (int(part) for part in window.split(b"|")) if window else (0, 0)
+    state_key = about.get(b"z", b"").decode()
+    return Claimed(
+        *known, key=about.get(b"k", b"").decode(errors="replace"), window=(start, end) if window else None, state_key=state_key,
+        state=_state(state_key, about.get(b"v")), replay=about.get(b"rp", b"").decode(), shadow=b"sh" in about,
+    )  # fmt: skip
+
+
+def _state(key: str, fields: Sequence[Any] | None) -> Value | None:
+    if not fields:
+        return None
+    version, digest, data, content_type = fields
+    return Value(key, version.decode(), len(data), content_type.decode() or None, digest.decode() or None, data)

@@ -146,6 +146,16 @@ class Claimed:
     accepted_us: int
     ready_us: int
     inputs: Sequence[Input]
+    key: str = ""
+    """Key of its join or its turn."""
+    window: tuple[int, int] | None = None
+    """Start and end (ms since 1970) of its window."""
+    state_key: str = ""
+    """EKV key of the state of its key, when the function has state."""
+    state: Value | None = None
+    """That state as it is now; bodies that are blobs come without their data."""
+    replay: str = ""
+    shadow: bool = False
 
 
 @dataclass(slots=True)
@@ -156,6 +166,8 @@ class Commit:
     attempt: int
     events: Sequence[Event] = ()
     values: Sequence[ValueWrite] = ()
+    increments: Sequence[tuple[str, int]] = ()
+    """(counter, by) pairs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +190,7 @@ class RoundResult:
     """What one round did, in the order of what was asked.
 
     `woken` names the inboxes ("function:revision") that got work; `released` has the round's own events by their number in the release stream (other
-    events may have been released between them).
+    events may have been released between them); `blocked` the inboxes that gave nothing because an inbox behind them is full.
     """
 
     receipts: list[Receipt | Refusal]
@@ -186,6 +198,7 @@ class RoundResult:
     claimed: list[list[Claimed]]
     woken: set[str]
     released: list[OwnRelease]
+    blocked: set[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,12 +222,18 @@ class ChannelInfo:
 
 @dataclass(frozen=True, slots=True)
 class InboxStats:
-    """Depths of one inbox; `oldest_ms` is the age of the oldest ready invocation, 0 when none."""
+    """Depths of one inbox; `oldest_ms` is the age of the oldest ready invocation, 0 when none; `turn` wait for another of their key."""
 
     ready: int
     delayed: int
     claimed: int
     oldest_ms: int
+    turn: int = 0
+
+    @property
+    def pending(self) -> int:
+        """Invocations that have not ended."""
+        return self.ready + self.delayed + self.claimed + self.turn
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,11 @@ from edgeflow.core.events import BlobRef
 from edgeflow.core.routing import Directive, RouteTable
 from edgeflow.errors import LogGap
 from edgeflow.store.connection import Command
-from edgeflow.store.namespace import Namespace
+from edgeflow.store.oversight import OverseenNamespace
 from edgeflow.store.records import LogId, MirrorResult, check_entry, entry_refs, unpack_event
 
 
-class ReplicatedNamespace(Namespace):
+class ReplicatedNamespace(OverseenNamespace):
     """A namespace that can be replicated."""
 
     def logs(self) -> dict[LogId, int]:
@@ -26,23 +26,6 @@ class ReplicatedNamespace(Namespace):
         for name, seq in heads.items():
             origin, _, epoch = name.decode().rpartition(":")
             found[LogId(origin, int(epoch))] = int(seq)
-        return found
-
-    def read_log(
-        self, log: LogId, after: int, *, count: int = 64, max_bytes: int = 256 * 1024
-    ) -> list[tuple[int, bytes]]:
-        """(seq, entry) pairs behind `after`, at least one if there is any, then up to `max_bytes` of entries."""
-        items = self._connection.one(
-            "XRANGE", f"{self.prefix}log:{log.origin}:{log.epoch}", f"({after}-0", "+", "COUNT", count
-        )
-        found: list[tuple[int, bytes]] = []
-        size = 0
-        for item_id, fields in items:
-            raw = fields[b"e"] if isinstance(fields, dict) else fields[1]
-            size += len(raw)
-            if found and size > max_bytes:
-                break
-            found.append((int(item_id.split(b"-")[0]), raw))
         return found
 
     @staticmethod
@@ -60,7 +43,7 @@ class ReplicatedNamespace(Namespace):
         def directives(table: RouteTable, seq: int, events: Sequence[Any]) -> list[list[Directive]]:
             # Most events of most logs go to no function here: only those that do are unpacked.
             return [
-                table.route(unpack_event(fields, log.origin, log.epoch, seq, index))
+                self.directives(unpack_event(fields, log.origin, log.epoch, seq, index))
                 if table.subscribes(fields[0].decode())
                 else []
                 for index, fields in enumerate(events)

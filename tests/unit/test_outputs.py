@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 
 from edgeflow.core.retries import RetryPolicy
-from edgeflow.core.routing import FunctionRoute
+from edgeflow.core.routing import FunctionRoute, InputRoute
 from edgeflow.errors import EdgeflowError, TooLarge
 from edgeflow.flow.outputs import build_events, build_values
 from edgeflow.settings import Limits
 
-ROUTE = FunctionRoute("detect", "r1", (("frames", "vision/frames"),), None, ("vision/faces",), {}, RetryPolicy())
+ROUTE = FunctionRoute("detect", "r1", (InputRoute("frames", "vision/frames"),), None, (), None, ("vision/faces",), {}, RetryPolicy())
 
 
 def build(*outputs: Any, hop: int = 1, **limits: int) -> Any:

@@ -4,7 +4,7 @@ from typing import Any
 
 from edgeflow.core.events import make_event
 from edgeflow.core.manifest import parse, resolve
-from edgeflow.core.routing import RouteTable, compile_routes
+from edgeflow.core.routing import InputRoute, RouteTable, compile_routes
 
 DURABLE = "  keep: {image: i, subscribe: ping, publish: kept}\n"
 DIRECT = "  echo: {image: i, subscribe: {channel: ping, qos: 0, as: it}, publish: pong}\n"
@@ -17,16 +17,20 @@ def table(functions: str) -> RouteTable:
     return compile_routes(manifest, "la")
 
 
+def no_body(_event: Any) -> bytes:
+    raise AssertionError("nothing here looks at the data")
+
+
 def ping() -> Any:
     return make_event("fast/ping", b"x", id="1", source="test", now_ms=1)
 
 
 def test_an_event_goes_to_durable_functions_only() -> None:
     both = table(DURABLE + DIRECT)
-    assert [directive["f"] for directive in both.route(ping())] == ["keep"]
+    assert [directive["f"] for directive in both.route(ping(), 0, no_body)] == ["keep"]
     assert [inbox.partition(":")[0] for inbox in both.inboxes("fast/ping")] == ["keep"]
     echo = next(route for route in both.functions if route.function == "echo")
-    assert echo.direct and echo.inputs == (("it", "fast/ping"),) and both.find("echo", echo.revision) is echo
+    assert echo.direct and echo.inputs == (InputRoute("it", "fast/ping"),) and both.find("echo", echo.revision) is echo
 
 
 def test_direct_functions_survive_the_store() -> None:

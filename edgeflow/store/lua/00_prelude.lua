@@ -3,8 +3,10 @@
 --
 -- event  = {channel, prev, head, head_crc, digest, size, data, data_crc, content_type}   ("" = none; body is data or digest)
 -- value  = {key, version, digest, size, data, data_crc, content_type, deleted}
--- entry  = {v=1, k=kind, t=ms, x=end or false, ev={event...}, va={value...}}             (one log entry)
+-- entry  = {v=1, k=kind, t=ms, x={end...}, ev={event...}, va={value...}, inc={{key, by}...}}  (one log entry)
+-- end    = {invocation, status, function, detail, reply, mark}  (reply: somebody waits for its outcome; mark: of several inputs)
 -- input  = {name, origin, epoch, seq, index, event}                                      (one arrival of an invocation)
+-- directive: what one event does to one function; made by core/routing.py, which says what each letter means
 
 local EV_CHANNEL, EV_PREV, EV_HEAD, EV_HCRC, EV_DIGEST, EV_SIZE, EV_DATA, EV_DCRC, EV_TYPE = 1, 2, 3, 4, 5, 6, 7, 8, 9
 local VA_KEY, VA_VERSION, VA_DIGEST, VA_SIZE, VA_DATA, VA_DCRC, VA_TYPE, VA_DELETED = 1, 2, 3, 4, 5, 6, 7, 8
@@ -28,7 +30,18 @@ local function start_call(keys, args)
   local c = cmsgpack.unpack(args[1])
   c.counts, c.woken, c.inboxes, c.channels = {}, {}, {}, {}
   c.done, c.done_at, c.unclaimed, c.unheld = {}, {}, {}, {}
+  c.ends, c.ended, c.pending, c.grown = {}, {}, {}, {}
   return keys[1], c
+end
+
+-- Invocations of an inbox that have not ended, in whatever state.
+local function pending(p, c, inbox)
+  if not c.pending[inbox] then c.pending[inbox] = tonumber(call('HGET', p .. 'pending', inbox)) or 0 end
+  return c.pending[inbox] + (c.grown[inbox] or 0)
+end
+
+local function pend(c, inbox, by)
+  c.grown[inbox] = (c.grown[inbox] or 0) + by
 end
 
 -- The next of a running number kept under `name`: read once a call, written back by `finish_call`.
@@ -52,13 +65,21 @@ local function call_with_all(command, key, arguments)
 end
 
 -- Tells whoever waits that something was released in this namespace, and which inboxes ("function:revision") got work.
+local append
 local function finish_call(p, c, changed)
+  if #c.ends > 0 then
+    append(p, c, 'end', c.ends, {}, {}, {}, '')
+    changed = true
+  end
   for name, by in pairs(c.counts) do
     if by ~= 0 then call('HINCRBY', p .. 'counters', name, by) end
   end
   for channel, by in pairs(c.channels) do call('HINCRBY', p .. 'channels', channel, by) end
   for name, n in pairs(c.numbers or {}) do call('SET', p .. name, string.format('%d', n)) end
   if c.head_here then call('HSET', p .. 'heads', c.pop .. ':' .. c.epoch_here, string.format('%d', c.head_here)) end
+  for inbox, by in pairs(c.grown) do
+    if by ~= 0 then call('HINCRBY', p .. 'pending', inbox, by) end
+  end
   call_with_all('HSET', p .. 'done', c.done)
   call_with_all('ZADD', p .. 'done:at', c.done_at)
   call_with_all('ZREM', p .. 'claimed', c.unclaimed)

@@ -1,80 +1,150 @@
--- Arrivals: what a released event does to the functions of this PoP. Joins decide here because the decision and its effect are one step.
+-- Invocations begin and end: the inbox with its bound, the order of keys, dead letters.
 
-local function accept(p, c, f, r, id, inputs)
-  -- An id that ended or is here already is the same work again.
-  if call('HEXISTS', p .. 'done', id) == 1 or call('EXISTS', p .. 'inv:' .. id) == 1 then
-    count(c, 'invocations_duplicate')
-    return
-  end
-  call('HSET', p .. 'inv:' .. id, 'f', f, 'r', r, 'in', cmsgpack.pack(inputs), 'n', 0, 'x', 0, 'st', 'ready', 'acc', c.us, 'rdy', c.us)
+-- `done` says how an invocation ended: its committed attempt, or one of these.
+local DEAD, EXPIRED, DROPPED = 'dead', 'expired', 'dropped'
+
+local function to_ready(p, c, id, f, r)
+  call('HSET', p .. 'inv:' .. id, 'st', 'ready', 'rdy', c.us)
   call('ZADD', p .. 'ready:' .. f .. ':' .. r, next_number(p, c, 'order'), id)
   woke(c, f .. ':' .. r)
-  count(c, 'invocations_accepted')
 end
 
--- A dead letter keeps its inputs (and so their blobs). `x` names the ended invocation in the log entry that the caller appends.
+-- An invocation that was in a failed batch waits here, to be claimed alone and before the others.
+local function to_ready_alone(p, c, id, f, r)
+  call('HSET', p .. 'inv:' .. id, 'st', 'ready', 'rdy', c.us)
+  call('ZADD', p .. 'alone:' .. f .. ':' .. r, next_number(p, c, 'order'), id)
+  woke(c, f .. ':' .. r)
+end
+
+-- Keyed work: only the first of a key is ready, whatever its revision. A retry keeps its place; an end lets the next go.
+local function turns(p, f, key) return p .. 'turn:' .. f .. ':' .. key end
+
+local function leave_turn(p, c, id, f, key)
+  local line = turns(p, f, key)
+  if call('LINDEX', line, 0) ~= id then
+    call('LREM', line, 1, id)
+    return
+  end
+  call('LPOP', line)
+  local nxt = call('LINDEX', line, 0)
+  if nxt then
+    local record = call('HMGET', p .. 'inv:' .. nxt, 'f', 'r')
+    to_ready(p, c, nxt, record[1], record[2])
+  end
+end
+
+local function unclaim(p, c, id, instance)
+  c.unclaimed[#c.unclaimed + 1] = id
+  if instance then
+    local ids = c.unheld[instance] or {}
+    ids[#ids + 1] = id
+    c.unheld[instance] = ids
+  end
+end
+
+-- The one end of every invocation. `mark` is kept for as long as its work could come again; `inputs` are let go unless somebody keeps them.
+local function finish(p, c, id, mark, inputs)
+  local record = call('HMGET', p .. 'inv:' .. id, 'f', 'r', 'by', 'q', 'sj')
+  unclaim(p, c, id, record[3])
+  call('DEL', p .. 'inv:' .. id)
+  local inbox = record[1] .. ':' .. record[2]
+  pend(c, inbox, -1)
+  if record[4] then leave_turn(p, c, id, record[1], record[4]) end
+  if record[5] and call('HGET', p .. 'newest:' .. inbox, record[5]) == id then call('HDEL', p .. 'newest:' .. inbox, record[5]) end
+  c.ended[id] = true
+  c.done[#c.done + 1] = id
+  c.done[#c.done + 1] = tostring(mark)
+  c.done_at[#c.done_at + 1] = string.format('%d', c.now)
+  c.done_at[#c.done_at + 1] = id
+  if inputs then
+    for _, input in ipairs(inputs) do drop_blob(p, input[6][EV_DIGEST], c.now) end
+  end
+end
+
+-- An accepted invocation that will not run: too late, or no room. It is in none of the inbox's sets any more.
+local function abandon(p, c, id, mark, why)
+  local record = call('HMGET', p .. 'inv:' .. id, 'f', 'in', 'y')
+  count(c, 'invocations_' .. mark .. (why and ':' .. why or ''))
+  c.ends[#c.ends + 1] = {id, mark, record[1], why or '', record[3] and 1 or 0}
+  finish(p, c, id, mark, cmsgpack.unpack(record[2]))
+end
+
+-- Makes room in a full inbox: the waiting one of the same subject, else the oldest that waits. What is worked on stays.
+local function make_room(p, c, d, inbox)
+  local ready = p .. 'ready:' .. inbox
+  local victim
+  if d.of == 'keep-latest' and d.sj then
+    victim = call('HGET', p .. 'newest:' .. inbox, d.sj)
+    if victim then
+      local state = call('HGET', p .. 'inv:' .. victim, 'st')
+      if state == 'ready' and call('ZREM', ready, victim) == 0 then victim = nil end
+      if state ~= 'ready' and state ~= 'turn' then victim = nil end
+    end
+  end
+  if not victim then victim = call('ZPOPMIN', ready, 1)[1] end
+  if not victim then return false end
+  abandon(p, c, victim, DROPPED, 'full')
+  return true
+end
+
+local function is_known(p, c, id)
+  return c.ended[id] or call('HEXISTS', p .. 'done', id) == 1 or call('EXISTS', p .. 'inv:' .. id) == 1
+end
+
+local function accept(p, c, d, id, inputs, window)
+  -- An id that ended or is here already is the same work again.
+  if is_known(p, c, id) then
+    count(c, 'invocations_duplicate')
+    for _, input in ipairs(inputs) do drop_blob(p, input[6][EV_DIGEST], c.now) end
+    return
+  end
+  count(c, 'invocations_accepted')
+  local inbox = d.f .. ':' .. d.r
+  local room = true
+  if d.mx and d.of ~= 'refuse' and pending(p, c, inbox) >= d.mx then room = make_room(p, c, d, inbox) end
+  local sides = 0
+  for _, side in ipairs(d.l or {}) do
+    local newest = call('HGET', p .. 'latest:' .. d.f .. ':' .. side.g, side.s .. '|' .. side.j)
+    if newest then
+      local input = cmsgpack.unpack(newest)
+      hold_blob(p, input[6][EV_DIGEST])
+      inputs[#inputs + 1] = input
+      sides = sides + 1
+    end
+  end
+  local fields = {'f', d.f, 'r', d.r, 'in', cmsgpack.pack(inputs), 'n', 0, 'x', 0, 'st', 'ready', 'acc', c.us, 'rdy', c.us}
+  local function also(name, value)
+    if value then fields[#fields + 1] = name; fields[#fields + 1] = value end
+  end
+  also('q', d.q); also('z', d.z); also('y', d.y); also('rp', d.rp); also('sh', d.sh)
+  also('k', d.j or d.q); also('w', window); also('sd', sides > 0 and sides)
+  also('e', d.e and string.format('%d', (c.entry_t or c.now) + d.e))
+  also('sj', d.of == 'keep-latest' and d.sj)
+  call('HSET', p .. 'inv:' .. id, unpack(fields))
+  pend(c, inbox, 1)
+  if d.rp then call('HINCRBY', p .. 'replay:' .. d.rp, 'invoked', 1) end
+  if d.of == 'keep-latest' and d.sj then call('HSET', p .. 'newest:' .. inbox, d.sj, id) end
+  if d.q and call('RPUSH', turns(p, d.f, d.q), id) > 1 then
+    call('HSET', p .. 'inv:' .. id, 'st', 'turn')
+  else
+    call('ZADD', p .. 'ready:' .. inbox, next_number(p, c, 'order'), id)
+    woke(c, inbox)
+  end
+  if not room then
+    call('ZREM', p .. 'ready:' .. inbox, id)
+    abandon(p, c, id, DROPPED, 'full')
+  end
+end
+
+-- A dead letter keeps its inputs (and so their blobs). The agent announces it on `_dead/<function>`.
 local function bury(p, c, id, f, r, reason, detail, attempts, inputs)
   call('HSET', p .. 'dead:' .. id, 'f', f, 'r', r, 'reason', reason, 'detail', detail, 'at', c.now, 'attempts', attempts, 'in', inputs)
   call('ZADD', p .. 'dead', c.now, id)
+  call('SADD', p .. 'dead:new', id)
   count(c, 'dead_letters')
 end
 
-local function join_keys(p, d)
-  local name = d.f .. ':' .. d.g .. ':' .. d.j
-  return p .. 'join:' .. name, p .. 'joined:' .. name, name
-end
-
-local function complete(p, c, d, meta, name, inputs)
-  local occurrence = call('HINCRBY', p .. 'joins:done', name, 1)
-  call('ZADD', p .. 'joins:done:at', c.now, name)
-  call('ZREM', p .. 'joins', name)
-  call('DEL', meta)
-  count(c, 'arrivals_consumed', #inputs)
-  accept(p, c, d.f, d.r, redis.sha1hex(d.f .. '|join|' .. d.j .. '|' .. occurrence), inputs)
-end
-
-local function open_join(p, c, d, meta, name)
-  if call('EXISTS', meta) == 0 then
-    call('HSET', meta, '\0f', d.f, '\0r', d.r, '\0o', d.o, '\0j', d.j, '\0k', d.k, '\0n', d.n, '\0at', c.now)
-    call('ZADD', p .. 'joins', c.now + d.w, name)
-  end
-end
-
-local function arrive(p, c, d, input)
-  local digest = input[6][EV_DIGEST]
-  count(c, 'arrivals')
-  if d.k == 'one' then
-    hold_blob(p, digest)
-    count(c, 'arrivals_consumed')
-    accept(p, c, d.f, d.r, redis.sha1hex(d.f .. '|' .. input[2] .. '|' .. string.format('%d|%d|%d', input[3], input[4], input[5])), {input})
-  elseif d.k == 'all' then
-    local meta, _, name = join_keys(p, d)
-    open_join(p, c, d, meta, name)
-    if call('HSETNX', meta, d.s, cmsgpack.pack(input)) == 0 then
-      count(c, 'arrivals_duplicate')
-      return
-    end
-    hold_blob(p, digest)
-    local fields = call('HGETALL', meta)
-    local inputs = {}
-    for i = 1, #fields, 2 do
-      if string.byte(fields[i]) ~= 0 then inputs[#inputs + 1] = cmsgpack.unpack(fields[i + 1]) end
-    end
-    if #inputs >= d.n then complete(p, c, d, meta, name, inputs) end
-  elseif d.k == 'collect' then
-    local meta, list, name = join_keys(p, d)
-    open_join(p, c, d, meta, name)
-    hold_blob(p, digest)
-    if call('RPUSH', list, cmsgpack.pack(input)) >= d.n then
-      local inputs = call('LRANGE', list, 0, -1)
-      for i = 1, #inputs do inputs[i] = cmsgpack.unpack(inputs[i]) end
-      call('DEL', list)
-      complete(p, c, d, meta, name, inputs)
-    end
-  else -- reject: the event cannot take part (no join key, no count)
-    hold_blob(p, digest)
-    count(c, 'arrivals_dropped:rejected')
-    local id = redis.sha1hex(d.f .. '|' .. input[2] .. '|' .. string.format('%d|%d|%d', input[3], input[4], input[5]))
-    bury(p, c, id, d.f, d.r, string.match(d.why, '^[^:]+'), d.why, 0, cmsgpack.pack({input}))
-  end
+local function position_id(f, input, replay)
+  local id = f .. '|' .. input[2] .. '|' .. string.format('%d|%d|%d', input[3], input[4], input[5])
+  return redis.sha1hex(replay and id .. '|' .. replay or id)
 end

@@ -47,8 +47,22 @@ local function release_events(p, c, origin, epoch, seq, events, directives, via,
   end
 end
 
+-- What somebody waits for: how an invocation ended, and the entry that has its outputs.
+local function note_results(p, c, origin, epoch, seq, entry)
+  for _, ended in ipairs(entry.x or {}) do
+    if ended[5] == 1 then
+      call('HSET', p .. 'results', ended[1], cmsgpack.pack({ended[2], ended[4], origin, epoch, seq}))
+      call('ZADD', p .. 'results:at', c.now, ended[1])
+    end
+  end
+end
+
 local function release_entry(p, c, origin, epoch, seq, entry, directives, via, own)
+  c.entry_t = entry.t
   for i = 1, #entry.va do apply_value(p, c, entry.va[i]) end
+  -- Each PoP applies each entry once, so each increment counts once. One that would not fit into 64 bits is left out everywhere alike.
+  for _, add in ipairs(entry.inc or {}) do redis.pcall('HINCRBY', p .. 'tallies', add[1], string.format('%d', add[2])) end
+  note_results(p, c, origin, epoch, seq, entry)
   release_events(p, c, origin, epoch, seq, entry.ev, directives, via, own)
   for i = 1, #entry.va do drain_waiting(p, c, entry.va[i][VA_KEY]) end
 end
@@ -73,9 +87,9 @@ local function store_entry(p, origin, epoch, seq, packed, entry)
 end
 
 -- Appends one entry to this PoP's own log and releases it here. All its data is readable: the caller made sure.
--- events without prev, values without version: both are set here. Returns epoch, seq, version of the last value, and the number of the first of
+-- ended: list of ends; events without prev, values without version: both are set here. Returns epoch, seq, version of the last value, and the number of the first of
 -- its events in the release stream (the others follow it without a gap).
-local function append(p, c, kind, ended, events, values, directives, via)
+append = function(p, c, kind, ended, events, values, directives, via, increments)
   local epoch = own_epoch(p, c)
   local seq = (c.head_here or tonumber(call('HGET', p .. 'heads', c.pop .. ':' .. epoch)) or 0) + 1
   c.head_here = seq
@@ -91,7 +105,7 @@ local function append(p, c, kind, ended, events, values, directives, via)
     last[lane] = seq
   end
   for lane in pairs(last) do call('HSET', p .. 'prev', lane, seq) end
-  local entry = {v = 1, k = kind, t = c.now, x = ended or false, ev = events, va = values}
+  local entry = {v = 1, k = kind, t = c.now, x = ended, ev = events, va = values, inc = increments}
   store_entry(p, c.pop, epoch, seq, cmsgpack.pack(entry), entry)
   local released = c.numbers and c.numbers['release:n'] or tonumber(call('GET', p .. 'release:n')) or 0
   release_entry(p, c, c.pop, epoch, seq, entry, directives, via, true)

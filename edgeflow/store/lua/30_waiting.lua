@@ -42,7 +42,7 @@ local function drain_channel(p, c, channel)
     end
     if not readable(p, arrival.ev[EV_DIGEST]) then return end
     local nxt = pop_waiting(p, channel, waiting)
-    append(p, c, 'event', false, {arrival.ev}, {}, {arrival.d}, arrival.via)
+    append(p, c, 'event', {}, {arrival.ev}, {}, {arrival.d}, arrival.via)
     waiting = nxt
   end
 end
@@ -62,8 +62,11 @@ local function expire_waiting(p, c, channel)
     count(c, 'events_dropped:gate-timeout')
     for _, d in ipairs(waiting.a.d or {}) do
       local input = {d.s, c.pop, 0, 0, 0, waiting.a.ev}
-      bury(p, c, redis.sha1hex(d.f .. '|gate|' .. waiting.a.ev[EV_HEAD]), d.f, d.r, 'gate-timeout',
-        'the value ' .. (ref and ref.key or '?') .. ' did not become readable at ' .. c.pop .. ' in time', 0, cmsgpack.pack({input}))
+      if d.k ~= 'latest' then
+        hold_blob(p, waiting.a.ev[EV_DIGEST])
+        bury(p, c, redis.sha1hex(d.f .. '|gate|' .. waiting.a.ev[EV_HEAD]), d.f, d.r, 'gate-timeout',
+          'the value ' .. (ref and ref.key or '?') .. ' did not become readable at ' .. c.pop .. ' in time', 0, cmsgpack.pack({input}))
+      end
     end
     -- What waited only behind it is not late: it goes on.
     drain_channel(p, c, channel)

@@ -1,12 +1,47 @@
 -- ingest: the one way in. arrivals = list of
 --   {ev=event, d=directives, via="mqtt"|"http", ref={key, version} or nil, put=value or nil, id=dedup id or nil, ring=text or nil, again=bool}
--- Returns per arrival {status, epoch, seq, version, n}: "ok" | "again" (known already) | "waiting" (for its dataref); n its number in the
--- release stream.
+-- Returns per arrival {status, epoch, seq, version, n}: "ok" | "again" (known already) | "waiting" (for its dataref) | "full" (version names
+-- the function whose inbox is full) | "quota" (version says which); of the last two seq is the time in ms after which to try again. n is the
+-- event's number in the release stream.
+
+-- Token buckets of a namespace: so many events and bytes a second, and what `burst` seconds bring at once.
+local function read_quota(p, c)
+  local q = call('HMGET', p .. 'quota', 'events', 'bytes', 'burst', 'at', 'e', 'b')
+  if not q[1] then return nil end
+  local quota = {events = tonumber(q[1]), bytes = tonumber(q[2]), burst = tonumber(q[3])}
+  local passed = math.max(0, c.now - (tonumber(q[4]) or 0)) / 1000
+  quota.e = math.min(quota.events * quota.burst, (tonumber(q[5]) or 0) + passed * quota.events)
+  quota.b = math.min(quota.bytes * quota.burst, (tonumber(q[6]) or 0) + passed * quota.bytes)
+  return quota
+end
+
+-- Which limit is exceeded and for how long (ms); nil when there is room, which is taken. 0 = no limit. A body larger than the bucket passes when it is full.
+local function take_quota(quota, events, bytes)
+  local function wait(have, want, rate, burst)
+    if rate == 0 then return 0 end
+    return math.max(0, math.ceil((math.min(want, rate * burst) - have) * 1000 / rate))
+  end
+  local e, b = wait(quota.e, events, quota.events, quota.burst), wait(quota.b, bytes, quota.bytes, quota.burst)
+  if e > 0 or b > 0 then return e >= b and 'events' or 'bytes', math.max(e, b) end
+  quota.e, quota.b = quota.e - events, quota.b - bytes
+end
+
+local function write_quota(p, c, quota)
+  call('HSET', p .. 'quota', 'at', c.now, 'e', tostring(quota.e), 'b', tostring(quota.b))
+end
+
+local FULL_RETRY_MS = 1000
+local function full_inbox(p, c, directives)
+  for _, d in ipairs(directives) do
+    if (d.of or 'refuse') == 'refuse' and d.k ~= 'reject' and d.k ~= 'latest' and pending(p, c, d.f .. ':' .. d.r) >= (d.mx or c.mx) then return d.f end
+  end
+end
 redis.register_function('ef_ingest', function(keys, args)
   local p, c = start_call(keys, args)
   if not own_epoch(p, c) then return redis.error_reply('NOEPOCH') end
   if not routes_are_current(p, c) then return redis.error_reply('STALEROUTES') end
   local results, ring_grew = {}, false
+  local quota = read_quota(p, c)
   for i, arrival in ipairs(c.arrivals) do
     local known
     if arrival.ring and arrival.again and call('ZSCORE', p .. 'ring', arrival.ring) then known = {'again', 0, 0, '', 0} end
@@ -14,9 +49,18 @@ redis.register_function('ef_ingest', function(keys, args)
       local have = call('HGET', p .. 'ids', arrival.id)
       if have then known = cmsgpack.unpack(have) end
     end
+    local full = not known and full_inbox(p, c, arrival.d)
+    local over, wait_ms
+    if quota and not known and not full then over, wait_ms = take_quota(quota, 1, arrival.ev[EV_SIZE]) end
     if known then
       count(c, 'events_duplicate')
       results[i] = known
+    elseif full then
+      count(c, 'events_refused:full')
+      results[i] = {'full', 0, FULL_RETRY_MS, full, 0}
+    elseif over then
+      count(c, 'events_refused:quota')
+      results[i] = {'quota', 0, wait_ms, over, 0}
     else
       if arrival.ring then
         call('ZADD', p .. 'ring', call('INCR', p .. 'ring:n'), arrival.ring)
@@ -28,7 +72,7 @@ redis.register_function('ef_ingest', function(keys, args)
         results[i] = {'waiting', 0, 0, '', 0}
       else
         local put = arrival.put and {arrival.put} or {}
-        local epoch, seq, version, n = append(p, c, 'event', false, {arrival.ev}, put, {arrival.d}, arrival.via)
+        local epoch, seq, version, n = append(p, c, 'event', {}, {arrival.ev}, put, {arrival.d}, arrival.via)
         results[i] = {'ok', epoch, seq, version, n}
       end
       count(c, 'events_ingested')
@@ -38,12 +82,14 @@ redis.register_function('ef_ingest', function(keys, args)
       end
     end
   end
+  if quota then write_quota(p, c, quota) end
   if ring_grew then call('ZREMRANGEBYRANK', p .. 'ring', 0, -(c.ring_size + 1)) end
   finish_call(p, c, true)
   return cmsgpack.pack({results, c.inboxes})
 end)
 
--- put: one value, with an optional condition. Returns {status, epoch, seq, version}; "mismatch" carries the current version.
+-- put: one value, with an optional condition. Returns {status, epoch, seq, version}; "mismatch" carries the current version, "quota" in seq the
+-- time in ms after which to try again.
 redis.register_function('ef_put', function(keys, args)
   local p, c = start_call(keys, args)
   if not own_epoch(p, c) then return redis.error_reply('NOEPOCH') end
@@ -57,7 +103,17 @@ redis.register_function('ef_put', function(keys, args)
   if (c.if_version and c.if_version ~= current) or (c.if_absent and current ~= '') then
     return cmsgpack.pack({'mismatch', 0, 0, current})
   end
-  local epoch, seq, version = append(p, c, 'put', false, {}, {c.value}, {}, '')
+  local quota = read_quota(p, c)
+  if quota then
+    local over, wait_ms = take_quota(quota, 1, c.value[VA_SIZE])
+    if over then
+      count(c, 'values_refused:quota')
+      finish_call(p, c, false)
+      return cmsgpack.pack({'quota', 0, wait_ms, over})
+    end
+    write_quota(p, c, quota)
+  end
+  local epoch, seq, version = append(p, c, 'put', {}, {}, {c.value}, {}, '')
   count(c, 'values_written')
   local result = cmsgpack.pack({'ok', epoch, seq, version})
   if c.id then

@@ -126,16 +126,19 @@ local function expire_held(p, c, name)
     release_gap(p, c, origin, epoch, event[EV_CHANNEL], event[EV_PREV], seq, 'gate-timeout')
     count(c, 'events_dropped:gate-timeout')
     for _, d in ipairs(directives[i] or {}) do
-      local id = redis.sha1hex(d.f .. '|' .. origin .. '|' .. string.format('%d|%d|%d', epoch, seq, i - 1))
-      hold_blob(p, event[EV_DIGEST])
-      bury(p, c, id, d.f, d.r, 'gate-timeout', 'its data did not become readable at ' .. c.pop .. ' in time', 0,
-        cmsgpack.pack({{d.s, origin, epoch, seq, i - 1, event}}))
+      if d.k ~= 'latest' then
+        local input = {d.s, origin, epoch, seq, i - 1, event}
+        hold_blob(p, event[EV_DIGEST])
+        bury(p, c, position_id(d.f, input), d.f, d.r, 'gate-timeout', 'its data did not become readable at ' .. c.pop .. ' in time', 0,
+          cmsgpack.pack({input}))
+      end
     end
   end
-  if #entry.va > 0 then
+  if #entry.va > 0 or entry.inc then
     entry.ev = {}
     call('HSET', p .. 'held:' .. name, 'e', cmsgpack.pack(entry), 'd', cmsgpack.pack({}))
   else
+    note_results(p, c, origin, epoch, seq, entry)
     call('DEL', p .. 'held:' .. name)
   end
   for _, lane in ipairs(lanes) do

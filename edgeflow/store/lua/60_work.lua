@@ -1,66 +1,65 @@
 -- claim, commit, fail: the life of an invocation. `n` is the attempt number (the fence): raised by each claim, checked by each end.
 
-local function to_ready(p, c, id, f, r)
-  call('HSET', p .. 'inv:' .. id, 'st', 'ready', 'rdy', c.us)
-  call('ZADD', p .. 'ready:' .. f .. ':' .. r, next_number(p, c, 'order'), id)
-  woke(c, f .. ':' .. r)
+local function state_value(p, key)
+  local value = call('HMGET', p .. 'value:' .. key, 'version', 'digest', 'data', 'type', 'deleted')
+  if not value[1] or value[5] == '1' then return false end
+  return {value[1], value[2], value[3], value[4]}
 end
 
--- An invocation that was in a failed batch waits here, to be claimed alone and before the others.
-local function to_ready_alone(p, c, id, f, r)
-  call('HSET', p .. 'inv:' .. id, 'st', 'ready', 'rdy', c.us)
-  call('ZADD', p .. 'alone:' .. f .. ':' .. r, next_number(p, c, 'order'), id)
-  woke(c, f .. ':' .. r)
+-- What an attempt is told besides its inputs; false when there is nothing.
+local function about_attempt(p, key, record)
+  local k, w, z, rp, sh = unpack(record)
+  if not (k or w or z or rp) then return false end
+  return {k = k or nil, w = w or nil, z = z or nil, v = z and state_value(p, z) or nil, rp = rp or nil, sh = sh or nil}
 end
 
--- Returns a list of {id, attempt, accepted_us, ready_us, inputs}.
+-- c.down = {{inbox, bound}...}: where this function's outputs go and what they may not overfill.
+local function is_blocked(p, c)
+  for _, down in ipairs(c.down or {}) do
+    if pending(p, c, down[1]) >= down[2] then return true end
+  end
+  return false
+end
+
+-- Returns {list of {id, attempt, accepted_us, ready_us, inputs, about}, blocked}.
 redis.register_function('ef_claim', function(keys, args)
   local p, c = start_call(keys, args)
   local inbox = c.f .. ':' .. c.r
-  local popped = call('ZPOPMIN', p .. 'alone:' .. inbox, 1)
-  if #popped == 0 then popped = call('ZPOPMIN', p .. 'ready:' .. inbox, c.max) end
+  if is_blocked(p, c) then return cmsgpack.pack({{}, true}) end
   local claimed, ids, leases = {}, {}, {}
   local lease = string.format('%d', c.now + c.lease_ms)
-  for i = 1, #popped, 2 do
-    local id = popped[i]
-    local key = p .. 'inv:' .. id
-    local record = call('HMGET', key, 'in', 'acc', 'rdy', 'n')
-    if record[1] then
-      local attempt = tonumber(record[4]) + 1
-      call('HSET', key, 'st', 'claimed', 'by', c.instance, 'n', attempt)
-      ids[#ids + 1] = id
-      leases[#leases + 1] = lease
-      leases[#leases + 1] = id
-      claimed[#claimed + 1] = {id, attempt, tonumber(record[2]), tonumber(record[3]), record[1]}
+  local alone, ended = true, false
+  while #claimed < c.max do
+    local popped = alone and call('ZPOPMIN', p .. 'alone:' .. inbox, 1) or {}
+    alone = alone and #popped > 0
+    if not alone then popped = call('ZPOPMIN', p .. 'ready:' .. inbox, c.max - #claimed) end
+    if #popped == 0 then break end
+    for i = 1, #popped, 2 do
+      local id = popped[i]
+      local key = p .. 'inv:' .. id
+      local record = call('HMGET', key, 'in', 'acc', 'rdy', 'n', 'e', 'k', 'w', 'z', 'rp', 'sh')
+      if record[1] and record[5] and tonumber(record[5]) < c.now then
+        abandon(p, c, id, EXPIRED)
+        ended = true
+      elseif record[1] then
+        local attempt = tonumber(record[4]) + 1
+        call('HSET', key, 'st', 'claimed', 'by', c.instance, 'n', attempt)
+        ids[#ids + 1] = id
+        leases[#leases + 1] = lease
+        leases[#leases + 1] = id
+        claimed[#claimed + 1] = {id, attempt, tonumber(record[2]), tonumber(record[3]), record[1],
+          about_attempt(p, key, {record[6], record[7], record[8], record[9], record[10]})}
+      end
     end
+    if alone and #claimed > 0 then break end
   end
   if #ids > 0 then
     call('ZADD', p .. 'claimed', unpack(leases))
     call('SADD', p .. 'holds:' .. c.instance, unpack(ids))
   end
-  return cmsgpack.pack(claimed)
+  if ended then finish_call(p, c, true) end
+  return cmsgpack.pack({claimed, false})
 end)
-
-local function unclaim(p, c, id, instance)
-  c.unclaimed[#c.unclaimed + 1] = id
-  if instance then
-    local ids = c.unheld[instance] or {}
-    ids[#ids + 1] = id
-    c.unheld[instance] = ids
-  end
-end
-
-local function finish(p, c, id, record_by, inputs, mark)
-  unclaim(p, c, id, record_by)
-  call('DEL', p .. 'inv:' .. id)
-  c.done[#c.done + 1] = id
-  c.done[#c.done + 1] = tostring(mark)
-  c.done_at[#c.done_at + 1] = string.format('%d', c.now)
-  c.done_at[#c.done_at + 1] = id
-  if inputs then
-    for _, input in ipairs(inputs) do drop_blob(p, input[6][EV_DIGEST], c.now) end
-  end
-end
 
 -- "current" | "again" (this very attempt ended it already) | "stale"
 local function attempt_state(p, id, attempt)
@@ -82,6 +81,27 @@ local function missing_digest(p, commit)
   end
 end
 
+-- Names what went into an invocation of several events, so that the same work can be found again under another id.
+local function inputs_mark(inputs, sides)
+  local positions = {}
+  for i = 1, #inputs - sides do
+    local input = inputs[i]
+    positions[i] = input[2] .. '|' .. string.format('%d|%d|%d', input[3], input[4], input[5])
+  end
+  table.sort(positions)
+  return string.sub(redis.sha1hex(table.concat(positions, '/')), 1, 16)
+end
+
+-- Outputs of a shadow go nowhere: they are kept beside its replay, to be compared.
+local function keep_shadow(p, c, id, replay, status, inputs, sides, events, values)
+  local first = inputs[1]
+  call('HSET', p .. 'shadow:' .. replay, id,
+    cmsgpack.pack({status, {first[2], first[3], first[4], first[5]}, inputs_mark(inputs, sides), #inputs - sides, events, values}))
+  for _, event in ipairs(events) do hold_blob(p, event[EV_DIGEST]) end
+  call('HINCRBY', p .. 'replay:' .. replay, status, 1)
+  count(c, 'invocations_shadowed')
+end
+
 -- One log entry ends an attempt: its events, its values and the done mark appear together or not at all. `commits` are independent of each other.
 -- Returns {per commit {status, detail, epoch, seq, number of its first event in the release stream, prev per event}, inboxes that got work}.
 redis.register_function('ef_commit', function(keys, args)
@@ -90,20 +110,29 @@ redis.register_function('ef_commit', function(keys, args)
   if not routes_are_current(p, c) then return redis.error_reply('STALEROUTES') end
   local results = {}
   for i, commit in ipairs(c.commits) do
-    local state = attempt_state(p, commit.id, commit.attempt)
+    local state = c.ended[commit.id] and 'stale' or attempt_state(p, commit.id, commit.attempt)
     local missing = state == 'current' and missing_digest(p, commit)
     if missing then
       results[i] = {'missing', missing, 0, 0, 0, {}}
     elseif state == 'current' then
-      local record = call('HMGET', p .. 'inv:' .. commit.id, 'f', 'by', 'in')
-      local ended = {commit.id, 'committed', record[1], commit.attempt}
-      local epoch, seq, _, n = append(p, c, 'commit', ended, commit.ev, commit.va, commit.d, '')
-      finish(p, c, commit.id, record[2], cmsgpack.unpack(record[3]), commit.attempt)
-      count(c, 'invocations_committed')
-      count(c, 'events_emitted', #commit.ev)
-      local prevs = {}
-      for j, event in ipairs(commit.ev) do prevs[j] = event[EV_PREV] end
-      results[i] = {'ok', '', epoch, seq, n, prevs}
+      local record = call('HMGET', p .. 'inv:' .. commit.id, 'f', 'in', 'y', 'rp', 'sh', 'sd')
+      local inputs, sides = cmsgpack.unpack(record[2]), tonumber(record[6]) or 0
+      if record[5] then
+        keep_shadow(p, c, commit.id, record[4], 'committed', inputs, sides, commit.ev, commit.va)
+        finish(p, c, commit.id, commit.attempt, inputs)
+        results[i] = {'ok', '', 0, 0, 0, {}}
+      else
+        local ended = {commit.id, 'committed', record[1], tostring(commit.attempt), record[3] and 1 or 0}
+        if #inputs - sides > 1 then ended[6] = inputs_mark(inputs, sides) end
+        local epoch, seq, _, n = append(p, c, 'commit', {ended}, commit.ev, commit.va, commit.d, '', commit.inc)
+        if record[4] then call('HINCRBY', p .. 'replay:' .. record[4], 'committed', 1) end
+        finish(p, c, commit.id, commit.attempt, inputs)
+        count(c, 'invocations_committed')
+        count(c, 'events_emitted', #commit.ev)
+        local prevs = {}
+        for j, event in ipairs(commit.ev) do prevs[j] = event[EV_PREV] end
+        results[i] = {'ok', '', epoch, seq, n, prevs}
+      end
     else
       if state == 'stale' then count(c, 'commits_stale') end
       results[i] = {state == 'again' and 'ok' or 'stale', '', 0, 0, 0, {}}
@@ -113,16 +142,26 @@ redis.register_function('ef_commit', function(keys, args)
   return cmsgpack.pack({results, c.inboxes})
 end)
 
--- Ends an attempt without a result: `retry_ms` later again, or (retry_ms < 0) as a dead letter.
+-- Ends an invocation without a result, as a dead letter (or, of a shadow, as a difference).
 local function give_up(p, c, id, reason, detail)
-  local record = call('HMGET', p .. 'inv:' .. id, 'f', 'r', 'by', 'in', 'x')
-  bury(p, c, id, record[1], record[2], reason, detail, tonumber(record[5]), record[4])
-  append(p, c, 'end', {id, 'dead', record[1], reason}, {}, {}, {}, '')
-  finish(p, c, id, record[3], nil, 'dead')
+  local record = call('HMGET', p .. 'inv:' .. id, 'f', 'r', 'in', 'x', 'y', 'rp', 'sh', 'sd')
+  if record[7] then
+    local inputs = cmsgpack.unpack(record[3])
+    keep_shadow(p, c, id, record[6], 'dead', inputs, tonumber(record[8]) or 0, {}, {})
+    finish(p, c, id, DEAD, inputs)
+    return
+  end
+  bury(p, c, id, record[1], record[2], reason, detail, tonumber(record[4]), record[3])
+  count(c, 'invocations_dead')
+  if record[6] then call('HINCRBY', p .. 'replay:' .. record[6], 'dead', 1) end
+  c.ends[#c.ends + 1] = {id, DEAD, record[1], reason, record[5] and 1 or 0}
+  finish(p, c, id, DEAD)
 end
 
+-- Ends an attempt without a result: `retry_ms` later again, or (retry_ms < 0) as a dead letter.
 redis.register_function('ef_fail', function(keys, args)
   local p, c = start_call(keys, args)
+  if not own_epoch(p, c) then return redis.error_reply('NOEPOCH') end
   if attempt_state(p, c.id, c.attempt) ~= 'current' then return 'stale' end
   local key = p .. 'inv:' .. c.id
   call('HINCRBY', key, 'x', 1)

@@ -12,32 +12,13 @@ redis.register_function('ef_tick', function(keys, args)
     moved = true
   end
   for _, name in ipairs(call('ZRANGEBYSCORE', p .. 'joins', '-inf', c.now, 'LIMIT', 0, BATCH)) do
-    local meta, list = p .. 'join:' .. name, p .. 'joined:' .. name
-    local about = call('HMGET', meta, '\0f', '\0r', '\0o', '\0j', '\0k', '\0n')
-    local inputs, have = {}, {}
-    if about[5] == 'collect' then
-      for _, packed in ipairs(call('LRANGE', list, 0, -1)) do inputs[#inputs + 1] = cmsgpack.unpack(packed) end
-    else
-      local fields = call('HGETALL', meta)
-      for i = 1, #fields, 2 do
-        if string.byte(fields[i]) ~= 0 then
-          inputs[#inputs + 1] = cmsgpack.unpack(fields[i + 1])
-          have[#have + 1] = fields[i]
-        end
-      end
-    end
-    call('DEL', meta, list)
-    call('ZREM', p .. 'joins', name)
-    count(c, 'arrivals_expired', #inputs)
-    if about[3] == 'drop' then
-      count(c, 'joins_dropped:timeout')
-      for _, input in ipairs(inputs) do drop_blob(p, input[6][EV_DIGEST], c.now) end
-    else
-      local detail = about[5] == 'collect' and (#inputs .. ' of ' .. about[6] .. ' arrived')
-        or ('only ' .. table.concat(have, ', ') .. ' arrived (' .. #inputs .. ' of ' .. about[6] .. ')')
-      bury(p, c, redis.sha1hex(about[1] .. '|timeout|' .. name .. '|' .. c.now), about[1], about[2], 'join-timeout',
-        'join key ' .. about[4] .. ': ' .. detail .. ' in time', 0, cmsgpack.pack(inputs))
-    end
+    end_join(p, c, name, 'join-timeout', 'in time')
+    moved = true
+  end
+  local closing = call('HGETALL', p .. 'closing')
+  for i = 1, #closing, 2 do
+    local f, g, r = unpack(cmsgpack.unpack(closing[i + 1]))
+    close_windows(p, c, f, g, r, call('HGET', p .. 'marks:' .. f .. ':' .. g, '\0w'), WINDOWS_AT_ONCE)
     moved = true
   end
   for _, channel in ipairs(call('ZRANGEBYSCORE', p .. 'waiting', '-inf', c.now, 'LIMIT', 0, BATCH)) do
@@ -74,7 +55,7 @@ end
 redis.register_function('ef_tidy', function(keys, args)
   local p, c = start_call(keys, args)
   for name, upto in pairs(c.logs) do tidy_log(p, c, name, upto) end
-  for _, window in ipairs({{'done:at', 'done'}, {'ids:at', 'ids'}, {'joins:done:at', 'joins:done'}}) do
+  for _, window in ipairs({{'done:at', 'done'}, {'ids:at', 'ids'}, {'joins:done:at', 'joins:done'}, {'results:at', 'results'}}) do
     local before = window[2] == 'ids' and c.ids_from or c.keep_from
     for _, id in ipairs(call('ZRANGEBYSCORE', p .. window[1], '-inf', before, 'LIMIT', 0, BATCH)) do
       call('ZREM', p .. window[1], id)
@@ -88,6 +69,13 @@ redis.register_function('ef_tidy', function(keys, args)
     note_removed(p, item[2])
     call('XDEL', p .. 'release', item[1])
   end
+  for _, id in ipairs(call('ZRANGEBYSCORE', p .. 'dead', '-inf', c.letters_from, 'LIMIT', 0, BATCH)) do
+    if purge_letter(p, c, id) then count(c, 'dead_letters_expired') end
+  end
+  local surplus = math.min(BATCH, call('ZCARD', p .. 'dead') - c.letters_max)
+  for _, id in ipairs(surplus > 0 and call('ZRANGE', p .. 'dead', 0, surplus - 1) or {}) do
+    if purge_letter(p, c, id) then count(c, 'dead_letters_expired') end
+  end
   local unlink = {}
   for _, digest in ipairs(call('ZRANGEBYSCORE', p .. 'orphans', '-inf', c.orphans_from, 'LIMIT', 0, BATCH)) do
     call('ZREM', p .. 'orphans', digest)
@@ -96,6 +84,7 @@ redis.register_function('ef_tidy', function(keys, args)
       if call('DEL', p .. 'blob:' .. digest) == 0 then unlink[#unlink + 1] = digest end
     end
   end
+  finish_call(p, c, false)
   return unlink
 end)
 
@@ -105,6 +94,8 @@ redis.register_function('ef_routes', function(keys, args)
   if call('GET', p .. 'routes:version') == c.version then return 0 end
   call('MSET', p .. 'routes:version', c.version, p .. 'routes', c.table)
   if #c.inboxes_here > 0 then call('SADD', p .. 'inboxes', unpack(c.inboxes_here)) end
+  call('DEL', p .. 'shapes')
+  for f, shape in pairs(c.shapes) do call('HSET', p .. 'shapes', f, shape) end
   finish_call(p, c, true)
   return 1
 end)
