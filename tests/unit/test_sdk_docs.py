@@ -8,6 +8,7 @@ import pytest
 
 from edgeflow.core import manifest
 from edgeflow.sdk import connection, runtime
+from edgeflow.sdk.context import Outcome
 from edgeflow.sdk.function import load_handler
 from edgeflow.sdk.testing import call, event
 
@@ -20,7 +21,7 @@ def snippets(language: str) -> list[str]:
 
 def test_the_first_function_and_its_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
-    handler, its_test, _ = snippets("python")
+    handler, its_test = snippets("python")[:2]
     (tmp_path / "handler.py").write_text(handler)
     handle = load_handler(tmp_path)
     assert call(handle, words="good morning").output.text() == "GOOD MORNING"
@@ -29,11 +30,23 @@ def test_the_first_function_and_its_test(tmp_path: Path, monkeypatch: pytest.Mon
     namespace["test_shouts"]()  # type: ignore[operator]
 
 
+def test_the_function_that_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    handler, its_test = snippets("python")[2:4]
+    (tmp_path / "handler.py").write_text(handler)
+    handle = load_handler(tmp_path)
+    first = call(handle, readings=event(-5, captures={"room": "cellar"}), publish=["room/{room}/summary"])
+    assert first.output.json() == {"room": "cellar", "n": 1, "highest": -5}
+    namespace: dict[str, object] = {}
+    exec(its_test, namespace)
+    namespace["test_counts"]()  # type: ignore[operator]
+
+
 def test_the_fork_of_the_running_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cv2 = pytest.importorskip("cv2")
     numpy = pytest.importorskip("numpy")
     monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "handler.py").write_text(snippets("python")[2])
+    (tmp_path / "handler.py").write_text(snippets("python")[4])
     handle = load_handler(tmp_path)
     grey = numpy.full((90, 160, 3), 128, numpy.uint8)
     jpeg = cv2.imencode(".jpg", grey)[1].tobytes()
@@ -46,9 +59,11 @@ def test_the_fork_of_the_running_stream(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_manifest_snippets_are_valid() -> None:
-    first, addition = snippets("yaml")
+    first, *additions = snippets("yaml")
     manifest.parse(first)
-    manifest.parse("namespace: vision\nfunctions:\n" + addition)
+    assert len(additions) == 2
+    for addition in additions:
+        manifest.parse("namespace: vision\nfunctions:\n" + addition)
 
 
 def test_every_message_is_on_the_protocol_page() -> None:
@@ -61,3 +76,13 @@ def test_every_message_is_on_the_protocol_page() -> None:
     )
     assert len(kinds) >= 18
     assert not {kind for kind in kinds if f"`{kind}" not in page}
+
+
+def test_every_field_of_the_agent_is_on_the_protocol_page() -> None:
+    page = (DOCS / "protocol.md").read_text()
+    source = Path(runtime.__file__).read_text()
+    read = set(re.findall(r'(?:item|message|inputs\[0\])(?:\.get\(|\[)"(\w+)"', source))
+    assert len(read) > 25
+    assert sorted(name for name in read if not re.search(rf"[`{{, ]{name}[`,?}}: ]", page)) == []
+    written = set(Outcome(None).commit_fields()) | {"increments", "state"}  # type: ignore[arg-type]
+    assert {name for name in written if f"| `{name}` |" not in page} == set()
