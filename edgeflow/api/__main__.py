@@ -110,7 +110,7 @@ def open_store(settings: PopSettings, stopping: threading.Event) -> Store | None
 
 def make_hub(settings: PopSettings, store: Store) -> TailHub:
     """The hub of the event streams."""
-    encoder = FrameEncoder(settings.pop, settings.public.api_url)
+    encoder = FrameEncoder(settings.public.api_url)
     return TailHub(store, encoder.event, encoder.gap)
 
 

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from edgeflow.api import (
     blobs,
     channels,
+    consumers,
     dead_letters,
     ekv,
     functions,
@@ -28,7 +29,7 @@ from edgeflow.api import (
 from edgeflow.api.auth import BearerAuth
 from edgeflow.api.context import Api
 
-MODULES = (health, functions, channels, blobs, ekv, joins, dead_letters, pops, metrics, mqtt, live)
+MODULES = (health, functions, channels, consumers, blobs, ekv, joins, dead_letters, pops, metrics, mqtt, live)
 VERSION = "1"
 
 

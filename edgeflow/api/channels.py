@@ -5,13 +5,13 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
-from starlette.concurrency import run_in_threadpool
 
 from edgeflow.api.binding import check_ack, event_from_request
 from edgeflow.api.bodies import EventBody
+from edgeflow.api.consumers import follow
 from edgeflow.api.context import ApiDep, now_ms
 from edgeflow.api.problems import BadParameter, responses
-from edgeflow.api.streams import ChannelStream, EventStream, FrameEncoder, parse_start
+from edgeflow.api.streams import EventStream
 from edgeflow.api.views import ReceiptView
 from edgeflow.core.channels import check_filter, check_key
 from edgeflow.core.failpoints import hit
@@ -36,7 +36,7 @@ class ChannelList(BaseModel):
 
 
 class EventMessage(BaseModel):
-    """What one SSE frame carries: `id: <pop>:<n>`, `event: message` with a structured CloudEvent, or `event: gap` with the reason."""
+    """What one SSE frame carries: `id: <cursor>`, `event: message` with a structured CloudEvent, or `event: gap` with the reason."""
 
     id: str
     event: str
@@ -117,7 +117,7 @@ def publish_event(
     response_class=EventStream,
     responses={
         200: {"content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/EventMessage"}}}},
-        **responses(400, 409, 422),
+        **responses(400, 403, 422),
     },
 )
 async def follow_channel(
@@ -125,24 +125,18 @@ async def follow_channel(
     namespace: str,
     path: str,
     from_: Annotated[
-        str | None, Query(alias="from", description="`now` (default), `start`, or behind position <n>")
+        str | None, Query(alias="from", description="`now` (default), `start`, or a cursor: behind it")
     ] = None,
-    last_event_id: Annotated[str | None, Header(description="Resume behind this frame (<pop>:<n>)")] = None,
+    durable: Annotated[
+        str | None, Query(description="Go on where the consumer of this name stopped; one that is new begins at `from`")
+    ] = None,
+    last_event_id: Annotated[
+        str | None, Header(description="Resume behind this frame, whichever PoP it came from")
+    ] = None,
 ) -> Response:
     """Follow a channel, or an MQTT filter with + and # (as %23), as server-sent events.
 
     Each frame is a structured CloudEvent whose data is readable at this PoP; data over 1 MiB is a `dataref` URL. `event: gap` says what is missing.
     """
     pattern = check_filter(f"{namespace}/{path}")
-    start = parse_start(api.settings.pop, from_, last_event_id)
-
-    def exists() -> bool:
-        return api.store.has_namespace(namespace)
-
-    def head() -> int:
-        return api.store.namespace(namespace).release_head() if exists() else 0
-
-    after = await run_in_threadpool(head) if start.after is None else start.after
-    return EventStream(
-        ChannelStream(api.hub, FrameEncoder(api.settings.pop, api.settings.public.api_url), pattern, after, exists)
-    )
+    return await follow(api, pattern, from_=from_, last_event_id=last_event_id, durable=durable)

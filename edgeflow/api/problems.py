@@ -62,14 +62,6 @@ class Reserved(EdgeflowError):
     )
 
 
-class ForeignCursor(EdgeflowError):
-    """The cursor was given by another PoP."""
-
-    code = "foreign-cursor"
-    status = 409
-    hint = "A cursor counts at the PoP that gave it: resume there, or start here with ?from=start and skip the ids you have."
-
-
 class AckNotSupported(BadRequest):
     """That acknowledgement class is not offered here."""
 

@@ -2,15 +2,16 @@
 
 What it is: the text that goes over the wire for a released event (structured CloudEvents JSON), and one async generator per subscriber.
 What it is not: the reading of the store in the background (edgeflow.api.tails).
-What must stay true: an event is only sent when its data was readable at this PoP at that moment, otherwise a gap is sent in its place; the id of every
-frame is a cursor that resumes right behind it; a client that stops reading is cut off, so that its memory is given back.
+What must stay true: an event is only sent when its data was readable at this PoP at that moment, otherwise a gap is sent in its place; the id of a
+frame is a cursor that resumes right behind it, at any PoP, and a frame without one leaves the cursor where it was; a client that stops reading is cut
+off, so that its memory is given back.
 """
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -18,8 +19,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from edgeflow.api.problems import BadParameter, ForeignCursor
-from edgeflow.api.tails import Item, Subscription, TailHub
+from edgeflow.api.problems import BadParameter
+from edgeflow.api.tails import Begin, Item, Place, Subscription, TailHub
+from edgeflow.core.cursors import Cursor, Vector, covers, merged, parse_cursor, vector_text
 from edgeflow.core.events import Event
 from edgeflow.errors import EdgeflowError, Unavailable
 from edgeflow.store.namespace import Namespace
@@ -36,43 +38,33 @@ RECONNECT_MS = 1000
 UNREADABLE = "data-unreadable"
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Where a subscriber begins: behind position `after`, or now when that is None."""
-
-    after: int | None
-
-
-def parse_start(pop: str, from_: str | None, last_event_id: str | None) -> Start:
-    """Where to begin: Last-Event-ID wins over `from`. Raises ForeignCursor for another PoP's cursor, BadParameter for anything else unknown."""
+def parse_start(from_: str | None, last_event_id: str | None) -> Cursor | None:
+    """Where to begin, None for now: Last-Event-ID wins over `from`. Raises BadParameter for what is no cursor."""
     text = last_event_id if last_event_id else from_
     if text is None or text == "now":
-        return Start(None)
+        return None
     if text == "start":
-        return Start(0)
-    giver, colon, number = text.rpartition(":")
-    if not (number.isascii() and number.isdigit() and len(number) <= 18):
+        return Cursor(None, 0)
+    try:
+        return parse_cursor(text)
+    except ValueError as error:
         raise BadParameter(
-            f"{text[:80]!r} is not a cursor",
-            hint="Use now, start, a position, or the id of an event of this stream (<pop>:<n>).",
-        )
-    if colon and giver != pop:
-        raise ForeignCursor(f"the cursor {text[:80]!r} was given by PoP {giver[:63]!r}, this is {pop!r}")
-    return Start(int(number))
+            f"{text[:80]!r} is not a cursor: {error}",
+            hint="Use now, start, a position, or the id of an event as it came.",
+        ) from None
 
 
 class FrameEncoder:
-    """Makes SSE frames of released positions."""
+    """Makes SSE frames of released positions, without their ids: those differ from one subscriber to another."""
 
-    def __init__(self, pop: str, public_url: str) -> None:
-        self._pop = pop
+    def __init__(self, public_url: str) -> None:
         self._blobs_url = public_url.rstrip("/") + "/v1/blobs"
 
     def event(self, handle: Namespace, released: Released) -> bytes:
         """The frame of a released position: a message, or a gap when it is one or when the event's data cannot be read here."""
         event = released.event
         if event is None:
-            return self._frame("gap", released.n, {"reason": "lost", **(released.gap or {})})
+            return frame("gap", {"reason": "lost", **(released.gap or {})})
         try:
             document = self._document(handle, event)
         except Unavailable:
@@ -87,14 +79,12 @@ class FrameEncoder:
                 error=str(error),
             )
             gap = {"reason": UNREADABLE, "from": released.n, "to": released.n, "channel": event.channel, "id": event.id}
-            return self._frame("gap", released.n, gap)
-        return self._frame("message", released.n, document)
+            return frame("gap", gap)
+        return frame("message", document)
 
     def gap(self, first: int, last: int, reason: str) -> bytes:
         """The frame of the hole from `first` to `last`."""
-        return self._frame(
-            "gap", last if reason == "retention" else first - 1, {"reason": reason, "from": first, "to": last}
-        )
+        return frame("gap", {"reason": reason, "from": first, "to": last})
 
     def _document(self, handle: Namespace, event: Event) -> dict[str, Any]:
         if event.ref is None or event.ref.size <= INLINE_BYTES:
@@ -104,36 +94,68 @@ class FrameEncoder:
         namespace = event.channel.partition("/")[0]
         return event.to_cloudevent(None, url=f"{self._blobs_url}/{namespace}/{event.ref.digest}")
 
-    def _frame(self, kind: str, n: int, document: dict[str, Any]) -> bytes:
-        body = json.dumps(document, separators=(",", ":"))
-        return f"id: {self._pop}:{n}\nevent: {kind}\ndata: {body}\n\n".encode()
 
-    def heartbeat(self, n: int) -> bytes:
+def frame(kind: str, document: Mapping[str, Any]) -> bytes:
+    """One frame without an id."""
+    return f"event: {kind}\ndata: {json.dumps(document, separators=(',', ':'))}\n\n".encode()
+
+
+class Cursors:
+    """The ids of one subscriber's frames: places of this PoP, with what the subscriber had before it came here."""
+
+    def __init__(self, pop: str, known: Vector) -> None:
+        self._pop = pop
+        self._known = known
+        self._last: tuple[Vector, str] | None = None
+
+    def text(self, place: Place) -> str:
+        """The cursor of a place."""
+        if self._last is None or self._last[0] is not place.vector:
+            self._last = place.vector, vector_text(merged(self._known, place.vector))
+        return f"{Cursor(self._pop, place.n, place.mark)}{self._last[1]}"
+
+    def frame(self, place: Place, body: bytes) -> bytes:
+        """`body` with the cursor of its place."""
+        return f"id: {self.text(place)}\n".encode() + body
+
+    def heartbeat(self, place: Place) -> bytes:
         """A comment, and the cursor moved on: a client of a quiet channel does not fall out of the retention of a busy namespace."""
-        return f": heartbeat\nid: {self._pop}:{n}\n\n".encode()
+        return f": heartbeat\nid: {self.text(place)}\n\n".encode()
 
 
 class ChannelStream:
-    """All frames of a filter behind a position, for ever: history first, in reads of its own, then live from the hub.
+    """All frames of a filter from where `begin` says, for ever: gaps first, then history in reads of its own, then live from the hub.
 
-    While the namespace does not exist, or the store is away, only heartbeats come. It ends when the subscriber is too slow or the hub stops.
+    While the namespace does not exist, or the store is away, only heartbeats come. It ends when the subscriber is too slow, when the hub stops, when
+    the release stream is no longer the one it was reading, and, if `leaves`, when a heartbeat is due while the store is away.
     """
 
     def __init__(
-        self, hub: TailHub, encoder: FrameEncoder, pattern: str, after: int, exists: Callable[[], bool], heartbeat_s: float = HEARTBEAT_S
+        self, hub: TailHub, pop: str, pattern: str, begin: Begin, exists: Callable[[], bool], *,
+        heartbeat_s: float = HEARTBEAT_S, leaves: bool = False,
     ) -> None:  # fmt: skip
         self._hub = hub
-        self._encoder = encoder
         self._pattern = pattern
         self._namespace = pattern.partition("/")[0]
-        self._position = after
+        self._begin = begin
+        self._place = begin.place
+        self._cursors = Cursors(pop, begin.known)
         self._exists = exists
         self._heartbeat_s = heartbeat_s
+        self._leaves = leaves
         self._known = False
+        self._skipped = not begin.known
+        self._ahead: list[tuple[int, Vector]] | None = None
+        self._was_away = False
+        self._ended = False
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """The frames, with heartbeats between them."""
-        yield f"retry: {RECONNECT_MS}\n".encode() + self._encoder.heartbeat(self._position)
+        # No id before the gaps: who is cut off there is told them again.
+        first = b": heartbeat\n\n" if self._begin.gaps else self._cursors.heartbeat(self._place)
+        yield f"retry: {RECONNECT_MS}\n".encode() + first
+        for gap in self._begin.gaps:
+            yield frame("gap", gap)
         subscription: Subscription | None = None
         clock = asyncio.get_running_loop().time
         beat_at = clock() + self._heartbeat_s
@@ -141,9 +163,13 @@ class ChannelStream:
             while not self._hub.stopping:
                 items, at_end = await self._history()
                 for item in items:
-                    yield item.frame
+                    yield self._cursors.frame(item.place, item.frame)
+                if self._ended:
+                    return
                 if clock() >= beat_at:
-                    yield self._encoder.heartbeat(self._position)
+                    if self._was_away and self._leaves:
+                        return
+                    yield self._cursors.heartbeat(self._place)
                     beat_at = clock() + self._heartbeat_s
                 if at_end is None:
                     await asyncio.sleep(ABSENT_POLL_S)
@@ -153,24 +179,27 @@ class ChannelStream:
                         await subscription.joined(JOIN_WAIT_S)
                 elif subscription.joined_at is None:
                     await subscription.joined(JOIN_WAIT_S)
-                elif self._position >= subscription.joined_at:
+                elif self._place.n >= subscription.joined_at:
                     break
             while subscription is not None:
                 items = await subscription.take(self._heartbeat_s)
+                reached = subscription.place
                 for item in items:
-                    if item.n > self._position or item.rewinds:
-                        self._position = item.n
-                        yield item.frame
+                    if item.n > self._place.n:
+                        self._place = item.place
+                        if item.step is None or not covers(self._begin.known, *item.step):
+                            yield self._cursors.frame(item.place, item.frame)
                 if not items:
-                    if subscription.closed:
+                    if subscription.closed or (self._leaves and not await self._store_answers()):
                         break
-                    self._position = max(self._position, subscription.position)
-                    yield self._encoder.heartbeat(self._position)
+                    if reached.n >= self._place.n:
+                        self._place = reached
+                    yield self._cursors.heartbeat(self._place)
         finally:
             if subscription is not None:
                 subscription.close()
                 if subscription.overflowed:
-                    log.info("stream_too_slow", filter=self._pattern, position=self._position)
+                    log.info("stream_too_slow", filter=self._pattern, position=self._place.n)
 
     async def _history(self) -> tuple[list[Item], bool | None]:
         """Some history, and whether that was all; None for the latter when there is no namespace or no store right now."""
@@ -179,12 +208,33 @@ class ChannelStream:
                 self._known = await run_in_threadpool(self._exists)
             if not self._known:
                 return [], None
-            items, self._position, at_end = await run_in_threadpool(
-                self._hub.read, self._namespace, self._pattern, self._position
-            )
+            return await run_in_threadpool(self._read)
         except Unavailable:
+            self._was_away = True
             return [], None
+
+    def _read(self) -> tuple[list[Item], bool]:
+        if self._was_away:
+            self._ended = not self._hub.still_stands(self._namespace, self._place)
+            self._was_away = False
+            if self._ended:
+                return [], False
+        if not self._skipped:
+            self._place, self._skipped = self._hub.skip(self._namespace, self._place, self._begin.known)
+            return [], False
+        while self._ahead and self._ahead[-1][0] <= self._place.n:
+            self._place = replace(self._place, vector=merged(self._place.vector, self._ahead.pop()[1]))
+        items, self._place, at_end = self._hub.read(self._namespace, self._pattern, self._place, self._begin.known)
+        if not at_end and self._ahead is None:
+            self._ahead = self._hub.look_ahead(self._namespace, self._place)
         return items, at_end
+
+    async def _store_answers(self) -> bool:
+        try:
+            await run_in_threadpool(self._hub.ping)
+        except Unavailable:
+            return False
+        return True
 
 
 class EventStream(Response):

@@ -1,24 +1,28 @@
 """Live event streams: one thread per watched namespace reads the release stream and feeds all its subscribers.
 
 What it is: the bridge from the store's blocking reads to asyncio. Subscribers that start in the past read history by themselves, in short
-calls, and then join the shared thread.
+calls, and then join the shared thread. Where a subscriber begins is decided here too (`begin`), since only the stream itself can say whether a cursor
+still fits it.
 What it is not: SSE; the frames it carries are made by the encoder it is given (edgeflow.api.streams).
-What must stay true: each subscriber sees each released position at most once and in order, without holes; a slow subscriber costs a bounded
-amount of memory and never slows another one; a Redis that goes away pauses the streams and does not end them; no thread outlives its subscribers.
+What must stay true: each subscriber sees each released position at most once and in order, without holes; the vector of a place never claims more
+than what stands at or in front of it; a slow subscriber costs a bounded amount of memory and never slows another one; a Redis that goes away pauses
+the streams and does not end them, one that comes back as another one ends them; no thread outlives its subscribers.
 """
 
 import asyncio
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
 from edgeflow.core.channels import matches
-from edgeflow.errors import CorruptEntry
+from edgeflow.core.cursors import EMPTY, Cursor, Log, Position, Step, Vector, covers, merged, passed
+from edgeflow.errors import CorruptEntry, StoreUnavailable
 from edgeflow.store.client import Store
 from edgeflow.store.namespace import Namespace
 from edgeflow.store.records import Released
@@ -32,24 +36,117 @@ QUEUE_ITEMS = 1000
 QUEUE_BYTES = 16 * 1024 * 1024
 RETENTION = "retention"
 DAMAGED = "damaged"
+LOST = "lost"
 WENT_BACK = "stream-went-back"
 RETRY_S = (0.1, 0.2, 0.5, 1.0)
+SCAN_COUNT = 1000
+SCAN_CHUNKS = 20
+"""Chunks of SCAN_COUNT that are passed over in one call."""
+AHEAD_POSITIONS = 100_000
+"""A reader of history that is not farther behind looks ahead once, to know what is released late."""
+MAX_GAPS = 50
+"""Lanes that are told one by one as removed; more of them are told log by log."""
+LOOK_SHARE = 20
+"""A look at what the gate holds is not repeated before this many times its own duration has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place in a release stream: the number, the mark of what stands there (empty: unknown), and what is passed by then, log by log."""
+
+    n: int
+    mark: str = ""
+    vector: Vector = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One released position as it goes to a subscriber: its cursor `n` and the encoded frame."""
+    """One released position as it goes to a subscriber: its place, the encoded frame, and its position in its log (None: it has none)."""
 
-    n: int
+    place: Place
     frame: bytes
-    rewinds: bool = False
-    """The stream went back to `n`: positions behind it will come again."""
+    step: Step = None
+
+    @property
+    def n(self) -> int:
+        """Number in the release stream."""
+        return self.place.n
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Where a subscriber begins: behind `place`, without what `known` covers, after it was told `gaps`."""
+
+    place: Place
+    known: Vector = field(default_factory=dict)
+    gaps: tuple[Mapping[str, Any], ...] = ()
 
 
 Encode = Callable[[Namespace, Released], bytes]
 """Makes the frame of a released position; reads the data of its event."""
 GapEncode = Callable[[int, int, str], bytes]
 """Makes the frame of a hole: (first missing position, last missing position, reason)."""
+
+
+def begin(handle: Namespace, cursor: Cursor | None, pattern: str) -> Begin:
+    """Where a subscriber with `cursor` (None: now) begins.
+
+    A position counts where it was given, as long as the same thing still stands there. Otherwise, at another PoP or in a stream that began again, the
+    stream is read from its beginning and what the vector covers is left out; what retention took from it before that is told as gaps.
+    """
+    if cursor is None:
+        return Begin(_here(handle))
+    if cursor.pop in (None, handle.pop):
+        place = Place(cursor.n, cursor.mark, cursor.vector)
+        if cursor.n > 0 and (_stands(handle, place) if cursor.mark else not cursor.vector):
+            return Begin(place, cursor.vector)
+    head = handle.release_head()
+    kept = handle.scan_release(0, 1)
+    place = Place(kept[0].n - 1 if kept else head, "", cursor.vector)
+    # Behind the look at what is kept: what is removed from here on leaves a hole that the reader sees.
+    return Begin(place, cursor.vector, tuple(_removed(handle, pattern, cursor.vector)))
+
+
+def _here(handle: Namespace) -> Place:
+    head, vector = handle.low_water()
+    return Place(head, _mark_at(handle, head), vector)
+
+
+def _mark_at(handle: Namespace, n: int) -> str:
+    found = handle.scan_release(n - 1, 1) if n > 0 else []
+    return found[0].mark if found and found[0].n == n else ""
+
+
+def _stands(handle: Namespace, place: Place) -> bool:
+    """Whether the stream still has at `place` what stood there."""
+    return _mark_at(handle, place.n) == place.mark
+
+
+def still_stands(handle: Namespace, place: Place) -> bool:
+    """Whether the release stream is still the one that `place` belongs to, as far as can be told."""
+    if handle.release_head() < place.n:
+        return False
+    return not place.mark or _mark_at(handle, place.n) in (place.mark, "")
+
+
+def _removed(handle: Namespace, pattern: str, known: Vector) -> Iterator[Mapping[str, Any]]:
+    """Gaps for what was removed here of the channels of `pattern`, and `known` does not cover."""
+    missing = {
+        (log, channel): seq
+        for (log, channel), seq in handle.removed().items()
+        if matches(pattern, channel) and not covers(known, log, seq)
+    }
+    if len(missing) <= MAX_GAPS:
+        for (log, channel), seq in sorted(missing.items()):
+            about = {"channel": channel, "origin": log[0], "epoch": log[1], "from": known.get(log, 0) + 1, "to": seq}
+            yield {"reason": RETENTION, **about}
+        return
+    last: dict[Log, int] = {}
+    for (log, _), seq in missing.items():
+        last[log] = max(seq, last.get(log, 0))
+    for (origin, epoch), seq in sorted(last.items()):
+        first = known.get((origin, epoch), 0) + 1
+        yield {"reason": RETENTION, "origin": origin, "epoch": epoch, "from": first, "to": seq}
 
 
 class Subscription:
@@ -61,19 +158,20 @@ class Subscription:
         self.overflowed = False
         self.joined_at: int | None = None
         """Position from which on this subscription is fed; None until the tail thread has taken it up."""
-        self.position = 0
+        self.place = Place(0)
         """Every position up to here was either put into the queue or does not match."""
         self._items: deque[Item] = deque()
         self._held_bytes = 0
         self._changed = asyncio.Event()
 
-    def join(self, position: int) -> None:
-        """The tail thread feeds everything after `position`."""
-        self.joined_at = self.position = position
+    def join(self, place: Place) -> None:
+        """The tail thread feeds everything behind `place`."""
+        self.place = place
+        self.joined_at = place.n
         self._changed.set()
 
-    def push(self, items: Sequence[Item], position: int) -> None:
-        """More items, up to `position`. More than the queue may hold closes the subscription; what is queued can still be taken."""
+    def push(self, items: Sequence[Item], place: Place) -> None:
+        """More items, up to `place`. More than the queue may hold closes the subscription; what is queued can still be taken."""
         if self.closed:
             return
         for item in items:
@@ -83,8 +181,8 @@ class Subscription:
                 return
             self._items.append(item)
             self._held_bytes += len(item.frame)
-            self.position = item.n
-        self.position = position
+            self.place = item.place
+        self.place = place
         if items:
             self._changed.set()
 
@@ -154,44 +252,110 @@ class TailHub:
         with self._lock:
             return sum(tail.count + len(tail.joining) for tail in self._tails.values())
 
-    def read(self, namespace: str, pattern: str, after: int) -> tuple[list[Item], int, bool]:
-        """History for one subscriber: the matching items behind `after`, the position reached, and whether that was all there is now."""
+    def begin(self, namespace: str, cursor: Cursor | None, pattern: str) -> Begin:
+        """Where a subscriber with `cursor` begins; at the beginning while there is no such namespace here."""
+        if not self._store.has_namespace(namespace):
+            known = cursor.vector if cursor is not None else EMPTY
+            return Begin(Place(0, "", known), known)
+        return begin(self._store.namespace(namespace), cursor, pattern)
+
+    def still_stands(self, namespace: str, place: Place) -> bool:
+        """Whether the release stream is still the one that `place` belongs to, as far as can be told."""
+        return still_stands(self._store.namespace(namespace), place)
+
+    def ping(self) -> None:
+        """Raises StoreUnavailable when the store does not answer."""
+        self._store.ping()
+
+    def skip(self, namespace: str, place: Place, known: Vector) -> tuple[Place, bool]:
+        """Passes over what `known` covers behind `place`, quickly; the place reached, and whether that was all that can be passed over."""
         handle = self._store.namespace(namespace)
-        released = read_some(handle, after)
+        for _ in range(SCAN_CHUNKS):
+            found = handle.scan_release(place.n, SCAN_COUNT)
+            for position in found:
+                if position.n != place.n + 1 or position.part < 0 or not covers(known, position.log, position.seq):
+                    return place, True
+                place = Place(position.n, position.mark, place.vector)
+            if len(found) < SCAN_COUNT:
+                return place, True
+        return place, False
+
+    def look_ahead(self, namespace: str, place: Place) -> list[tuple[int, Vector]] | None:
+        """Vectors that hold from some numbers ahead on, the nearest last; None when the head is too far away to look.
+
+        What a reader of history reads does not say what is released late, behind it. This does, for every SCAN_COUNT positions.
+        """
+        handle = self._store.namespace(namespace)
+        if handle.release_head() - place.n > AHEAD_POSITIONS:
+            return None
+        chunks: list[tuple[int, list[Step]]] = []
+        n = place.n
+        while True:
+            _, low = handle.low_water()
+            found = handle.scan_release(n, SCAN_COUNT)
+            if found:
+                n = found[-1].n
+                chunks.append((n, _lowest(found)))
+            if len(found) < SCAN_COUNT:
+                break
+        ahead = []
+        for n, steps in reversed(chunks):
+            ahead.append((n, low))
+            low = passed(steps, EMPTY, low)[0]
+        return ahead
+
+    def read(self, namespace: str, pattern: str, place: Place, known: Vector = EMPTY) -> tuple[list[Item], Place, bool]:
+        """History for one subscriber: the matching items behind `place` that `known` does not cover, the place reached, and whether that was all there is.
+
+        Raises StoreUnavailable when the store was away in the middle: what was read may not belong together then.
+        """
+        outages = self._store.outages
+        result = self._read(self._store.namespace(namespace), pattern, place, known)
+        if self._store.outages != outages:
+            raise StoreUnavailable()
+        return result
+
+    def _read(self, handle: Namespace, pattern: str, place: Place, known: Vector) -> tuple[list[Item], Place, bool]:
+        head, low = handle.low_water()
+        released = read_some(handle, place.n)
         if not released:
-            head = handle.release_head()
-            if head < after:
-                return [Item(head, self._encode_gap(head + 1, after, WENT_BACK), rewinds=True)], head, True
-            if head == after:
-                return [], after, True
-            released = read_some(handle, after)
-            if not released:  # everything up to the head was removed
-                return [Item(head, self._encode_gap(after + 1, head, RETENTION))], head, True
-        items, position = self.encode(handle, released, (pattern,), after)
-        return [item for item, _ in items], position, position == released[-1].n and len(released) < READ_COUNT
+            if head < place.n:  # the cursor is of a stream that is no more, and has nothing else to go by
+                back = Place(head, _mark_at(handle, head), low)
+                return [Item(back, self._encode_gap(head + 1, place.n, WENT_BACK))], back, True
+            here = Place(head, place.mark if head == place.n else "", merged(place.vector, low))
+            if head == place.n:
+                return [], here, True
+            return [Item(here, self._encode_gap(place.n + 1, head, RETENTION))], here, True
+        at_end = low if released[-1].n >= head else None
+        vectors = passed([position_of(entry).step for entry in released], place.vector, at_end)
+        encoded, reached = self.encode(handle, released, vectors, (pattern,), place, known)
+        return [item for item, _ in encoded], reached, reached.n == released[-1].n and len(released) < READ_COUNT
 
     def encode(
-        self, handle: Namespace, released: Sequence[Released], patterns: Sequence[str], after: int
-    ) -> tuple[list[tuple[Item, str | None]], int]:
-        """(item, channel) of the released positions that any of `patterns` matches, up to about BATCH_BYTES, and the position reached.
+        self, handle: Namespace, released: Sequence[Released], vectors: Sequence[Vector], patterns: Sequence[str], place: Place, known: Vector = EMPTY
+    ) -> tuple[list[tuple[Item, str | None]], Place]:  # fmt: skip
+        """(item, channel) of the released positions that any of `patterns` matches, up to about BATCH_BYTES, and the place reached.
 
-        A channel of None is for every subscriber. A hole before the first position becomes a gap item.
+        `vectors` are those of `passed`. A channel of None is for every subscriber. A hole before the first position becomes a gap item.
         """
         items: list[tuple[Item, str | None]] = []
         size_bytes = 0
-        position = after
-        for entry in released:
-            if entry.n > position + 1:
-                items.append((Item(entry.n - 1, self._encode_gap(position + 1, entry.n - 1, RETENTION)), None))
+        for entry, before, behind in zip(released, vectors, vectors[1:], strict=False):
+            if entry.n > place.n + 1:
+                hole = Place(entry.n - 1, "", before)
+                items.append((Item(hole, self._encode_gap(place.n + 1, entry.n - 1, RETENTION)), None))
+            position = position_of(entry)
+            place = Place(entry.n, position.mark, behind)
             channel = channel_of(entry)
             if channel is None or any(matches(pattern, channel) for pattern in patterns):
-                frame = self._encode(handle, entry)
-                items.append((Item(entry.n, frame), channel))
-                size_bytes += len(frame)
-            position = entry.n
+                step = (position.log, position.seq) if position.seq > 0 else None
+                if step is None or not covers(known, *step):
+                    frame = self._encode(handle, entry)
+                    items.append((Item(place, frame, step), channel))
+                    size_bytes += len(frame)
             if size_bytes >= BATCH_BYTES:
                 break
-        return items, position
+        return items, place
 
     def _forget(self, tail: "_Tail") -> bool:
         """Whether `tail` may end: nobody joined in the meantime."""
@@ -219,7 +383,9 @@ class _Tail(threading.Thread):
         self._hub = hub
         self._loop = loop
         self._subscriptions: list[Subscription] = []
-        self._position: int | None = None
+        self._place: Place | None = None
+        self._outages = 0
+        self._look_at_s = 0.0
         self._stopped = threading.Event()
         self._client: Any = None
 
@@ -233,10 +399,11 @@ class _Tail(threading.Thread):
         failures = 0
         handle = self._hub._store.namespace(self.namespace)
         self._client = self._hub._store.blocking_client()
+        self._outages = self._hub._store.outages
         while not self._stopped.is_set():
             try:
                 if failures:
-                    self._recover(handle)
+                    self._check(handle)
                     failures = 0
                 if not self._step(handle):
                     break
@@ -257,21 +424,24 @@ class _Tail(threading.Thread):
         self._stopped.wait(RETRY_S[min(failures, len(RETRY_S) - 1)])
         return failures + 1
 
-    def _recover(self, handle: Namespace) -> None:
-        """After an interruption: a store that came back with less than was already sent is told as a gap."""
-        head = handle.release_head()
-        if self._position is not None and head < self._position:
-            gap = [Item(head, self._hub._encode_gap(head + 1, self._position, WENT_BACK), rewinds=True)]
-            self._loop.call_soon_threadsafe(_push_all, [(one, gap) for one in self._subscriptions], head)
-            self._position = head
+    def _check(self, handle: Namespace) -> None:
+        """A store that came back as another one, with less than was already sent, ends the streams: their clients resume with what they have."""
+        self._outages = self._hub._store.outages
+        if self._place is not None and not still_stands(handle, self._place):
+            log.warning("stream_went_back", namespace=self.namespace, position=self._place.n)
+            self._loop.call_soon_threadsafe(_close_all, self._subscriptions)
+            self._subscriptions = []
+            self._place = None
 
     def _step(self, handle: Namespace) -> bool:
         """Take up who joined, wait for one batch, hand it out. False when nobody is left."""
+        if self._hub._store.outages != self._outages:
+            self._check(handle)
         joining = self._hub._take_joining(self)
         try:
             self._subscriptions = [one for one in self._subscriptions if not one.closed]
-            if joining and (self._position is None or not self._subscriptions):
-                self._position = handle.release_head()
+            if joining and (self._place is None or not self._subscriptions):
+                self._place = _here(handle)
         except BaseException:
             with self._hub._lock:
                 self.joining = joining + self.joining
@@ -280,24 +450,40 @@ class _Tail(threading.Thread):
         self.count = len(self._subscriptions)
         if not self._subscriptions:
             return not self._hub._forget(self)
-        assert self._position is not None
-        position = self._position
+        assert self._place is not None
         if joining:
-            self._loop.call_soon_threadsafe(_join_all, joining, position)
-        if not handle.wait_release(self._client, position, WAIT_S):
+            self._loop.call_soon_threadsafe(_join_all, joining, self._place)
+        if not handle.wait_release(self._client, self._place.n, WAIT_S):
+            self._check(handle)
             return True
-        released = read_some(handle, position)
+        low = self._look(handle)
+        released = read_some(handle, self._place.n)
+        if self._hub._store.outages != self._outages:
+            return True
+        at_end = low[1] if low is not None and released and released[-1].n >= low[0] else None
+        vectors = passed([position_of(entry).step for entry in released], self._place.vector, at_end)
         while released:
             patterns = {one.pattern for one in self._subscriptions}
-            encoded, reached = self._hub.encode(handle, released, tuple(patterns), position)
+            encoded, reached = self._hub.encode(handle, released, vectors, tuple(patterns), self._place)
             batches = [
                 (one, [item for item, channel in encoded if channel is None or matches(one.pattern, channel)])
                 for one in self._subscriptions
             ]  # fmt: skip
             self._loop.call_soon_threadsafe(_push_all, batches, reached)
-            self._position = position = reached
-            released = [entry for entry in released if entry.n > reached]
+            self._place = reached
+            done = sum(1 for entry in released if entry.n <= reached.n)
+            released, vectors = released[done:], vectors[done:]
         return True
+
+    def _look(self, handle: Namespace) -> tuple[int, Vector] | None:
+        """What `low_water` says; None when looking is dear, because the gate holds much, and was done a moment ago."""
+        begin_s = time.monotonic()
+        if begin_s < self._look_at_s:
+            return None
+        low = handle.low_water()
+        end_s = time.monotonic()
+        self._look_at_s = end_s + LOOK_SHARE * (end_s - begin_s - 0.001)
+        return low
 
 
 def read_some(handle: Namespace, after: int) -> list[Released]:
@@ -313,6 +499,26 @@ def read_some(handle: Namespace, after: int) -> list[Released]:
         return [Released(after + 1, None, {"reason": DAMAGED, "from": after + 1, "to": after + 1}, "", 0)]
 
 
+def position_of(entry: Released) -> Position:
+    """The position of a released entry."""
+    event, gap = entry.event, entry.gap or {}
+    if event is not None:
+        return Position(entry.n, (event.origin, event.epoch), event.seq, event.index, entry.released_ms, event.seq)
+    if "origin" not in gap:
+        return Position(entry.n, ("", 0), 0, -1, entry.released_ms, 0)
+    first = gap["from"] + 1 if gap.get("reason") == LOST else gap["to"]
+    return Position(entry.n, (gap["origin"], gap["epoch"]), gap["to"], -1, entry.released_ms, first)
+
+
+def _lowest(positions: Sequence[Position]) -> list[Step]:
+    """Per log the lowest step of `positions`."""
+    lowest: dict[Log, int] = {}
+    for position in positions:
+        if (step := position.step) is not None:
+            lowest[step[0]] = min(step[1], lowest.get(*step))
+    return list(lowest.items())
+
+
 def channel_of(entry: Released) -> str | None:
     """The channel of a released position; None for a gap that names none."""
     if entry.event is not None:
@@ -321,11 +527,16 @@ def channel_of(entry: Released) -> str | None:
     return str(channel) if channel else None
 
 
-def _join_all(subscriptions: Sequence[Subscription], position: int) -> None:
+def _join_all(subscriptions: Sequence[Subscription], place: Place) -> None:
     for subscription in subscriptions:
-        subscription.join(position)
+        subscription.join(place)
 
 
-def _push_all(batches: Sequence[tuple[Subscription, Sequence[Item]]], position: int) -> None:
+def _push_all(batches: Sequence[tuple[Subscription, Sequence[Item]]], place: Place) -> None:
     for subscription, items in batches:
-        subscription.push(items, position)
+        subscription.push(items, place)
+
+
+def _close_all(subscriptions: Sequence[Subscription]) -> None:
+    for subscription in subscriptions:
+        subscription.close()

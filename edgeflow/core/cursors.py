@@ -8,6 +8,7 @@ What must stay true: a vector may claim too little, which repeats events, and ne
 what a consumer filters by.
 """
 
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ MAX_VECTOR_BYTES = 1024
 """A longer vector is left out of a cursor: then it resumes exactly only at the PoP that gave it, and elsewhere from the beginning."""
 MAX_CURSOR_BYTES = 2048
 _MAX_DIGITS = 18
+_MARK = re.compile(r"[0-9a-f]{8}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,8 @@ def parse_cursor(text: str) -> Cursor:
     if ":" in place and not pop:
         raise ValueError("no PoP in front of the colon")
     number, dot, mark = position.partition(".")
-    if dot and not (mark.isascii() and mark.isalnum()):
-        raise ValueError("the mark is not letters and digits")
+    if dot and not _MARK.fullmatch(mark):
+        raise ValueError(f"{mark[:40]!r} is not a mark")
     vector: dict[Log, int] = {}
     for item in rest.split(",") if rest else ():
         origin, epoch, seq = item.rsplit(".", 2)
@@ -71,12 +73,13 @@ def vector_text(vector: Vector) -> str:
 
 
 class Position(NamedTuple):
-    """What stands at number `n` of a release stream, without its content: an event, or a gap (`index` -1, `seq` its last position)."""
+    """What stands at number `n` of a release stream, without its content: an event, or a gap (`part` -1, `seq` its last position)."""
 
     n: int
     log: Log
     seq: int
-    index: int
+    part: int
+    """Which of the events of its log entry this is."""
     released_ms: int
     first: int
     """The lowest seq that this entry is about; `seq` itself unless it is a gap of several."""
@@ -84,7 +87,8 @@ class Position(NamedTuple):
     @property
     def mark(self) -> str:
         """Fingerprint. The time of the release is in it: a stream that begins again has other marks, even where the same event stands at the same n."""
-        return format(zlib.crc32(f"{self.log}|{self.seq}|{self.index}|{self.released_ms}".encode()), "08x")
+        origin, epoch = self.log
+        return format(zlib.crc32(f"{origin}|{epoch}|{self.seq}|{self.part}|{self.released_ms}".encode()), "08x")
 
     @property
     def step(self) -> Step:

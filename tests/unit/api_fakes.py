@@ -11,7 +11,8 @@ from typing import Any
 from edgeflow.api.__main__ import Server, listen, serve_options
 from edgeflow.api.context import Api
 from edgeflow.api.streams import FrameEncoder
-from edgeflow.api.tails import TailHub
+from edgeflow.api.tails import TailHub, position_of
+from edgeflow.core.cursors import Position, Vector
 from edgeflow.core.events import BlobRef, Event
 from edgeflow.errors import NotFound, StoreUnavailable, VersionMismatch
 from edgeflow.settings import PopSettings
@@ -47,6 +48,7 @@ class FakeNamespace:
         self.letters: list[DeadLetter] = []
         self.refuse: Exception | None = None
         self.is_away = False
+        self.lanes_removed: dict[tuple[tuple[str, int], str], int] = {}
         self.head_n = 0
         self._clock = 0
         self._changed = threading.Condition()
@@ -97,6 +99,9 @@ class FakeNamespace:
             return self.head_n
 
     def forget_released(self, up_to: int) -> None:
+        for entry in self.released:
+            if entry.event is not None and entry.n <= up_to:
+                self.lanes_removed[(entry.event.origin, entry.event.epoch), entry.event.channel] = entry.event.seq
         self.released = [entry for entry in self.released if entry.n > up_to]
 
     def release_head(self) -> int:
@@ -106,6 +111,18 @@ class FakeNamespace:
     def read_release(self, after: int, count: int = 100) -> list[Released]:
         self._check()
         return [entry for entry in self.released if entry.n > after][:count]
+
+    def low_water(self) -> tuple[int, Vector]:
+        self._check()
+        return self.head_n, {(self.pop, 1): self.head_n}
+
+    def scan_release(self, after: int, count: int = 1000) -> list[Position]:
+        self._check()
+        return [position_of(entry) for entry in self.released if entry.n > after][:count]
+
+    def removed(self) -> dict[tuple[tuple[str, int], str], int]:
+        self._check()
+        return self.lanes_removed
 
     def wait_release(self, _client: object, after: int, timeout_s: float) -> bool:
         with self._changed:
@@ -205,6 +222,7 @@ class FakeStore:
         self.handles: dict[str, FakeNamespace] = {"system": FakeNamespace("system", pop)}
         self.known = {"system"}
         self.is_away = False
+        self.outages = 0
 
     def namespace(self, name: str) -> FakeNamespace:
         return self.handles.setdefault(name, FakeNamespace(name, self.pop))
@@ -252,7 +270,7 @@ def make_api(folder: Path, store: Any | None = None, **limits: int) -> Api:
     """The dependencies of an app over a store in memory."""
     settings = make_settings(folder, **limits)
     store = store or FakeStore(settings.pop)
-    encoder = FrameEncoder(settings.pop, settings.public.api_url)
+    encoder = FrameEncoder(settings.public.api_url)
     return Api(settings, store, TOKEN, TailHub(store, encoder.event, encoder.gap), runner_alive=lambda: True)
 
 

@@ -15,9 +15,10 @@ from api_fakes import TOKEN, FakeNamespace, FakeStore, make_api, served
 
 from edgeflow.api import streams, tails
 from edgeflow.api.context import Api
-from edgeflow.api.problems import BadParameter, ForeignCursor
-from edgeflow.api.streams import ChannelStream, FrameEncoder, parse_start
-from edgeflow.api.tails import Item, Subscription
+from edgeflow.api.problems import BadParameter
+from edgeflow.api.streams import ChannelStream, parse_start
+from edgeflow.api.tails import Item, Place, Subscription
+from edgeflow.core.cursors import Cursor
 from edgeflow.core.events import BlobRef, Event
 from edgeflow.errors import CorruptEntry
 from edgeflow.sdk.client import parse_sse
@@ -49,11 +50,12 @@ def publish(namespace: FakeNamespace, channel: str, data: bytes, id: str) -> Non
 
 def stream_of(api: Api, pattern: str, after: int, **options: Any) -> ChannelStream:
     name = pattern.partition("/")[0]
+    cursor = Cursor(None, after)
     return ChannelStream(
         api.hub,
-        FrameEncoder("chicago", "http://pop.test"),
+        "chicago",
         pattern,
-        after,
+        api.hub.begin(name, cursor, pattern),
         lambda: api.store.has_namespace(name),
         **options,
     )
@@ -62,7 +64,8 @@ def stream_of(api: Api, pattern: str, after: int, **options: Any) -> ChannelStre
 async def frames_of(stream: ChannelStream) -> AsyncIterator[Frame]:
     async for chunk in stream.frames():
         for frame_id, kind, text in parse_sse(iter([chunk])):
-            yield frame_id, kind, json.loads(text) if text else {}
+            place = frame_id.partition(";")[0].partition(".")[0] if frame_id else None
+            yield place, kind, json.loads(text) if text else {}
 
 
 async def take(frames: AsyncIterator[Frame], number: int) -> list[Frame]:
@@ -79,37 +82,34 @@ async def take(frames: AsyncIterator[Frame], number: int) -> list[Frame]:
 
 class TestStart:
     def test_forms(self) -> None:
-        assert parse_start("la", None, None).after is None
-        assert parse_start("la", "now", None).after is None
-        assert parse_start("la", "start", None).after == 0
-        assert parse_start("la", "17", None).after == 17
-        assert parse_start("la", "la:17", None).after == 17
-        assert parse_start("la", "start", "la:9").after == 9
-        assert parse_start("la", "start", "").after == 0
+        assert parse_start(None, None) is None
+        assert parse_start("now", None) is None
+        assert parse_start("start", None) == Cursor(None, 0)
+        assert parse_start("17", None) == Cursor(None, 17)
+        assert parse_start("la:17", None) == Cursor("la", 17)
+        assert parse_start("start", "la:9") == Cursor("la", 9)
+        assert parse_start("start", "") == Cursor(None, 0)
+        text = "la:123.9f3ca1b2;chicago.1.55,la.2.99"
+        assert parse_start(None, text) == Cursor("la", 123, "9f3ca1b2", {("chicago", 1): 55, ("la", 2): 99})
 
-    @pytest.mark.parametrize("text", ["soon", "-1", "1.5", "la:", ":", "la:x", "9" * 30, "٣"])
+    @pytest.mark.parametrize("text", ["soon", "-1", "1.5", "la:", ":", ":4", "la:x", "9" * 30, "٣", "la:1;x", "la:1;x.1.-2", "la:1." + "z" * 8, "1;" + "a.1.1," * 500])  # fmt: skip
     def test_rubbish(self, text: str) -> None:
         with pytest.raises(BadParameter):
-            parse_start("la", text, None)
-
-    def test_another_pops_cursor(self) -> None:
-        with pytest.raises(ForeignCursor) as caught:
-            parse_start("la", None, "ny:4")
-        assert caught.value.status == 409
-        assert "from=start" in caught.value.hint
+            parse_start(text, None)
 
 
 class TestSubscription:
     def test_overflow_closes_and_keeps_what_was_queued(self) -> None:
         async def run() -> None:
             one = Subscription("vision/#")
-            one.join(0)
-            one.push([Item(n, b"x") for n in range(1, tails.QUEUE_ITEMS + 50)], tails.QUEUE_ITEMS + 50)
+            one.join(Place(0))
+            last = tails.QUEUE_ITEMS + 50
+            one.push([Item(Place(n), b"x") for n in range(1, last)], Place(last))
             assert one.overflowed
             assert one.closed
             items = await one.take(0)
             assert [item.n for item in items] == list(range(1, tails.QUEUE_ITEMS + 1))
-            one.push([Item(5000, b"x")], 5000)
+            one.push([Item(Place(5000), b"x")], Place(5000))
             assert await one.take(0) == []
 
         asyncio.run(run())
@@ -117,9 +117,9 @@ class TestSubscription:
     def test_bytes_are_bounded_but_one_large_frame_is_taken(self) -> None:
         async def run() -> None:
             one = Subscription("vision/#")
-            one.push([Item(1, b"x" * (tails.QUEUE_BYTES + 1))], 1)
+            one.push([Item(Place(1), b"x" * (tails.QUEUE_BYTES + 1))], Place(1))
             assert not one.overflowed
-            one.push([Item(2, b"x")], 2)
+            one.push([Item(Place(2), b"x")], Place(2))
             assert one.overflowed
 
         asyncio.run(run())
@@ -361,7 +361,6 @@ class TestOverHttp:
             publish(vision, "vision/a", b"", f"e{n}")
         with http.stream("GET", "/v1/channels/vision/%23", headers={"Last-Event-ID": "chicago:2"}) as response:
             assert json.loads(next(text for _, _, text in parse_sse(response.iter_raw()) if text))["id"] == "e3"
-        assert http.get("/v1/channels/vision/a", headers={"Last-Event-ID": "ny:2"}).json()["code"] == "foreign-cursor"
         assert http.get("/v1/channels/vision/a?from=soon").json()["code"] == "bad-parameter"
         assert http.get("/v1/channels/vision/a/%23/b").json()["code"] == "bad-name"
 
