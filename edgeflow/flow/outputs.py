@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from edgeflow.core.channels import check_key, full_channel, matches, template_filter
+from edgeflow.core.channels import check_key, delivers, full_channel, template_filter
 from edgeflow.core.events import BlobRef, Event, make_event
 from edgeflow.core.ids import output_id
 from edgeflow.core.routing import FunctionRoute
@@ -35,7 +35,7 @@ def build_events(
         if not isinstance(output, Mapping):
             raise BadEvent(f"output {index} of {route.function} is a {type(output).__name__}, not a map")
         channel = full_channel(namespace, _text(output, "channel", index))
-        if not any(channel == one or matches(template_filter(one), channel) for one in route.publish):
+        if not any(channel == one or delivers(template_filter(one), channel) for one in route.publish):
             raise BadEvent(
                 f"{route.function} emitted to {channel}, which its manifest does not list",
                 hint=f"Add it to publish: of function {route.function}; it lists {', '.join(route.publish) or 'nothing'}.",

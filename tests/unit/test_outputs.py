@@ -1,5 +1,6 @@
 """What an instance says it produced is untrusted: each wrong part is refused by name."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from edgeflow.errors import EdgeflowError, TooLarge
 from edgeflow.flow.outputs import build_events, build_values
 from edgeflow.settings import Limits
 
-ROUTE = FunctionRoute("detect", "r1", (InputRoute("frames", "vision/frames"),), None, (), None, ("vision/faces",), {}, RetryPolicy())
+ROUTE = FunctionRoute(
+    "detect", "r1", (InputRoute("frames", "vision/frames"),), None, (), None, ("vision/faces",), {}, RetryPolicy()
+)
 
 
 def build(*outputs: Any, hop: int = 1, **limits: int) -> Any:
@@ -51,6 +54,21 @@ def test_wrong_outputs_are_refused(output: Any) -> None:
         return
     with pytest.raises(EdgeflowError):
         build(output)
+
+
+def test_templates_allow_what_they_can_become_and_nothing_that_belongs_to_edgeflow() -> None:
+    route = replace(ROUTE, publish=("vision/cam/{id}/faces", "vision/+/log"))
+
+    def emit(channel: str) -> str:
+        (event,) = build_events(
+            [{"channel": channel, "data": b""}], invocation="i", namespace="vision", route=route, pop="la", hop=1, now_ms=5, limits=Limits()
+        )  # fmt: skip
+        return event.channel
+
+    assert [emit(one) for one in ("cam/7/faces", "vision/a/log")] == ["vision/cam/7/faces", "vision/a/log"]
+    for channel in ("cam/7/8/faces", "cam/+/faces", "a/b/log", "_dead/log", "_re/log"):
+        with pytest.raises(EdgeflowError):
+            emit(channel)
 
 
 def test_limits_of_a_commit() -> None:
