@@ -3,7 +3,7 @@
 What it is: a synchronous client of the HTTP API (docs/api.md) with retries that cannot double anything.
 What it is not: an MQTT client, or a part of the agent; it needs httpx and the URL and token of one PoP.
 What must stay true: a repeated publish carries the same id, so it stays one event; `subscribe` yields each event once over any number of reconnects
-and says what is missing; the token is sent to that one PoP only.
+and says what is missing; a token is sent to its own PoP only.
 
     with Client.from_home("chicago") as client:
         client.publish("vision/chunks", Path("clip.mp4").read_bytes(), subject="clip")
@@ -11,27 +11,28 @@ and says what is missing; the token is sent to that one PoP only.
             ...
 """
 
-import base64
 import hashlib
+import itertools
 import json
 import os
 import random
 import time
 import uuid
-from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import httpx
 
 from edgeflow.core.channels import check_channel, check_filter
-from edgeflow.core.events import LOG_ATTRIBUTES, parse_time
 from edgeflow.errors import BadRequest, EdgeflowError, NotFound, Unavailable
+from edgeflow.sdk.subscription import FIRST_WAIT_S, LONGEST_WAIT_S, ApiError, Pop, Subscription
+from edgeflow.sdk.subscription import Gap as Gap
+from edgeflow.sdk.subscription import ReceivedEvent as ReceivedEvent
+from edgeflow.sdk.subscription import parse_sse as parse_sse
 
 _chance = random.Random()
 """Of our own: the global generator belongs to the program that uses this, which may have seeded it."""
@@ -41,33 +42,9 @@ Data = bytes | bytearray | memoryview | str | int | float | bool | list[Any] | d
 
 CLUSTER_FILES = ("cluster.json", "docker/cluster.json")
 """Below the home folder: of local processes, of containers. Paths in them are relative to the home folder."""
-SEEN_EVENTS = 10_000
-SILENCE_S = 35.0
-"""Longest silence (s) of a stream before it is taken for dead; the PoP sends a heartbeat every 10 s."""
 Rows = list
 """`list` by another name: inside the class, `list` is the method."""
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
-_CE_FIELDS = frozenset(
-    {
-        "specversion",
-        "id",
-        "source",
-        "type",
-        "time",
-        "subject",
-        "datacontenttype",
-        "dataref",
-        "data",
-        "data_base64",
-        "channel",
-        "size",
-    }
-)
 _HEADER_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
-
-
-class ApiError(EdgeflowError):
-    """The PoP answered with an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,81 +85,37 @@ class Value(ValueInfo):
         return self.data.decode()
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Events that this stream will not show: `reason`, and what else is known (channel, origin, epoch, from, to)."""
-
-    reason: str
-    cursor: str
-    details: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class ReceivedEvent:
-    """One event of a stream. `cursor` resumes behind it at the same PoP; `time_ms` is in ms since 1970."""
-
-    channel: str
-    id: str
-    source: str
-    type: str
-    time_ms: int
-    subject: str | None
-    datacontenttype: str | None
-    attributes: Mapping[str, str]
-    origin: str
-    epoch: int
-    seq: int
-    cursor: str
-    _load: Callable[[], bytes] = field(repr=False, compare=False)
-    _remote_bytes: int | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def size_bytes(self) -> int:
-        """Size of the body; does not fetch it."""
-        return len(self._load()) if self._remote_bytes is None else self._remote_bytes
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether the body is over 1 MiB and so has to be fetched."""
-        return self._remote_bytes is not None
-
-    @property
-    def data(self) -> bytes:
-        """The body; one over 1 MiB is fetched from the PoP each time. Raises EdgeflowError when that fails."""
-        return self._load()
-
-    def json(self) -> Any:
-        """The body as JSON. Raises ValueError."""
-        return json.loads(self.data)
-
-    def text(self) -> str:
-        """The body as UTF-8 text. Raises UnicodeDecodeError."""
-        return self.data.decode()
-
-    @property
-    def time(self) -> datetime:
-        """CloudEvents time."""
-        return datetime.fromtimestamp(self.time_ms / 1000, UTC)
-
-
 class Client:
     """One PoP's API. Thread-safe except that each `subscribe` iterator belongs to one thread. Raises EdgeflowError and its subclasses only."""
 
     def __init__(
-        self, url: str, token: str, *, timeout_s: float = 30.0, retry_s: float = 30.0, transport: httpx.BaseTransport | None = None
+        self, url: str, token: str, *, timeout_s: float = 30.0, retry_s: float = 30.0, transport: httpx.BaseTransport | None = None,
+        others: Sequence[tuple[str, str]] = (),
     ) -> None:  # fmt: skip
-        """`timeout_s`: longest silence of one request. `retry_s`: how long a call is repeated while the PoP cannot take it."""
+        """`timeout_s`: longest silence of one request. `retry_s`: how long a call is repeated while the PoP cannot take it.
+
+        `others`: (url, token) of other PoPs of the cluster. Durable subscriptions go on there when their PoP is away, and bodies of events are
+        fetched there then; nothing else is asked of them.
+        """
         self.url = url.rstrip("/")
         self._retry_s = retry_s
         self._source = f"urn:edgeflow:client:{uuid.uuid4().hex[:12]}"
-        self._http = httpx.Client(
-            base_url=self.url, headers={"Authorization": f"Bearer {token}"}, timeout=timeout_s, transport=transport, trust_env=False
-        )  # fmt: skip
+        self._pops = [
+            Pop(
+                address.rstrip("/"),
+                httpx.Client(
+                    base_url=address.rstrip("/"), headers={"Authorization": f"Bearer {secret}"}, timeout=timeout_s, transport=transport,
+                    trust_env=False,
+                ),
+            )
+            for address, secret in ((url, token), *others)
+        ]  # fmt: skip
 
     @classmethod
     def from_home(cls, pop: str | None = None, *, home: Path | None = None, **options: Any) -> Self:
         """A client of a running local cluster: of `pop`, else of the first one. `home` defaults to $EDGEFLOW_HOME, else `.edgeflow`.
 
+        The other PoPs are those that durable subscriptions can go on at.
         Finds local processes and containers. Raises NotFound when nothing was started there or it has no such PoP.
         """
         folder = home or Path(os.environ.get("EDGEFLOW_HOME") or ".edgeflow")
@@ -192,12 +125,17 @@ class Client:
         name = pop if pop is not None else next(iter(pops), None)
         if name not in pops:
             raise NotFound(f"there is no PoP {name!r}; there are {', '.join(pops) or 'none'}")
+        names = list(pops)
+        at = names.index(name)
+        others = [_access(folder, pops[other]) for other in (*names[at + 1 :], *names[:at])]
         access = pops[name]["api"]
-        return cls(access["url"], (folder / access["token_file"]).read_text().strip(), **options)
+        token = (folder / access["token_file"]).read_text().strip()
+        return cls(access["url"], token, **{"others": [other for other in others if other is not None], **options})
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        for pop in self._pops:
+            pop.http.close()
 
     def __enter__(self) -> Self:
         return self
@@ -237,59 +175,34 @@ class Client:
         )
 
     def subscribe(
-        self, pattern: str, *, from_: str | int = "now", reconnect_s: float | None = None
-    ) -> Generator[ReceivedEvent | Gap, None, None]:
-        """Events on a channel or MQTT filter (`vision/+/left`, `vision/#`), for ever; gaps as `Gap`.
+        self, pattern: str, *, from_: str | int = "now", durable: str | None = None, reconnect_s: float | None = None
+    ) -> Subscription:
+        """Events on a channel or MQTT filter (`vision/+/left`, `vision/#`), for ever, each once; gaps as `Gap`.
 
-        `from_`: "now", "start", or a cursor (everything behind it). Reconnects by itself; gives up after `reconnect_s` without a connection (None = never).
-        Raises Unavailable then, BadName for a bad filter, and foreign-cursor as ApiError for a cursor of another PoP.
+        `from_`: "now", "start", or a cursor of any PoP (everything behind it). Reconnects by itself; gives up after `reconnect_s` without a connection
+        (None = never). Raises Unavailable then, and BadName for a bad filter.
+
+        `durable`: the name of a consumer whose place the cluster keeps. It goes on where it stopped (`from_` counts for a new one only), here or at any
+        PoP; when its PoP is away it goes on at the next one that this client knows. Acknowledged is what the caller is done with: an event when the
+        next is asked for, or by `close()` or the end of a `with` block, at most every 0.5 s. What was not acknowledged comes again.
         """
         check_filter(pattern)
-        cursor: str | None = None
-        start = str(from_)
-        seen: OrderedDict[tuple[str, str], None] = OrderedDict()
-        failing_since: float | None = None
-        wait_s = FIRST_WAIT_S
-        while True:
-            headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": cursor} if cursor else {})
-            params = {} if cursor else {"from": start}
-            try:
-                timeout = httpx.Timeout(SILENCE_S, connect=10.0)
-                with self._http.stream(
-                    "GET", f"/v1/channels/{_path(pattern)}", headers=headers, params=params, timeout=timeout
-                ) as response:
-                    if response.status_code != 200:
-                        response.read()
-                        raise _error(response)
-                    failing_since, wait_s = None, FIRST_WAIT_S
-                    for frame_id, kind, text in parse_sse(response.iter_bytes()):
-                        cursor = frame_id or cursor
-                        if not text:
-                            continue
-                        document = json.loads(text)
-                        if kind == "gap":
-                            yield Gap(str(document.get("reason", "")), cursor or "", document)
-                            continue
-                        event = self._received(document, cursor or "")
-                        key = (event.source, event.id)
-                        if key in seen:
-                            continue
-                        seen[key] = None
-                        if len(seen) > SEEN_EVENTS:
-                            seen.popitem(last=False)
-                        yield event
-            except httpx.TransportError as error:
-                trouble: EdgeflowError = Unavailable(f"the stream from {self.url} broke: {error!r}")
-            except Unavailable as error:
-                trouble = error
-            else:
-                trouble = Unavailable(f"{self.url} ended the stream")
-            now = time.monotonic()
-            failing_since = failing_since if failing_since is not None else now
-            if reconnect_s is not None and now - failing_since > reconnect_s:
-                raise trouble
-            time.sleep(wait_s * _chance.uniform(0.5, 1.0))
-            wait_s = min(wait_s * 2, LONGEST_WAIT_S)
+        return Subscription(
+            self._pops, pattern, str(from_), durable=durable, reconnect_s=reconnect_s, fetch=self._fetch, error_of=_error
+        )  # fmt: skip
+
+    def consumers(self, namespace: str) -> Rows[dict[str, Any]]:
+        """The durable consumers of a namespace as this PoP knows them: {name, filter, cursor, acked_ms, behind}. Raises NotFound."""
+        items: Rows[dict[str, Any]] = self._call("GET", f"/v1/consumers/{_path(namespace)}").json()["items"]
+        return items
+
+    def delete_consumer(self, namespace: str, name: str) -> bool:
+        """Forget a durable consumer at every PoP; False when there was none."""
+        try:
+            self._call("DELETE", f"/v1/consumers/{_path(namespace)}/{_path(name)}")
+        except NotFound:
+            return False
+        return True
 
     def channels(self, namespace: str | None = None) -> Rows[dict[str, Any]]:
         """Channels with their number of events at this PoP: {channel, events}."""
@@ -438,15 +351,22 @@ class Client:
 
     def _call(
         self, method: str, path: str, *, content: bytes | None = None, headers: Mapping[str, str] | None = None,
-        params: Mapping[str, str] | None = None, is_repeatable: bool = True,
+        params: Mapping[str, str] | None = None, is_repeatable: bool = True, pops: Sequence[Pop] = (), timeout_s: float | None = None,
     ) -> httpx.Response:  # fmt: skip
-        """One call, repeated while the PoP cannot take it. One that is not repeatable is repeated only if it certainly did nothing."""
+        """One call, repeated while the PoP cannot take it, at the next of `pops` if there are several. One that is not repeatable is repeated only if it
+        certainly did nothing.
+        """
+        turns = itertools.cycle(pops or self._pops[:1])
+        timeout = httpx.USE_CLIENT_DEFAULT if timeout_s is None else httpx.Timeout(timeout_s)
         deadline = time.monotonic() + self._retry_s
         wait_s = FIRST_WAIT_S
         repeated = False
         while True:
+            pop = next(turns)
             try:
-                response = self._http.request(method, path, content=content, headers=headers, params=params)
+                response = pop.http.request(
+                    method, path, content=content, headers=headers, params=params, timeout=timeout
+                )
                 if response.is_success:
                     return response
                 error = _error(response)
@@ -454,7 +374,7 @@ class Client:
                     return response
                 did_nothing = error.code == "busy"
             except httpx.TransportError as trouble:
-                error = Unavailable(f"{self.url} cannot be reached: {trouble!r}")
+                error = Unavailable(f"{pop.url} cannot be reached: {trouble!r}")
                 did_nothing = isinstance(trouble, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
             may_repeat = isinstance(error, Unavailable) and (is_repeatable or did_nothing)
             if not may_repeat or time.monotonic() + wait_s > deadline:
@@ -463,38 +383,17 @@ class Client:
             wait_s = min(wait_s * 2, LONGEST_WAIT_S)
             repeated = True
 
-    def _received(self, document: dict[str, Any], cursor: str) -> ReceivedEvent:
-        attributes = {
-            name: str(value)
-            for name, value in document.items()
-            if name not in _CE_FIELDS and name not in LOG_ATTRIBUTES
-        }
-        return ReceivedEvent(
-            channel=document["channel"], id=document["id"], source=document["source"], type=document["type"], time_ms=parse_time(document["time"]),
-            subject=document.get("subject"), datacontenttype=document.get("datacontenttype"), attributes=attributes,
-            origin=document.get("origin", ""), epoch=int(document.get("epoch", 0)), seq=int(document.get("seq", 0)), cursor=cursor,
-            _load=self._loader(document),
-            _remote_bytes=int(document.get("size", 0)) if "dataref" in document else None,
-        )  # fmt: skip
+    def _fetch(self, path: str, at: int) -> bytes:
+        """A body that PoP `at` offers; from the others when it is away."""
+        return self._call("GET", path, pops=[*self._pops[at:], *self._pops[:at]]).content
 
-    def _loader(self, document: dict[str, Any]) -> Callable[[], bytes]:
-        if "data_base64" in document:
-            return lambda: base64.b64decode(document["data_base64"])
-        if "data" in document:
-            value = document["data"]
-            is_json = "json" in (document.get("datacontenttype") or "json")
-            return lambda: (
-                json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
-                if is_json
-                else str(value).encode()
-            )
-        # Only the path is taken: the token goes to this PoP and to no other host, whatever the event says.
-        path = urlsplit(str(document.get("dataref", ""))).path
-        if not path.startswith("/v1/blobs/"):
-            raise ApiError(
-                f"the event {document.get('id')!r} refers to {document.get('dataref')!r}, which is not a blob of this PoP"
-            )
-        return lambda: self._call("GET", path).content
+
+def _access(folder: Path, pop: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(url, token) of a PoP of a cluster file; None when its token cannot be read."""
+    try:
+        return pop["api"]["url"], (folder / pop["api"]["token_file"]).read_text().strip()
+    except (OSError, KeyError):
+        return None
 
 
 def _read_pops(path: Path) -> dict[str, Any] | None:
@@ -521,34 +420,6 @@ def encode_data(data: Data) -> tuple[bytes, str | None]:
         raise BadRequest(
             f"a {type(data).__name__} cannot be sent: {error}", hint="Give bytes, text, or what JSON can hold."
         ) from None
-
-
-def parse_sse(chunks: Iterator[bytes]) -> Iterator[tuple[str | None, str, str]]:
-    """(id or None, event name, data) of each frame of a server-sent event stream; data is empty for a frame that only moves the cursor."""
-    rest = b""
-    frame_id: str | None = None
-    kind = "message"
-    data: Rows[str] = []
-    for chunk in chunks:
-        if b"\n" not in chunk:
-            rest += chunk
-            continue
-        *lines, rest = (rest + chunk).split(b"\n")
-        for raw in lines:
-            line = raw.removesuffix(b"\r")
-            if not line:
-                if frame_id is not None or data:
-                    yield frame_id, kind, "\n".join(data)
-                frame_id, kind, data = None, "message", []
-                continue
-            name, _, value = line.partition(b":")
-            text = value.removeprefix(b" ").decode("utf-8", "replace")
-            if name == b"id":
-                frame_id = text
-            elif name == b"event":
-                kind = text
-            elif name == b"data":
-                data.append(text)
 
 
 def _error(response: httpx.Response) -> EdgeflowError:

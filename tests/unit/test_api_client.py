@@ -15,6 +15,7 @@ from edgeflow.core.events import Event
 from edgeflow.core.manifest import parse, resolve
 from edgeflow.errors import BadName, BadRequest, NotFound, TooLarge, Unauthorized, Unavailable, VersionMismatch
 from edgeflow.sdk import client as module
+from edgeflow.sdk import subscription
 from edgeflow.sdk.client import Client, Gap, ReceivedEvent, encode_data, parse_sse
 
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -45,8 +46,9 @@ def client(api: Api) -> Iterator[Client]:
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr(module, "LONGEST_WAIT_S", 0.02)
+    for place in (module, subscription):
+        monkeypatch.setattr(place, "FIRST_WAIT_S", 0.01)
+        monkeypatch.setattr(place, "LONGEST_WAIT_S", 0.02)
 
 
 def scripted(answers: list[httpx.Response | Exception], **options: Any) -> tuple[Client, list[httpx.Request]]:
@@ -227,7 +229,9 @@ class TestSubscribing:
             "image/jpeg",
             {"chunk": "1"},
         )
-        assert (picture.origin, picture.epoch, picture.seq, picture.cursor) == ("chicago", 1, 1, "chicago:1")
+        assert (picture.origin, picture.epoch, picture.seq, picture.cursor) == ("chicago", 1, 1, picture.cursor)
+        assert picture.cursor.partition(".")[0] == "chicago:1"
+        assert large.cursor.endswith(";chicago.1.4")
         events.close()
 
     def test_it_resumes_and_yields_each_id_once(self) -> None:
@@ -257,11 +261,6 @@ class TestSubscribing:
         client, _ = scripted([httpx.ConnectError("down")] * 100)
         with pytest.raises(Unavailable):
             next(client.subscribe("vision/a", reconnect_s=0.05))
-
-    def test_another_pops_cursor(self, client: Client, vision: FakeNamespace) -> None:
-        with pytest.raises(module.ApiError) as caught:
-            next(client.subscribe("vision/a", from_="ny:4"))
-        assert (caught.value.code, caught.value.status) == ("foreign-cursor", 409)
 
     def test_over_a_restart_of_the_server(self, api: Api, vision: FakeNamespace) -> None:
         got: list[str] = []
