@@ -216,25 +216,33 @@ class World:
 
     # -- inputs and results --------------------------------------------------------------------------------------------
 
+    def number(self, count: int) -> range:
+        """Numbers of the next `count` inputs, owed a result from now on."""
+        with self._lock:
+            first = len(self.sent)
+            numbers = range(first, first + count)
+            self.sent += [f"s{number}" for number in numbers]
+        return numbers
+
+    def publish_over_http(self, number: int, pop: str) -> None:
+        """Publish one numbered input, repeated under the same id until the PoP has acknowledged it."""
+        data = {"n": number, "flaky": number % FLAKY == 0}
+        self._clients[pop].publish(f"{NAMESPACE}/start", data, id=f"e{number}", source="faults", subject=f"s{number}")
+
     def publish(
         self, count: int, *, via: Iterable[tuple[Via, str]] = (("mqtt", "la"), ("http", "la"), ("http", "ny"))
     ) -> list[str]:
         """Publish `count` inputs, each by the next of `via` in turn; their subjects, once all are acknowledged."""
         ways = list(via)
-        with self._lock:
-            first = len(self.sent)
-            numbers = range(first, first + count)
-            self.sent += [f"s{number}" for number in numbers]
+        numbers = self.number(count)
         unconfirmed = []
         for number in numbers:
             way, pop = ways[number % len(ways)]
-            data = {"n": number, "flaky": number % FLAKY == 0}
             if way == "mqtt":
-                unconfirmed.append(self._publisher.publish(f"e{number}", f"s{number}", json.dumps(data).encode()))
+                data = json.dumps({"n": number, "flaky": number % FLAKY == 0})
+                unconfirmed.append(self._publisher.publish(f"e{number}", f"s{number}", data.encode()))
             else:
-                self._clients[pop].publish(
-                    f"{NAMESPACE}/start", data, id=f"e{number}", source="faults", subject=f"s{number}"
-                )
+                self.publish_over_http(number, pop)
         for message in unconfirmed:
             message.wait_for_publish(60)
             assert message.is_published()
@@ -270,9 +278,12 @@ class World:
         except NotInTime:
             raise NotInTime(f"not settled within {deadline_s:g} s: {self.describe()}") from None
 
-    def check(self) -> list[str]:
-        """Everything that is wrong now that the work is over; empty when all adds up."""
-        self.settle()
+    def check(self, *, mqtt_too: bool = True, deadline_s: float = 60.0) -> list[str]:
+        """Everything that is wrong now that the work is over; empty when all adds up.
+
+        `mqtt_too`: the plain MQTT subscriber has all results as well, which holds as long as its broker lived.
+        """
+        self.settle(deadline_s)
         ledgers = {pop: ledger.read(self.socket(pop), NAMESPACE, pop) for pop in POPS}
         problems = []
         for pop, book in ledgers.items():
