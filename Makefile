@@ -1,5 +1,5 @@
 # Only calls scripts; each says at its top what it does.
-.PHONY: demo setup test test-faults bench lint docs docker-engine
+.PHONY: demo setup test test-faults bench bench-flow lint docs docker-engine
 
 demo:
 	@INPUT="$(INPUT)" REFERENCE="$(REFERENCE)" MODE="$(MODE)" scripts/demo
@@ -15,6 +15,9 @@ test-faults:
 
 bench:
 	@scripts/bench
+
+bench-flow:
+	@scripts/bench-flow
 
 lint:
 	@scripts/lint

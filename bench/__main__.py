@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 
 from bench import machine, measures, report
+from bench.generator import quantile
 from bench.pahos import NoAnswer
 from bench.stage import Stage, running
 from edgeflow.errors import EdgeflowError
@@ -122,12 +123,12 @@ def measure(
             trips, disk_ms = measures.round_trips(stage, paths, rounds, seconds / 3, say)
             document["round_trips"] = {name: one.to_json() for name, one in trips.items()}
             document["fdatasync_ms"] = {
-                "p50": round(measures.quantile(disk_ms, 0.5), 4),
-                "p99": round(measures.quantile(disk_ms, 0.99), 4),
+                "p50": round(quantile(disk_ms, 0.5), 4),
+                "p99": round(quantile(disk_ms, 0.99), 4),
             }
         if Part.FLOW in parts:
             busy_disk_ms = measures.busy_fdatasyncs_ms(stage, 1.0)
-            document["fdatasync_ms"]["p50_while_events_flow"] = round(measures.quantile(busy_disk_ms, 0.5), 4)
+            document["fdatasync_ms"]["p50_while_events_flow"] = round(quantile(busy_disk_ms, 0.5), 4)
             rows.append(report.flow_row(trips, disk_ms, busy_disk_ms))
         if Part.RATE in parts:
             results = measures.floods(stage, rounds, seconds, window, os.getpid(), say)
@@ -156,9 +157,7 @@ def measure(
 
 
 def _fast(stage: Stage, document: dict[str, Any], rounds: int, seconds: float, say: Any) -> report.Row:
-    """The row of the `qos: 0` input, if there is such a thing."""
-    if not stage.fast:
-        return report.fast_row(None)
+    """The row of the `qos: 0` input."""
     try:
         trips, _ = measures.round_trips(stage, [measures.FAST_ECHO, measures.FAST], rounds, seconds, say)
     except NoAnswer as error:

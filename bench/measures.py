@@ -4,7 +4,6 @@ What must stay true: edgeflow and its references are measured in turns, round by
 answer is counted by the number it carries, and a measurement in which one is lost or comes twice says so.
 """
 
-import secrets
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -13,8 +12,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from bench.machine import Usage, fdatasyncs_ms, memory_mib, usage, used
-from bench.packets import Attributes, Broker, Peer, Template
+from bench.generator import Flood, MqttGenerator, drive, quantile
+from bench.machine import fdatasyncs_ms, memory_mib, usage, used
+from bench.packets import Attributes, Broker
 from bench.pahos import Pinger
 from bench.stage import CHAINS, NAMESPACE, PLAIN, Say, Stage, bare_echo, chain_channels
 
@@ -30,17 +30,9 @@ ATTRIBUTES: Attributes = (
     ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
 )
 """With the content type: the eight CloudEvents attributes of a published event."""
-DRAIN_S = 10.0
 FSYNCS = 100
 FSYNC_PAUSE_S = 0.002
 """Between two of them: a store that gets one event at a time does not sync in a tight loop, where each would take half as long."""
-SETTLE_S = 0.3
-
-
-def quantile(samples: Sequence[float], share: float) -> float:
-    """The sample below which `share` of them lie."""
-    ordered = sorted(samples)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
 @dataclass
@@ -84,9 +76,9 @@ def chain_path(length: int) -> Path:
     return Path(f"chain of {length}", f"{NAMESPACE}/{channels[0]}", f"{NAMESPACE}/{channels[-1]}")
 
 
-def published_attributes(stage: Stage) -> tuple[Attributes, str | None]:
-    """What edgeflow puts on an event that it publishes: the bare echo answers with the same."""
-    path = chain_path(1)
+def published_attributes(stage: Stage, path: Path | None = None) -> tuple[Attributes, str | None]:
+    """What edgeflow puts on an event that it publishes: the bare echo answers with the same. `path` = through one function."""
+    path = path or chain_path(1)
     pinger = Pinger(stage.broker, path.answers)
     try:
         pinger.ping(path.requests, ATTRIBUTES, CONTENT_TYPE, PAYLOAD_BYTES, timeout_s=30.0)
@@ -152,69 +144,13 @@ def _trips(pinger: Pinger, path: Path, seconds: float) -> list[float]:
     return samples
 
 
-@dataclass(frozen=True, slots=True)
-class Flood:
-    """One round with many events under way."""
-
-    events_per_s: float
-    p50_ms: float
-    p99_ms: float
-    events: int
-    lost: int
-    twice: int
-    processor_us: Mapping[str, float]
-    """Processor time per event by process (microseconds)."""
-
-
 def flood(broker: Broker, path: Path, seconds: float, window: int, pids: Mapping[str, int]) -> Flood:
-    """Keep `window` events under way for `seconds`, after a warm-up of a fifth of that. Rate and times are of what came back in those seconds."""
-    template = Template(path.requests, ATTRIBUTES, CONTENT_TYPE, PAYLOAD_BYTES)
-    peer = Peer(broker, f"bench-flood-{secrets.token_hex(16)}", path.answers)
-    # The id of an event is its number: it must be new to edgeflow in every round.
-    first = sent = secrets.randbits(47) << 16
-    under_way: dict[int, float] = {}
-    times_s: list[float] = []
-    done = twice = 0
-    warm_s = seconds / 5
-    started_s = time.perf_counter()
-    before: Usage | None = None
-    began_s = started_s + warm_s
+    """Keep `window` events under way for `seconds`."""
+    generator = MqttGenerator(broker, [path.requests], path.answers, ATTRIBUTES, CONTENT_TYPE, PAYLOAD_BYTES)
     try:
-        while (now_s := time.perf_counter()) < began_s + seconds:
-            if before is None and now_s >= began_s:
-                before, began_s, done, times_s = usage(pids), now_s, 0, []
-            packets = []
-            while len(under_way) < window:
-                under_way[sent] = now_s
-                packets.append(template.packet(sent))
-                sent += 1
-            peer.send(b"".join(packets))
-            numbers = peer.receive(1.0)
-            now_s = time.perf_counter()
-            for number in numbers:
-                since_s = under_way.pop(number, None)
-                if since_s is None:
-                    twice += first <= number < sent
-                    continue
-                done += 1
-                times_s.append(now_s - since_s)
-            if not numbers and now_s - max(under_way.values()) > DRAIN_S:
-                break
-        ended_s = time.perf_counter()
-        after = usage(pids)
-        events = done
-        until_s = ended_s + DRAIN_S
-        while under_way and time.perf_counter() < until_s:
-            for number in peer.receive(0.5):
-                twice += under_way.pop(number, None) is None and first <= number < sent
+        return drive(generator, seconds, window, pids=pids)
     finally:
-        peer.close()
-    took_s = ended_s - began_s
-    spent = used(before, after) if before is not None else {}
-    return Flood(
-        events / took_s, quantile(times_s or [0.0], 0.5) * 1000, quantile(times_s or [0.0], 0.99) * 1000, events, len(under_way), twice,
-        {name: seconds * 1e6 / max(1, events) for name, seconds in spent.items()},
-    )  # fmt: skip
+        generator.close()
 
 
 def floods(
@@ -232,7 +168,6 @@ def floods(
                 say(f"events per second: {path.name}, round {number} of {rounds}")
                 result = flood(broker, path, seconds * share, window, pids)
                 results.setdefault(path.name, []).append(result)
-                time.sleep(SETTLE_S)
     return results
 
 

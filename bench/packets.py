@@ -47,23 +47,41 @@ def publish_properties(attributes: Attributes, content_type: str | None) -> byte
 
 
 class Template:
-    """A QoS 1 PUBLISH whose message id, event id and number are filled in. The number is the last NUMBER_BYTES of the payload."""
+    """A PUBLISH whose message id, numbered attributes and number are filled in. The number is the last NUMBER_BYTES of the payload.
 
-    def __init__(self, topic: str, attributes: Attributes, content_type: str | None, payload_bytes: int) -> None:
+    A numbered attribute has the number as its value, in hexadecimal digits, as many as its value in `attributes` has characters.
+    """
+
+    def __init__(
+        self,
+        topic: str,
+        attributes: Attributes,
+        content_type: str | None,
+        payload_bytes: int,
+        *,
+        numbered: Sequence[str] = ("id",),
+        qos: int = 1,
+    ) -> None:
         properties = publish_properties(attributes, content_type)
-        mark = dict(attributes)["id"].encode()
-        before, _, after = properties.partition(mark)
-        body_bytes = 2 + len(topic.encode()) + 2 + len(properties) + payload_bytes
-        self._head = b"\x32" + variable_int(body_bytes) + text(topic)
-        self._before = before
-        self._after = after + b"x" * (payload_bytes - NUMBER_BYTES)
-        self._id_digits = len(mark)
+        marks = [value.encode() for name, value in attributes if name in numbered]
+        self._qos = qos
+        size_bytes = 2 + len(topic.encode()) + (2 if qos else 0) + len(properties) + payload_bytes
+        self._head = bytes([0x30 | qos << 1]) + variable_int(size_bytes) + text(topic)
+        self._pieces = []
+        for mark in marks:
+            before, _, properties = properties.partition(mark)
+            self._pieces.append((before, b"%%0%dx" % len(mark)))
+        self._tail = properties + b"x" * (payload_bytes - NUMBER_BYTES)
 
-    def packet(self, number: int) -> bytes:
-        """The packet of message `number`; its id is the number, in as many digits as the id of the attributes has."""
-        id = b"%0*x" % (self._id_digits, number)
-        message_id = (number % _MOST_MESSAGE_IDS + 1).to_bytes(2, "big")
-        return b"".join((self._head, message_id, self._before, id, self._after, _NUMBER.pack(number)))
+    def packet(self, number: int, message_id: int) -> bytes:
+        """The packet of message `number`."""
+        parts = [self._head]
+        if self._qos:
+            parts.append(message_id.to_bytes(2, "big"))
+        for before, digits in self._pieces:
+            parts += (before, digits % number)
+        parts += (self._tail, _NUMBER.pack(number))
+        return b"".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +97,17 @@ class Broker:
 class Peer:
     """One connected session, subscribed to `topic`."""
 
-    def __init__(self, broker: Broker, client_id: str, topic: str) -> None:
+    def __init__(self, broker: Broker, client_id: str, topic: str, *, qos: int = 1) -> None:
         self._sock = socket.create_connection((broker.host, broker.port), timeout=10)
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer = bytearray()
         self._out = bytearray()
+        self._message_id = 0
         flags = 0b1100_0010  # user name, password, clean start
         account = text(client_id) + text(broker.username) + text(broker.password)
         self._say(0x10, text("MQTT") + bytes([5, flags]) + struct.pack("!H", 60) + variable_int(0) + account)
         self._expect(CONNACK, 1)
-        self._say(0x82, struct.pack("!H", 1) + variable_int(0) + text(topic) + bytes([1]))
+        self._say(0x82, struct.pack("!H", 1) + variable_int(0) + text(topic) + bytes([qos]))
         self._expect(SUBACK, 3)
         self._sock.setblocking(False)
 
@@ -96,14 +115,22 @@ class Peer:
         """Close the connection without a farewell."""
         self._sock.close()
 
+    def next_message_id(self) -> int:
+        """One that has not been used for long."""
+        self._message_id = self._message_id % _MOST_MESSAGE_IDS + 1
+        return self._message_id
+
     def send(self, packets: bytes) -> None:
         """Queue packets; `receive` writes them."""
         self._out += packets
 
-    def receive(self, timeout_s: float) -> list[int]:
-        """Write what is queued, wait until something arrives (at most `timeout_s`), acknowledge it; the numbers of the messages that came."""
+    def receive(self, timeout_s: float) -> list[tuple[int, int]]:
+        """Write what is queued, wait until something arrives (at most `timeout_s`), acknowledge it; of each message that came its number, and the last
+        character of its topic."""
+        if self._out:
+            self._write()
         readable, writable, _ = select.select([self._sock], [self._sock] if self._out else [], [], timeout_s)
-        if writable:
+        if writable and not readable:
             self._write()
         if not readable:
             return []
@@ -116,8 +143,9 @@ class Peer:
             self._write()
         return numbers
 
-    def _scan(self) -> list[int]:
-        buffer, start, numbers = bytes(self._buffer), 0, []
+    def _scan(self) -> list[tuple[int, int]]:
+        buffer, start = bytes(self._buffer), 0
+        numbers: list[tuple[int, int]] = []
         available = len(buffer)
         while available - start >= 2:
             size, shift, at = 0, 0, start + 1
@@ -134,10 +162,10 @@ class Peer:
             if end > available:
                 break
             if buffer[start] >> 4 == PUBLISH:
+                topic_end = at + 2 + (buffer[at] << 8 | buffer[at + 1])
                 if buffer[start] & 0b110:
-                    topic_bytes = buffer[at] << 8 | buffer[at + 1]
-                    self._out += b"\x40\x02" + buffer[at + 2 + topic_bytes : at + 4 + topic_bytes]
-                numbers.append(_NUMBER.unpack_from(buffer, end - NUMBER_BYTES)[0])
+                    self._out += b"\x40\x02" + buffer[topic_end : topic_end + 2]
+                numbers.append((_NUMBER.unpack_from(buffer, end - NUMBER_BYTES)[0], buffer[topic_end - 1]))
             start = end
         if start:
             del self._buffer[:start]

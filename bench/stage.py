@@ -4,10 +4,7 @@ What must stay true: everything that was started is ended, whatever happens; the
 """
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.packets import Attributes, Broker
+from bench.processes import python_process
 from edgeflow.cli.apply import Target, apply_file
-from edgeflow.core import manifest
-from edgeflow.errors import BadManifest
 from edgeflow.host.discover import PopAccess
 from edgeflow.host.files import read_json
 from edgeflow.host.local import LocalCluster
@@ -47,26 +43,14 @@ def echo_function(subscribe: Any, publish: str, pop: str) -> dict[str, Any]:
     return {"build": "./echo", "subscribe": subscribe, "publish": publish, "place": {"pops": [pop]}}
 
 
-def fast_input_is_there() -> bool:
-    """Whether a manifest may ask for `qos: 0`."""
-    asked = {
-        "namespace": NAMESPACE,
-        "functions": {"fast": echo_function({"channel": "fast/0", "qos": 0, "as": "event"}, "fast/1", "here")},
-    }
-    try:
-        manifest.parse(asked)
-    except BadManifest:
-        return False
-    return True
-
-
 @dataclass
 class Stage:
     """A running cluster with its echo functions."""
 
     cluster: LocalCluster
+    pop: str
+    """The measured PoP."""
     access: PopAccess
-    fast: bool
 
     @property
     def broker(self) -> Broker:
@@ -75,8 +59,17 @@ class Stage:
             self.access.mqtt_host, self.access.mqtt_port, self.access.mqtt_username, self.access.mqtt_password
         )
 
+    @property
+    def store_socket(self) -> str:
+        """The unix socket of the measured PoP's Redis."""
+        return str((read_json(self.cluster.home.config_file(self.pop)) or {})["store"]["redis_socket"])
+
+    def apply(self, manifest_file: Path) -> None:
+        """Apply a manifest; returns when its functions are ready."""
+        apply_file(manifest_file, Target(self.access.api_url, self.access.token), timeout_s=90.0)
+
     def pids(self) -> dict[str, int]:
-        """Processes of the cluster: "<pop>/<process>", "<pop>/instance <function>", "links" and "supervisor"."""
+        """Processes of the cluster: "<pop>/<process>", "<pop>/instance <function> <run>", "links" and "supervisor"."""
         document = read_json(self.cluster.home.cluster_file) or {}
         pids = {
             "supervisor": (document.get("supervisor") or {}).get("pid"),
@@ -88,22 +81,27 @@ class Stage:
             for path in sorted((self.cluster.home.pop_dir(pop) / "state" / "instances").glob("*.json")):
                 run = read_json(path) or {}
                 if run.get("function"):
-                    pids[f"{pop}/instance {run['function']}"] = run.get("pid")
+                    pids[f"{pop}/instance {run['function']} {path.stem}"] = run.get("pid")
         return {name: pid for name, pid in pids.items() if pid}
 
 
+WriteApplication = Callable[[Path, str], Path]
+"""(folder, PoP) -> the manifest that was written there."""
+
+
 @contextmanager
-def running(pops: Sequence[str], measured: str, say: Say) -> Iterator[Stage]:
-    """A cluster with everything applied; ended and removed at the end."""
+def running(
+    pops: Sequence[str], measured: str, say: Say, write_application: WriteApplication | None = None
+) -> Iterator[Stage]:
+    """A cluster with everything applied (None = the echo functions of `make bench`); ended and removed at the end."""
     cluster = LocalCluster(pops)
     try:
         say(f"starting {len(pops)} PoPs")
         access = cluster.start().pop(measured)
-        fast = fast_input_is_there()
-        file = _write_application(cluster.home.root / "bench-application", measured, fast)
-        say("applying the echo functions")
-        apply_file(file, Target(access.api_url, access.token), timeout_s=90.0)
-        yield Stage(cluster, access, fast)
+        stage = Stage(cluster, measured, access)
+        say("applying the functions")
+        stage.apply((write_application or _write_application)(cluster.home.root / "bench-application", measured))
+        yield stage
     finally:
         # A second Ctrl-C must not leave processes behind.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -125,31 +123,11 @@ def bare_echo(
         "content_type": content_type,
         "qos": qos,
     }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench.pahos"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parent.parent,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-        start_new_session=True,
-    )
-    try:
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps(asked) + "\n")
-        process.stdin.flush()
-        if process.stdout.readline().strip() != "ready":
-            raise RuntimeError("the bare echo did not start")
-        yield process.pid
-    finally:
-        process.kill()
-        process.wait()
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                stream.close()
+    with python_process("bench.pahos", asked) as pid:
+        yield pid
 
 
-def _write_application(folder: Path, pop: str, fast: bool) -> Path:
+def _write_application(folder: Path, pop: str) -> Path:
     """The manifest and its one function folder; the path of the manifest."""
     (folder / "echo").mkdir(parents=True)
     (folder / "echo" / "handler.py").write_text(HANDLER)
@@ -159,8 +137,7 @@ def _write_application(folder: Path, pop: str, fast: bool) -> Path:
         for step in range(length):
             subscribe = {"channel": channels[step], "as": "event"}
             functions[f"chain{length}-{step + 1}"] = echo_function(subscribe, channels[step + 1], pop)
-    if fast:
-        functions["fast"] = echo_function({"channel": "fast/0", "qos": 0, "as": "event"}, "fast/1", pop)
+    functions["fast"] = echo_function({"channel": "fast/0", "qos": 0, "as": "event"}, "fast/1", pop)
     file = folder / "edgeflow.yaml"
     file.write_text(json.dumps({"namespace": NAMESPACE, "functions": functions}, indent=2))  # JSON is YAML
     return file

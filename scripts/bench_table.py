@@ -1,18 +1,20 @@
-"""Writes a benchmark's rows as a table into README.md.
+"""Writes benchmarks as tables into the documentation: `make bench` into README.md, `make bench-flow` into docs/benchmarks.md.
 
-What it is: from the JSON of `make bench` to Markdown between two markers. What it is not: a measurement.
+What it is: from a JSON document to Markdown between two markers. What it is not: a measurement.
 What must stay true: a goal that is missed is shown as missed; machine, settings and other load stand beside the numbers.
 """
 
 import argparse
 import json
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCK = re.compile(r"(<!-- bench: begin[^\n]*-->\n).*?(<!-- bench: end -->)", re.DOTALL)
+OUTPUT = ROOT / "bench-output"
+FLOW, SHAPES = OUTPUT / "flow.json", OUTPUT / "bench-flow.json"
 
 
 def table(document: Mapping[str, Any]) -> str:
@@ -32,15 +34,27 @@ def table(document: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write(document: Mapping[str, Any]) -> None:
+    """Replace the block that the document belongs to."""
+    if "cells" in document:
+        sys.path.insert(0, str(ROOT))
+        from bench.flow.report import markdown
+
+        page, name, text = ROOT / "docs" / "benchmarks.md", "bench-flow", markdown(document)
+    else:
+        page, name, text = ROOT / "README.md", "bench", table(document)
+    block = re.compile(rf"(<!-- {name}: begin[^\n]*-->\n).*?(<!-- {name}: end -->)", re.DOTALL)
+    page.write_text(block.sub(lambda found: found[1] + text + found[2], page.read_text()))
+
+
 def main() -> None:
-    """Replace the block in README.md."""
-    parser = argparse.ArgumentParser(description="Write the table of the last benchmark into README.md.")
-    parser.add_argument(
-        "file", type=Path, nargs="?", default=ROOT / "bench-output" / "flow.json", help="the JSON of `make bench`"
-    )
-    text = table(json.loads(parser.parse_args().file.read_text()))
-    readme = ROOT / "README.md"
-    readme.write_text(BLOCK.sub(lambda found: found[1] + text + found[2], readme.read_text()))
+    """Replace the blocks of the given document, or of those that were measured last."""
+    parser = argparse.ArgumentParser(description="Write the tables of benchmarks into the documentation.")
+    parser.add_argument("file", type=Path, nargs="?", help="a JSON document of `make bench` or `make bench-flow`")
+    asked = parser.parse_args().file
+    files = [asked] if asked else [file for file in (FLOW, SHAPES) if file.exists()]
+    for file in files:
+        write(json.loads(file.read_text()))
 
 
 if __name__ == "__main__":
