@@ -128,13 +128,15 @@ def test_nats_messages_are_cut_wherever_the_socket_cuts_them(listener: socket.so
 
 def test_a_message_that_was_not_stored_ends_the_measurement(listener: socket.socket) -> None:
     def talk(connection: socket.socket) -> None:
+        read(connection, b"PING\r\n")
         connection.sendall(b"PONG\r\n")
+        read(connection, b"HPUB")
         said = b'{"error":{"code":503}}'
         connection.sendall(b"MSG _INBOX.bench 2 %d\r\n%s\r\n" % (len(said), said))
-        connection.recv(4096)
 
     thread = serve(listener, talk)
     generator = NatsGenerator(listener.getsockname()[1], "in", "out", ATTRIBUTES, "text/plain", 16)
+    generator.start(1)
     with closing(generator), pytest.raises(ConnectionError, match="did not store"):
         until(generator, 1)
     thread.join(5)
