@@ -5,6 +5,8 @@ What it is not: a place for control flow inside one module.
 What must stay true: a class docstring is the default message; codes are never reused for another meaning; `docs/errors.md` lists each of them.
 """
 
+from collections.abc import Mapping
+
 
 class EdgeflowError(Exception):
     """Something went wrong in edgeflow."""
@@ -14,10 +16,14 @@ class EdgeflowError(Exception):
     hint = "Look at the agent's log (`edgeflow logs`), and report it if the log does not explain it."
     retryable = False
 
-    def __init__(self, message: str | None = None, *, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str | None = None, *, hint: str | None = None, details: Mapping[str, object] | None = None
+    ) -> None:
+        """`details`: what a program may want to know beside the text; members of the problem document."""
         self.message = message or (type(self).__doc__ or "").strip().splitlines()[0]
         if hint is not None:
             self.hint = hint
+        self.details = dict(details or {})
         super().__init__(self.message)
 
 
@@ -71,6 +77,46 @@ class NotFound(EdgeflowError):
     code = "not-found"
     status = 404
     hint = "List what is there with `edgeflow get` or `edgeflow kv list`."
+
+
+class AtAnotherPop(EdgeflowError):
+    """What was asked for is kept at another PoP."""
+
+    code = "at-another-pop"
+    status = 421
+    hint = "Ask the PoP that the message names; the edgeflow command finds it by itself unless --pop is given."
+
+
+class NotInvocable(EdgeflowError):
+    """The function cannot be called with one event."""
+
+    code = "not-invocable"
+    status = 422
+    hint = "Publish on the channels that it subscribes to; `edgeflow get functions` shows it."
+
+
+class InvocationDead(EdgeflowError):
+    """The invocation was given up."""
+
+    code = "invocation-dead"
+    status = 502
+    hint = "`edgeflow dlq show <invocation>` has the traceback and the inputs; `edgeflow dlq redrive <invocation>` tries again."
+
+
+class InvocationDropped(EdgeflowError):
+    """The invocation ended without being carried out."""
+
+    code = "invocation-dropped"
+    status = 502
+    hint = "Its deadline passed, or a newer event took its place, as the manifest's `channels:` says; call again if it still matters."
+
+
+class InvocationPending(EdgeflowError):
+    """The invocation has not ended in that time; it goes on."""
+
+    code = "invocation-pending"
+    status = 504
+    hint = "`edgeflow get invocation <invocation>` says how it is, also later; `edgeflow get functions` whether the function runs."
 
 
 class VersionMismatch(EdgeflowError):

@@ -2,7 +2,7 @@
 
 What it is: the composition root of the API and the runner: settings, store, reconciler thread, uvicorn.
 What it is not: needed for events to flow; the data process goes on while this one restarts.
-What must stay true: SIGTERM ends event streams and relays first, so that leaving takes a moment and not a timeout; the exit status is 0 then; instances
+What must stay true: SIGTERM ends event streams, waits and relays first, so that leaving takes a moment and not a timeout; the exit status is 0 then; instances
 are left alone.
 """
 
@@ -43,12 +43,13 @@ BACKLOG = 512
 class Server(uvicorn.Server):
     """Ends what would never end by itself before it waits for the rest."""
 
-    def __init__(self, config: uvicorn.Config, hub: TailHub) -> None:
+    def __init__(self, config: uvicorn.Config, api: Api) -> None:
         super().__init__(config)
-        self._hub = hub
+        self._api = api
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._hub.stop()
+        self._api.hub.stop()
+        self._api.results.stop()
         await super().shutdown(sockets)
 
 
@@ -75,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     log.info("control_started", url=f"http://{settings.api.host}:{settings.api.port}", mode=settings.mode)
     try:
         if not stopping.is_set():
-            asyncio.run(Server(serve_options(api), hub).serve([listener]))
+            asyncio.run(Server(serve_options(api), api).serve([listener]))
     finally:
         hub.stop()
         runner.stop()

@@ -19,17 +19,22 @@ from edgeflow.api import (
     ekv,
     functions,
     health,
+    invocations,
     joins,
     live,
     metrics,
     mqtt,
     pops,
     problems,
+    quotas,
+    replays,
 )
 from edgeflow.api.auth import BearerAuth
 from edgeflow.api.context import Api
 
-MODULES = (health, functions, channels, consumers, blobs, ekv, joins, dead_letters, pops, metrics, mqtt, live)
+MODULES = (
+    health, functions, invocations, channels, consumers, blobs, ekv, joins, dead_letters, replays, pops, quotas, metrics, mqtt, live,
+)  # fmt: skip
 VERSION = "1"
 
 

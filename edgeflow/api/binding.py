@@ -9,7 +9,9 @@ What must stay true: what the log sets (origin, epoch, seq, prev) is never taken
 import json
 import uuid
 from collections.abc import Iterable
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
+
+from starlette.types import Scope
 
 from edgeflow.api.problems import AckNotSupported, Reserved, UnsupportedMediaType
 from edgeflow.core.channels import SYSTEM_NAMESPACE, check_channel, is_reserved, namespace_of
@@ -21,6 +23,31 @@ STRUCTURED = "application/cloudevents+json"
 FORM = "application/x-www-form-urlencoded"
 """What curl says about `--data-binary` when it is told nothing: not a statement about the data."""
 TRACE_HEADERS = ("traceparent", "tracestate")
+OCTETS = "application/octet-stream"
+_HEADER_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
+"""What a header value may hold as it is (CloudEvents HTTP binding, 3.1.3.2)."""
+
+
+def check_open(channel: str) -> str:
+    """`channel` itself. Raises BadName when it is none, Reserved when only edgeflow may publish on it."""
+    check_channel(channel)
+    if is_reserved(channel) or namespace_of(channel) == SYSTEM_NAMESPACE:
+        raise Reserved(f"the channel {channel!r} belongs to edgeflow")
+    return channel
+
+
+def headers_of(scope: Scope) -> list[tuple[str, str]]:
+    """The headers of a request as text."""
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
+
+
+def event_headers(event: Event) -> dict[str, str]:
+    """A response's headers for `event` in the binary mode: `ce-*` with percent-encoded values, and its content type."""
+    headers = {
+        f"ce-{name}": quote(value, safe=_HEADER_SAFE)
+        for name, value in {"specversion": "1.0", **event.wire_attributes(), "channel": event.channel}.items()
+    }
+    return {**headers, "Content-Type": event.datacontenttype or OCTETS}
 
 
 def check_ack(ack: str | None, prefer: str | None) -> None:
@@ -40,11 +67,9 @@ def event_from_request(
 ) -> tuple[Event, str | None, bool]:  # fmt: skip
     """(event, its dataref or None, whether the client gave it an id) of one POST.
 
-    Raises BadName, BadEvent, Reserved, TooLarge or UnsupportedMediaType.
+    Raises BadName, BadEvent, TooLarge or UnsupportedMediaType.
     """
     check_channel(channel)
-    if is_reserved(channel) or namespace_of(channel) == SYSTEM_NAMESPACE:
-        raise Reserved(f"the channel {channel!r} belongs to edgeflow")
     content_type: str | None = None
     attributes: dict[str, str] = {}
     for name, value in headers:

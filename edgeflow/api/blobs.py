@@ -8,9 +8,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel
 
+from edgeflow.api.binding import OCTETS
 from edgeflow.api.bodies import ValueBody
 from edgeflow.api.context import ApiDep
-from edgeflow.api.ekv import OCTETS, RAW_ANSWER, RAW_BODY
+from edgeflow.api.ekv import RAW_ANSWER, RAW_BODY
 from edgeflow.api.problems import responses
 from edgeflow.core.channels import SYSTEM_NAMESPACE
 from edgeflow.errors import BadRequest, NotFound

@@ -9,16 +9,20 @@ sending does not hold its memory for ever.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
+from pydantic import BaseModel, ValidationError
 
 from edgeflow.api.context import BodyBudget, get_api
-from edgeflow.api.problems import SlowRequest
+from edgeflow.api.problems import BadParameter, SlowRequest
 from edgeflow.errors import BadRequest, TooLarge
 
 PAUSE_S = 30.0
 MANIFEST_BYTES = 1024 * 1024
+SMALL_BYTES = 64 * 1024
+Model = TypeVar("Model", bound=BaseModel)
+
 STRUCTURED_OVERHEAD = 2
 """A structured event's JSON may be this many times as large as the limit of its data: base64 takes 4/3, the attributes the rest."""
 
@@ -76,6 +80,25 @@ async def manifest_body(request: Request) -> AsyncIterator[bytes]:
         yield body
 
 
+async def small_body(request: Request) -> AsyncIterator[bytes]:
+    """The body of a request that describes something, up to 64 KiB."""
+    async with read_body(request, SMALL_BYTES, get_api(request).budget) as body:
+        yield body
+
+
+def parse_json(model: type[Model], body: bytes) -> Model:
+    """The document in a request body. Raises BadRequest when it is not JSON, BadParameter that names the field that is wrong."""
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_context=False)[0]
+        if fault["type"] == "json_invalid":
+            raise BadRequest(f"the body is not JSON: {fault['msg']}") from None
+        place = ".".join(str(part) for part in fault["loc"]) or "body"
+        raise BadParameter(f"{place}: {fault['msg'].removeprefix('Value error, ')}") from None
+
+
 EventBody = Annotated[bytes, Depends(event_body)]
 ValueBody = Annotated[bytes, Depends(value_body)]
 ManifestBody = Annotated[bytes, Depends(manifest_body)]
+SmallBody = Annotated[bytes, Depends(small_body)]

@@ -6,16 +6,17 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
-from edgeflow.api.binding import check_ack, event_from_request
+from edgeflow.api.binding import check_ack, check_open, event_from_request, headers_of
 from edgeflow.api.bodies import EventBody
 from edgeflow.api.consumers import follow
-from edgeflow.api.context import ApiDep, now_ms
+from edgeflow.api.context import Api, ApiDep, now_ms
+from edgeflow.api.ekv import check_open_key
 from edgeflow.api.problems import BadParameter, responses
 from edgeflow.api.streams import EventStream
 from edgeflow.api.views import ReceiptView
-from edgeflow.core.channels import check_filter, check_key
+from edgeflow.core.channels import check_filter
 from edgeflow.core.failpoints import hit
-from edgeflow.store.records import Arrival, Refusal
+from edgeflow.store.records import Arrival, Receipt, Refusal
 
 router = APIRouter(tags=["channels"])
 
@@ -64,7 +65,7 @@ def list_channels(
             "model": ReceiptView,
             "description": "Kept; enters the log when the value it refers to is readable here",
         },
-        **responses(400, 403, 408, 409, 413, 415),
+        **responses(400, 403, 408, 409, 413, 415, 422, 429),
     },
     openapi_extra={
         "requestBody": {"required": False, "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}}
@@ -87,10 +88,9 @@ def publish_event(
     The body `{"dataref": "ekv:<namespace>/<key>"}` (JSON) takes the data from the EKV.
     """
     check_ack(ack, prefer)
-    headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.scope["headers"]]
     event, dataref, is_own_id = event_from_request(
-        f"{namespace}/{path}", headers, body, pop=api.settings.pop, now_ms=now_ms(), limits=api.settings.limits
-    )
+        check_open(f"{namespace}/{path}"), headers_of(request.scope), body, pop=api.settings.pop, now_ms=now_ms(), limits=api.settings.limits
+    )  # fmt: skip
     if dataref is not None and put is not None:
         raise BadParameter(
             "put and a dataref exclude each other",
@@ -100,15 +100,21 @@ def publish_event(
         event=event,
         via="http",
         dataref=dataref,
-        put_key=check_key(put) if put is not None else None,
+        put_key=check_open_key(put) if put is not None else None,
         deduplicate=is_own_id,
     )
+    receipt = ingest_one(api, namespace, arrival)
+    return JSONResponse(receipt.to_json(), WAITING_STATUS if receipt.class_ == "waiting" else 201)
+
+
+def ingest_one(api: Api, namespace: str, arrival: Arrival) -> Receipt:
+    """Put one event into the log. Raises what the store refuses it with."""
     hit("api-before-ingest")
     result = api.namespace_for_write(namespace).ingest([arrival])[0]
     hit("api-after-ingest")
     if isinstance(result, Refusal):
         raise result.error
-    return JSONResponse(result.to_json(), WAITING_STATUS if result.class_ == "waiting" else 201)
+    return result
 
 
 @router.get(

@@ -1,4 +1,4 @@
-"""What every endpoint needs: the settings, the store, the hub of the event streams.
+"""What every endpoint needs: the settings, the store, the hubs of event streams and of results.
 
 What it is: one object on `app.state`, made by the composition root (`__main__`) or by a test.
 What must stay true: nothing here is global; two apps in one process share nothing.
@@ -13,6 +13,7 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from edgeflow.api.problems import Busy
+from edgeflow.api.results import ResultHub
 from edgeflow.api.tails import TailHub
 from edgeflow.core.channels import check_namespace
 from edgeflow.errors import NotFound
@@ -52,6 +53,12 @@ class Api:
     runner_alive: Callable[[], bool]
     """Whether the reconciler thread of this process runs."""
     budget: BodyBudget = field(default_factory=BodyBudget)
+    results: ResultHub = field(default_factory=ResultHub)
+
+    @property
+    def blobs_url(self) -> str:
+        """What the URLs of bodies begin with."""
+        return self.settings.public.api_url.rstrip("/") + "/v1/blobs"
 
     def namespace(self, name: str) -> ReplicatedNamespace:
         """The namespace `name` for reading. Raises NotFound when this PoP has none of that name."""

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Header, Query
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
-from edgeflow.api.binding import stated_type
+from edgeflow.api.binding import OCTETS, stated_type
 from edgeflow.api.bodies import ValueBody
 from edgeflow.api.context import ApiDep
 from edgeflow.api.problems import BadParameter, Reserved, responses
@@ -14,11 +14,11 @@ from edgeflow.api.views import ReceiptView, ValueView, value_view
 from edgeflow.core.channels import SYSTEM_NAMESPACE, check_key
 from edgeflow.errors import NotFound, VersionMismatch
 from edgeflow.store.records import ValueInfo
+from edgeflow.store.replica import ReplicatedNamespace
 
 router = APIRouter(tags=["ekv"])
 
 MAX_LIST = 1000
-OCTETS = "application/octet-stream"
 RAW_BODY = {"requestBody": {"required": True, "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}}}
 RAW_ANSWER: dict[int | str, dict[str, object]] = {
     200: {
@@ -60,9 +60,17 @@ def _tags(header: str) -> set[str]:
     return {tag.strip().removeprefix("W/").strip('"') for tag in header.split(",")}
 
 
-def _check_writable(namespace: str) -> None:
+def check_open_key(key: str) -> str:
+    """`key` itself. Raises BadName when it is none, Reserved when only edgeflow may write it."""
+    if check_key(key).startswith("_"):
+        raise Reserved(f"the key {key!r} belongs to edgeflow")
+    return key
+
+
+def _check_writable(namespace: str, key: str) -> None:
     if namespace == SYSTEM_NAMESPACE:
         raise Reserved("values of the namespace 'system' are written through /v1/functions and /v1/bundles only")
+    check_open_key(key)
 
 
 @router.get("/v1/ekv/{namespace}", responses=responses(404, 422))
@@ -96,8 +104,7 @@ def put_value(
     content_type: Annotated[str | None, Header()] = None,
 ) -> Response:
     """Put a value: the body as it is. The answer means that it is durable at this PoP; its ETag is the version."""
-    _check_writable(namespace)
-    check_key(key)
+    _check_writable(namespace, key)
     if if_none_match is not None and if_none_match.strip() != "*":
         raise BadParameter(f"If-None-Match: {if_none_match[:80]!r} is not `*`")
     handle = api.namespace_for_write(namespace)
@@ -121,14 +128,19 @@ def get_value(
     if_match: IfMatch = None,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    """A value as it was put, with its content type. `local` consistency: what this PoP has now."""
+    """A value as it was put, with its content type. `local` consistency: what this PoP has now.
+
+    A counter that functions increment is a JSON number, the sum of what has arrived here; its ETag is that number.
+    """
     handle = api.namespace(namespace)
     check_key(key)
     if (if_match is not None or if_none_match is not None) and (
-        early := _not_needed(handle.head(key), key, if_match, if_none_match)
+        early := _not_needed(_head(handle, key), key, if_match, if_none_match)
     ) is not None:
         return early
     value = handle.get(key, version=version)
+    if value is None and version is None and (count := _counter(handle, key)) is not None:
+        return Response(count.version, headers=_headers(count))
     if value is None:
         raise _absent(namespace, key, version)
     return Response(value.data, headers=_headers(value))
@@ -143,7 +155,7 @@ def head_value(
     api: ApiDep, namespace: str, key: str, if_match: IfMatch = None, if_none_match: IfNoneMatch = None
 ) -> Response:
     """Size, version and content type of a value."""
-    info = api.namespace(namespace).head(check_key(key))
+    info = _head(api.namespace(namespace), check_key(key))
     if (early := _not_needed(info, key, if_match, if_none_match)) is not None:
         return early
     if info is None:
@@ -156,14 +168,24 @@ def head_value(
 )
 def delete_value(api: ApiDep, namespace: str, key: str, if_match: IfMatch = None) -> Response:
     """Delete a value everywhere. Deleting what is not there is 404, or 412 with If-Match."""
-    _check_writable(namespace)
+    _check_writable(namespace, key)
     handle = api.namespace(namespace)
-    info = handle.head(check_key(key))
+    info = handle.head(key)
     if_version = _expected(info, if_match) if if_match is not None else None
     if info is None:
         raise _absent(namespace, key, None)
     handle.delete(key, if_version=if_version)
     return Response(status_code=204)
+
+
+def _head(handle: ReplicatedNamespace, key: str) -> ValueInfo | None:
+    return handle.head(key) or _counter(handle, key)
+
+
+def _counter(handle: ReplicatedNamespace, key: str) -> ValueInfo | None:
+    """A counter dressed as a value: its version is the number itself."""
+    count = handle.count_value(key)
+    return None if count is None else ValueInfo(key, str(count), len(str(count)), "application/json", None)
 
 
 def _expected(info: ValueInfo | None, if_match: str) -> str:

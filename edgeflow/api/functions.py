@@ -12,14 +12,14 @@ from edgeflow.api.binding import stated_type
 from edgeflow.api.bodies import ManifestBody
 from edgeflow.api.context import Api, ApiDep, now_ms
 from edgeflow.api.ekv import etag
+from edgeflow.api.places import PREFIX, find_function, load_manifest, no_manifest
 from edgeflow.api.problems import UnsupportedMediaType, responses
 from edgeflow.core import manifest as manifests
 from edgeflow.core.channels import SYSTEM_NAMESPACE, check_namespace
-from edgeflow.errors import BadManifest, NotFound
+from edgeflow.errors import BadManifest
 
 router = APIRouter(tags=["functions"])
 
-PREFIX = "manifests/"
 YAML_TYPES = frozenset({"application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml"})
 MAX_NAMESPACES = 10_000
 MANIFEST_BODY = {
@@ -58,7 +58,7 @@ class FunctionView(BaseModel):
         description="Its instances here: id, state, in_flight, committed, failed, ..."
     )
     inbox: dict[str, int] | None = Field(
-        description="Invocations ready, delayed and claimed here; age of the oldest ready one, ms"
+        description="Invocations here that are ready, delayed, claimed, or wait for their key's turn; age of the oldest ready one, ms"
     )
     stats: dict[str, Any] | None = Field(description="Counts and p50/p99 of platform, waiting and handler time, ms")
 
@@ -78,7 +78,7 @@ def list_functions(api: ApiDep, namespace: str | None = None) -> FunctionList:
         if namespace
         else [info.key.removeprefix(PREFIX) for info in system.list(PREFIX, limit=MAX_NAMESPACES)]
     )
-    found = [(name, _load(api, name)) for name in names]
+    found = [(name, load_manifest(api, name)) for name in names]
     docs = _Docs(api)
     return FunctionList(
         items=[
@@ -128,7 +128,7 @@ def get_manifest(api: ApiDep, namespace: str) -> Response:
     """The resolved manifest of a namespace."""
     value = api.store.namespace(SYSTEM_NAMESPACE).get(PREFIX + check_namespace(namespace))
     if value is None:
-        raise _no_manifest(namespace)
+        raise no_manifest(namespace)
     return Response(value.data, media_type="application/json", headers={"ETag": etag(value.version)})
 
 
@@ -138,7 +138,7 @@ def delete_manifest(api: ApiDep, namespace: str) -> Response:
     system = api.store.namespace(SYSTEM_NAMESPACE)
     key = PREFIX + check_namespace(namespace)
     if system.head(key) is None:
-        raise _no_manifest(namespace)
+        raise no_manifest(namespace)
     system.delete(key)
     return Response(status_code=204)
 
@@ -146,13 +146,7 @@ def delete_manifest(api: ApiDep, namespace: str) -> Response:
 @router.get("/v1/functions/{namespace}/{name}", responses=responses(404))
 def get_function(api: ApiDep, namespace: str, name: str) -> FunctionView:
     """The status of one function."""
-    document = _load(api, check_namespace(namespace))
-    if document is None:
-        raise _no_manifest(namespace)
-    if name not in document["functions"]:
-        there = ", ".join(sorted(document["functions"])) or "none"
-        raise NotFound(f"there is no function {name!r} in namespace {namespace!r}; there are {there}")
-    return _view(api, _Docs(api), namespace, (name, document["functions"][name]))
+    return _view(api, _Docs(api), namespace, (name, find_function(api, namespace, name)))
 
 
 def _read(api: Api, content_type: str | None, body: bytes) -> dict[str, Any]:
@@ -193,18 +187,6 @@ def _applied(
     return JSONResponse(view.model_dump(), code, {"ETag": etag(version)})
 
 
-def _no_manifest(namespace: str) -> NotFound:
-    return NotFound(
-        f"there is no manifest for namespace {namespace!r}", hint="Apply one with `edgeflow apply -f edgeflow.yaml`."
-    )
-
-
-def _load(api: Api, namespace: str) -> dict[str, Any] | None:
-    value = api.store.namespace(SYSTEM_NAMESPACE).get(PREFIX + namespace)
-    document: dict[str, Any] | None = json.loads(value.data) if value is not None else None
-    return document
-
-
 def _shared_state(api: Api, namespace: str, name: str, pop: str) -> dict[str, Any]:
     """What the runner of another PoP said about a function, as far as it has arrived here."""
     value = api.store.namespace(SYSTEM_NAMESPACE).get(f"states/{namespace}/{name}/{pop}")
@@ -238,7 +220,9 @@ def _view(api: Api, docs: _Docs, namespace: str, entry: tuple[str, Mapping[str, 
     inbox = None
     if is_here:
         stats = api.store.namespace(namespace).inbox_stats(name, function["revision"])
-        inbox = {"ready": stats.ready, "delayed": stats.delayed, "claimed": stats.claimed, "oldest_ms": stats.oldest_ms}
+        inbox = {
+            "ready": stats.ready, "delayed": stats.delayed, "claimed": stats.claimed, "turn": stats.turn, "oldest_ms": stats.oldest_ms,
+        }  # fmt: skip
     return FunctionView(
         namespace=namespace, function=name, revision=function["revision"], at=at,
         state=state.get("state") or "unknown", reason=state.get("reason") or None,

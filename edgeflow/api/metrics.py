@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from edgeflow.api.context import Api, ApiDep
 from edgeflow.api.problems import responses
+from edgeflow.store.records import Quota
 
 router = APIRouter(tags=["health"])
 
@@ -50,6 +51,9 @@ class _PopCollector(Collector):
         streams = GaugeMetricFamily("edgeflow_streams", "Followers of channels over HTTP")
         streams.add_metric([], self._api.hub.subscribers())
         yield streams
+        waiting = GaugeMetricFamily("edgeflow_invokes_waiting", "Requests that wait for the result of an invoke")
+        waiting.add_metric([], self._api.results.waiting())
+        yield waiting
         bodies = GaugeMetricFamily("edgeflow_request_bodies_bytes", "Bytes of request bodies held right now")
         bodies.add_metric([], self._api.budget.held_bytes)
         yield bodies
@@ -67,6 +71,13 @@ class _PopCollector(Collector):
         gateways = GaugeMetricFamily(
             "edgeflow_gateway_connected", "Whether the namespace's MQTT session is connected", labels=["namespace"]
         )
+        letters = GaugeMetricFamily("edgeflow_dead_letters", "Dead letters that are kept here", labels=["namespace"])
+        events = GaugeMetricFamily(
+            "edgeflow_quota_events_per_second", "Events a second that the namespace may send here", labels=["namespace"]
+        )
+        sizes = GaugeMetricFamily(
+            "edgeflow_quota_bytes_per_second", "Bytes a second that the namespace may send here", labels=["namespace"]
+        )
         states = self._api.store.local.docs("gateway_state")
         for name in sorted(self._api.store.namespaces()):
             handle = self._api.store.namespace(name)
@@ -81,7 +92,12 @@ class _PopCollector(Collector):
                 joins.add_metric([name, function], number)
             if name in states:
                 gateways.add_metric([name], bool(states[name].get("connected")))
-        yield from (counters, heads, joins, gateways)
+            letters.add_metric([name], handle.dead_letter_count())
+            quota = handle.quota() or Quota()
+            for gauge, bound in ((events, quota.events_per_s), (sizes, quota.bytes_per_s)):
+                if bound is not None:
+                    gauge.add_metric([name], bound)
+        yield from (counters, heads, joins, gateways, letters, events, sizes)
 
     def _functions(self) -> Iterator[Metric]:
         labels = ["namespace", "function"]
@@ -104,7 +120,7 @@ class _PopCollector(Collector):
             ready.add_metric([name, function], state.get("state") == "ready")
             if state.get("revision"):
                 stats = self._api.store.namespace(name).inbox_stats(function, state["revision"])
-                for what in ("ready", "delayed", "claimed"):
+                for what in ("ready", "delayed", "claimed", "turn"):
                     depth.add_metric([name, function, what], getattr(stats, what))
                 oldest.add_metric([name, function], stats.oldest_ms / 1000)
         for key, document in sorted(local.docs("function_stats").items()):

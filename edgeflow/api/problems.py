@@ -6,6 +6,7 @@ What must stay true: every answer >= 400, whoever causes it (routing, validation
 with `code` and `hint`, and never shows a traceback.
 """
 
+import math
 import traceback
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -18,7 +19,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 
-from edgeflow.errors import BadRequest, EdgeflowError, Unavailable
+from edgeflow.errors import BadRequest, EdgeflowError, Throttled, Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -26,7 +27,10 @@ PROBLEM_TYPE = "application/problem+json"
 
 
 class Problem(BaseModel):
-    """An error, as RFC 9457 describes it, with a stable `code` and a `hint` that says how to fix it."""
+    """An error, as RFC 9457 describes it, with a stable `code` and a `hint` that says how to fix it.
+
+    Some have further members: `invocation` and `reason` of an invocation that gave no result, `pops` that have what was asked for.
+    """
 
     type: str = Field(description="URN of the kind of problem", examples=["urn:edgeflow:problem:not-found"])
     title: str = Field(description="What this kind of problem is, the same each time")
@@ -58,7 +62,7 @@ class Reserved(EdgeflowError):
     code = "reserved"
     status = 403
     hint = (
-        "Names below `system/` and channel levels that start with `_` are written by edgeflow only; read them freely."
+        "Names below `system/`, channels and keys that start with `_` are written by edgeflow only; read them freely."
     )
 
 
@@ -108,18 +112,20 @@ def problem_document(error: EdgeflowError) -> dict[str, Any]:
     """The problem document of an error."""
     title = (type(error).__doc__ or "").strip().splitlines()[0]
     return {
-        "type": f"urn:edgeflow:problem:{error.code}", "title": title, "status": error.status, "detail": error.message,
+        **error.details, "type": f"urn:edgeflow:problem:{error.code}", "title": title, "status": error.status, "detail": error.message,
         "code": error.code, "hint": error.hint,
     }  # fmt: skip
 
 
 def problem_response(error: EdgeflowError, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The answer for an error: 401 says how to authenticate, retryable 503 when to come back."""
+    """The answer for an error: 401 says how to authenticate, 429 and 503 when to come back (whole seconds)."""
     extra = dict(headers or {})
     if error.status == HTTPStatus.UNAUTHORIZED:
         extra["WWW-Authenticate"] = "Bearer"
     if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
         extra.setdefault("Retry-After", "1")
+    if isinstance(error, Throttled):
+        extra["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if error.status in (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT):
         extra["Connection"] = "close"
     return JSONResponse(problem_document(error), error.status, extra, PROBLEM_TYPE)

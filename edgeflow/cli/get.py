@@ -1,15 +1,19 @@
-"""`edgeflow get`: what the cluster has: functions, channels, PoPs, pending joins."""
+"""`edgeflow get`: what the cluster has: functions, channels, PoPs, pending joins, invocations, replays."""
 
+import json
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
-from edgeflow.cli.reach import AnyPopOption, Output, OutputOption, clients_of, show
+from edgeflow.cli.reach import AnyPopOption, Output, OutputOption, client_of, clients_of, print_json, show
+from edgeflow.cli.replay import find_replay, progress_text
 from edgeflow.core.events import time_text
 from edgeflow.errors import NotFound
 
-app = typer.Typer(help="Show functions, channels, PoPs and pending joins.", no_args_is_help=True)
+app = typer.Typer(help="Show functions, channels, PoPs, pending joins, invocations and replays.", no_args_is_help=True)
+
+UNDER_WAY = frozenset({"turn", "ready", "delayed", "claimed"})
 
 NamespaceOption = Annotated[str | None, typer.Option("--namespace", "-n", help="Only this namespace.")]
 
@@ -28,7 +32,7 @@ def functions(namespace: NamespaceOption = None, pop: AnyPopOption = None, outpu
         "AT": lambda item: item["at"],
         "STATE": lambda item: item["state"],
         "INSTANCES": lambda item: len(item["instances"]),
-        "WAITING": lambda item: item["inbox"]["ready"] + item["inbox"]["delayed"] if item["inbox"] else None,
+        "WAITING": lambda item: _waiting(item["inbox"]) if item["inbox"] else None,
         "CLAIMED": lambda item: item["inbox"]["claimed"] if item["inbox"] else None,
         "DONE": lambda item: _stat(item, "invocations"),
         "FAILED": lambda item: _stat(item, "failed"),
@@ -85,7 +89,7 @@ def pops(pop: AnyPopOption = None, output: OutputOption = Output.TABLE) -> None:
 
 @app.command("joins")
 def joins(namespace: NamespaceOption = None, pop: AnyPopOption = None, output: OutputOption = Output.TABLE) -> None:
-    """Joins that wait for their other inputs, the first to be given up first."""
+    """Joins that wait for their other inputs, and windows that are open, the first to end first. They wait at the PoP of their function."""
     items: list[dict[str, Any]] = []
     for name, client in clients_of(pop):
         try:
@@ -97,12 +101,132 @@ def joins(namespace: NamespaceOption = None, pop: AnyPopOption = None, output: O
         "POP": lambda item: item["pop"],
         "FUNCTION": lambda item: f"{item['namespace']}/{item['function']}",
         "KEY": lambda item: item["key"],
+        "KIND": lambda item: item["kind"],
         "HAVE": lambda item: ", ".join(item["have"]),
-        "NEEDED": lambda item: item["needed"],
+        "MISSING": lambda item: ", ".join(item["missing"]),
+        "NEEDED": lambda item: item["needed"] or None,
         "SINCE": lambda item: time_text(item["since_ms"]),
-        "LEFT": lambda item: f"{max(0, item['due_ms'] - now_ms) / 1000:.1f} s",
+        "DUE IN": lambda item: f"{max(0, item['due_ms'] - now_ms) / 1000:.1f} s",
+        "WINDOW": lambda item: _window(item["window"]),
     }
     show(output, sorted(items, key=lambda item: item["due_ms"]), columns, empty="no joins wait")
+
+
+@app.command("invocation")
+def invocation(
+    id_: Annotated[str, typer.Argument(help="Id of the invocation", metavar="ID")],
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", "-n", help="Its namespace; searched if not given.")
+    ] = None,
+    pop: AnyPopOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """How one invocation is: its state at the PoP of its function, and its result if it was an invoke."""
+    found: dict[str, Any] | None = None
+    for _, client in clients_of(pop):
+        for one in [namespace] if namespace else [item["namespace"] for item in client.namespaces()]:
+            view = client.invocation(one, id_)
+            if view is None:
+                continue
+            known = found or view
+            # The PoP that runs the function knows most; any that was asked for the result has that.
+            better = view if view["function"] and not known["function"] else known
+            found = {**better, "result": known["result"] or view["result"]}
+        if found is not None and found["function"] and (found["result"] or found["state"] in UNDER_WAY):
+            break
+    if found is None:
+        raise NotFound(
+            f"there is no invocation {id_!r}",
+            hint="What has ended is known for as long as the log is kept (`limits.retention_ms`).",
+        )
+    if output is Output.JSON:
+        print_json(found)
+        return
+    print(f"{found['namespace']}/{found['function'] or '?'} (revision {found['revision'] or '?'}) at {found['pop']}")
+    print(f"state     {found['state']}" + (f" by {found['by']}" if found["by"] else ""))
+    if found["attempt"] is not None:
+        print(f"attempts  {found['attempt']}, {found['failures']} failed")
+    if found["accepted_ms"]:
+        print(f"accepted  {time_text(found['accepted_ms'])}")
+    if found["reason"]:
+        print(f"reason    {found['reason']}")
+    for event in (found["result"] or {}).get("outputs", []):
+        print(f"output    {event['channel']}  subject {event.get('subject') or '-'}  id {event['id']}")
+
+
+@app.command("replays")
+def replays(namespace: NamespaceOption = None, pop: AnyPopOption = None, output: OutputOption = Output.TABLE) -> None:
+    """The replays that are known, the newest first."""
+    items: list[dict[str, Any]] = []
+    for name, client in clients_of(pop):
+        for one in [namespace] if namespace else [item["namespace"] for item in client.namespaces()]:
+            try:
+                items += [{"pop": name, **item} for item in client.replays(one)]
+            except NotFound:
+                continue  # this PoP has nothing of that namespace
+    columns = {
+        "ID": lambda item: item["id"],
+        "STARTED": lambda item: time_text(item["started_ms"]),
+        "POP": lambda item: item["pop"],
+        "CHANNEL": lambda item: item["channel"],
+        "INTO": lambda item: f"{item['function']}@{item['revision']}",
+        "SHADOW": lambda item: "yes" if item["shadow"] else None,
+        "STATE": lambda item: item["state"],
+        "READ": lambda item: item["read"],
+        "INVOKED": lambda item: item["invoked"],
+        "COMMITTED": lambda item: item["committed"],
+        "GIVEN UP": lambda item: item["dead"],
+    }
+    show(output, sorted(items, key=lambda item: -item["started_ms"]), columns, empty="no replays")
+
+
+@app.command("replay")
+def replay(
+    id_: Annotated[str, typer.Argument(help="Id of the replay", metavar="ID")],
+    diff: Annotated[
+        bool, typer.Option("--diff", help="Of a shadow: the invocations that gave something else than was recorded.")
+    ] = False,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", "-n", help="Its namespace; searched if not given.")
+    ] = None,
+    pop: AnyPopOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """One replay and how far it is; with --diff what its shadow gave beside what was recorded."""
+    at, owner, info = find_replay(id_, namespace, pop)
+    if not diff:
+        if output is Output.JSON:
+            print_json({"pop": at, **info})
+        else:
+            print(f"{info['id']}  {info['state']}  {progress_text(info)}")
+            print(f"{info['channel']} into {info['namespace']}/{info['function']}@{info['revision']} at {at}")
+        return
+    with client_of(at) as client:
+        items = list(client.replay_diff(owner, id_))
+    columns = {
+        "INVOCATION": lambda item: item["invocation"],
+        "RECORDED": lambda item: "not kept" if item["recorded"] is None else _outputs(item["recorded"]),
+        "SHADOW": lambda item: _outputs(item["shadow"]),
+    }
+    shown = items if output is Output.JSON else [item for item in items if not item["same"]]
+    show(output, shown, columns, empty=f"all {len(items)} are the same" if items else "nothing to compare yet")
+
+
+def _waiting(inbox: dict[str, int]) -> int:
+    return inbox["ready"] + inbox["delayed"] + inbox.get("turn", 0)
+
+
+def _window(window: list[int] | None) -> str | None:
+    return None if window is None else f"{time_text(window[0])[11:-1]} - {time_text(window[1])[11:-1]}"
+
+
+def _outputs(events: list[dict[str, Any]]) -> str:
+    texts = []
+    for event in events:
+        value = event.get("data", event.get("data_base64", event.get("dataref", "")))
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        texts.append(f"{event['channel']} {text[:60]}")
+    return "; ".join(texts) or "nothing"
 
 
 def _stat(item: dict[str, Any], name: str) -> Any:

@@ -11,7 +11,25 @@ import typer
 from typer.core import TyperGroup
 
 from edgeflow import __version__
-from edgeflow.cli import apply, demo, dlq, doctor, down, env, get, kv, link, logs, publish, status, tail, up
+from edgeflow.cli import (
+    apply,
+    demo,
+    dlq,
+    doctor,
+    down,
+    env,
+    get,
+    invoke,
+    kv,
+    link,
+    logs,
+    publish,
+    quota,
+    replay,
+    status,
+    tail,
+    up,
+)
 from edgeflow.cli.console import err
 from edgeflow.cli.reach import complain
 from edgeflow.errors import EdgeflowError, Unavailable
@@ -77,7 +95,10 @@ app.command(rich_help_panel=DATA)(apply.apply)
 app.command(rich_help_panel=DATA)(apply.build)
 app.add_typer(get.app, name="get", rich_help_panel=DATA)
 app.command(rich_help_panel=DATA)(publish.publish)
+app.command(rich_help_panel=DATA)(invoke.invoke)
 app.command(rich_help_panel=DATA)(tail.tail)
 app.add_typer(kv.app, name="kv", rich_help_panel=DATA)
 app.add_typer(dlq.app, name="dlq", rich_help_panel=DATA)
+app.command(rich_help_panel=DATA)(replay.replay)
+app.add_typer(quota.app, name="quota", rich_help_panel=DATA)
 app.command(rich_help_panel=DATA)(demo.demo)

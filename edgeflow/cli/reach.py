@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from edgeflow.errors import EdgeflowError, Unavailable
+from edgeflow.cli.admin import Operator
+from edgeflow.errors import BadRequest, EdgeflowError, Unavailable
 from edgeflow.host.discover import find
-from edgeflow.sdk.client import Client
 
 errors = Console(stderr=True, soft_wrap=True)
 
@@ -47,14 +47,14 @@ def complain(error: EdgeflowError) -> None:
 
 
 @contextmanager
-def client_of(pop: str | None, *, retry_s: float = 10.0) -> Iterator[Client]:
+def client_of(pop: str | None, *, retry_s: float = 10.0, timeout_s: float = 30.0) -> Iterator[Operator]:
     """A client of `pop`, else of the first PoP. Raises NoCluster, NoSuchPop."""
     access = find().pop(pop)
-    with Client(access.api_url, access.token, retry_s=retry_s) as client:
+    with Operator(access.api_url, access.token, retry_s=retry_s, timeout_s=timeout_s) as client:
         yield client
 
 
-def clients_of(pop: str | None) -> Iterator[tuple[str, Client]]:
+def clients_of(pop: str | None) -> Iterator[tuple[str, Operator]]:
     """(id, client) of `pop`, else of every PoP that answers; one that does not is named on stderr."""
     cluster = find()
     names = [pop] if pop is not None else list(cluster.pops)
@@ -62,7 +62,7 @@ def clients_of(pop: str | None) -> Iterator[tuple[str, Client]]:
     trouble: EdgeflowError | None = None
     for name in names:
         access = cluster.pop(name)
-        with Client(access.api_url, access.token, retry_s=2.0 if pop is None else 10.0) as client:
+        with Operator(access.api_url, access.token, retry_s=2.0 if pop is None else 10.0) as client:
             try:
                 client.pops()
             except Unavailable as error:
@@ -126,3 +126,14 @@ def read_input(data: str | None, file: str | None) -> bytes:
             return handle.read()
     except OSError as error:
         raise typer.BadParameter(f"{file}: {error.strerror}") from None
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Go on if the user says so, here or by --yes. Raises BadRequest when nobody is there to ask, Exit when the answer is no."""
+    if yes:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise BadRequest(f"{question} Nobody is at the terminal to answer.", hint="Say --yes if that is meant.")
+    if not typer.confirm(question, default=False, err=True):
+        errors.print("nothing was changed")
+        raise typer.Exit(1)

@@ -405,7 +405,9 @@ class Namespace:
             if packed.put is not None:
                 item["put"] = packed.put
             if arrival.deduplicate:
-                item["id"] = f"{arrival.event.source}|{arrival.event.id}"
+                # The same event may be handed to several functions by name, and published as well.
+                called = f"|{arrival.event.channel}" if table.invoked(arrival.event.channel) is not None else ""
+                item["id"] = f"{arrival.event.source}|{arrival.event.id}{called}"
             if arrival.ring is not None:
                 item["ring"] = arrival.ring
                 item["again"] = again or arrival.again

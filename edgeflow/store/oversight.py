@@ -145,23 +145,21 @@ class OverseenNamespace(Namespace):
         if after:
             rank = self._connection.one("ZRANK", self.prefix + "dead", after)
             start = 0 if rank is None else rank + 1
-        ids = self._connection.one("ZRANGE", self.prefix + "dead", start, start + limit - 1)
-        letters = (self._dead_letter(id.decode(), with_inputs=False) for id in ids)
+        ids = [id.decode() for id in self._connection.one("ZRANGE", self.prefix + "dead", start, start + limit - 1)]
+        replies = self._connection.run(
+            [("HMGET", f"{self.prefix}dead:{id}", "f", "r", "reason", "detail", "at", "attempts") for id in ids]
+        ) if ids else []  # fmt: skip
+        letters = (_letter(id, fields) for id, fields in zip(ids, replies, strict=True))
         return [letter for letter in letters if letter is not None]
+
+    def dead_letter_count(self) -> int:
+        """How many dead letters are kept here."""
+        return int(self._connection.one("ZCARD", self.prefix + "dead"))
 
     def dead_letter(self, id: str) -> DeadLetter | None:
         """One dead letter with its inputs."""
-        return self._dead_letter(id, with_inputs=True)
-
-    def _dead_letter(self, id: str, *, with_inputs: bool) -> DeadLetter | None:
-        fields = self._connection.one(
-            "HMGET", f"{self.prefix}dead:{id}", "f", "r", "reason", "detail", "at", "attempts", "in"
-        )
-        if fields[0] is None:
-            return None
-        function, revision, reason, detail = (field.decode(errors="replace") for field in fields[:4])
-        inputs = tuple(unpack_inputs(fields[6])) if with_inputs else ()
-        return DeadLetter(id, function, revision, reason, detail, int(float(fields[4])), int(fields[5]), inputs)
+        names = ("f", "r", "reason", "detail", "at", "attempts", "in")
+        return _letter(id, self._connection.one("HMGET", f"{self.prefix}dead:{id}", *names))
 
     def describe(self) -> str:
         """A short JSON text for logs: head, in flight, counters."""
@@ -236,7 +234,7 @@ class OverseenNamespace(Namespace):
         and joins are looked at anew). Raises NotFound for an unknown id or a function that is not placed here (any more), Unavailable when its data
         is not here, BadRequest when its events do not fit the function as it is now.
         """
-        letter = self._dead_letter(id, with_inputs=True)
+        letter = self.dead_letter(id)
         if letter is None:
             raise NotFound(f"there is no dead letter {id!r} in {self.name} at {self.pop}")
         arrives = letter.reason in _ARRIVAL_REASONS
@@ -280,7 +278,7 @@ class OverseenNamespace(Namespace):
     def unannounced_letters(self) -> Rows[DeadLetter]:
         """Dead letters that were not announced on `_dead/<function>` yet."""
         ids = self._connection.one("SRANDMEMBER", self.prefix + "dead:new", 100)
-        letters = [self._dead_letter(id.decode(), with_inputs=True) for id in ids]
+        letters = [self.dead_letter(id.decode()) for id in ids]
         return [letter for letter in letters if letter is not None]
 
     def announced(self, id: str) -> None:
@@ -461,6 +459,14 @@ class OverseenNamespace(Namespace):
                             for name in names & wanted:
                                 found[name] = _entry_events(entry, origin, int(epoch), seq)
         return found
+
+
+def _letter(id: str, fields: Sequence[Any]) -> DeadLetter | None:
+    if fields[0] is None:
+        return None
+    function, revision, reason, detail = (field.decode(errors="replace") for field in fields[:4])
+    inputs = tuple(unpack_inputs(fields[6])) if len(fields) > 6 else ()
+    return DeadLetter(id, function, revision, reason, detail, int(float(fields[4])), int(fields[5]), inputs)
 
 
 def _in_replay(info: ReplayInfo, released: Released) -> bool:

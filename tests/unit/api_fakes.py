@@ -1,10 +1,11 @@
 """A store in memory for the tests of the API: the same methods and records as edgeflow.store, none of its durability."""
 
 import asyncio
+import json
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,16 @@ from edgeflow.store.records import (
     ChannelInfo,
     DeadLetter,
     InboxStats,
+    InvocationInfo,
     PendingJoin,
+    Quota,
     Receipt,
     Refusal,
     Released,
+    ReplayDiff,
+    ReplayInfo,
+    ReplaySpec,
+    Result,
     Value,
     ValueInfo,
 )
@@ -46,6 +53,16 @@ class FakeNamespace:
         self.arrivals: list[Arrival] = []
         self.joins: list[PendingJoin] = []
         self.letters: list[DeadLetter] = []
+        self.stuck: dict[str, Exception] = {}
+        """Dead letters that cannot be redriven, and why."""
+        self.redriven: list[str] = []
+        self.infos: dict[str, InvocationInfo] = {}
+        self.results: dict[str, Result] = {}
+        self.counts: dict[str, int] = {}
+        self.all_replays: dict[str, ReplayInfo] = {}
+        self.diffs: list[ReplayDiff] = []
+        self.asked_replays: list[ReplaySpec] = []
+        self.allowed: Quota | None = None
         self.refuse: Exception | None = None
         self.is_away = False
         self.lanes_removed: dict[tuple[tuple[str, int], str], int] = {}
@@ -189,8 +206,62 @@ class FakeNamespace:
         start = next((i + 1 for i, letter in enumerate(self.letters) if letter.id == after), 0)
         return [replace(letter, inputs=()) for letter in self.letters[start : start + limit]]
 
+    def quota(self) -> Quota | None:
+        return self.allowed
+
+    def dead_letter_count(self) -> int:
+        return len(self.letters)
+
     def dead_letter(self, id: str) -> DeadLetter | None:
         return next((letter for letter in self.letters if letter.id == id), None)
+
+    def redrive(self, id: str) -> str:
+        self._check()
+        if id in self.stuck:
+            raise self.stuck[id]
+        letter = self.dead_letter(id)
+        if letter is None:
+            raise NotFound(f"there is no dead letter {id!r}")
+        self.letters.remove(letter)
+        self.redriven.append(id)
+        return "arrivals" if letter.reason == "join-timeout" else "invocation"
+
+    def purge(self, ids: Sequence[str]) -> int:
+        before = len(self.letters)
+        self.letters = [letter for letter in self.letters if letter.id not in ids]
+        return before - len(self.letters)
+
+    def invocation(self, id: str) -> InvocationInfo | None:
+        return self.infos.get(id)
+
+    def result(self, id: str) -> Result | None:
+        self._check()
+        return self.results.get(id)
+
+    def count_value(self, key: str) -> int | None:
+        return self.counts.get(key)
+
+    def start_replay(self, spec: ReplaySpec) -> ReplayInfo:
+        self.asked_replays.append(spec)
+        info = ReplayInfo(
+            f"r{len(self.all_replays) + 1}", spec.channel, spec.function, spec.revision or "current", spec.from_ms, spec.to_ms, spec.shadow,
+            "running", 0, 0, 0, 0, 1000 + len(self.all_replays),
+        )  # fmt: skip
+        self.all_replays[info.id] = info
+        return info
+
+    def replay(self, id: str) -> ReplayInfo | None:
+        return self.all_replays.get(id)
+
+    def replays(self) -> Any:
+        return list(self.all_replays.values())
+
+    def replay_diff(self, _id: str, after: str = "", limit: int = 100) -> Any:
+        return [diff for diff in self.diffs if diff.invocation > after][:limit]
+
+    def cancel_replay(self, id: str) -> None:
+        if self.all_replays[id].state == "running":
+            self.all_replays[id] = replace(self.all_replays[id], state="cancelled")
 
     def inbox_stats(self, _function: str, _revision: str) -> InboxStats:
         return InboxStats(3, 1, 2, 40)
@@ -208,6 +279,17 @@ class FakeLocal:
 
 class FakeClient:
     """Stands for the connection of a blocking read."""
+
+    def close(self) -> None:
+        pass
+
+
+class FakeWakeups:
+    """Hints of a store in memory: none. Whoever listens has to look by itself."""
+
+    def wait(self, timeout_s: float) -> set[str]:
+        threading.Event().wait(min(timeout_s, 0.02))
+        return set()
 
     def close(self) -> None:
         pass
@@ -242,8 +324,19 @@ class FakeStore:
         self.namespace("system").put(f"namespaces/{name}", b"{}")
         return True
 
+    def set_quota(self, name: str, quota: Quota | None) -> None:
+        system = self.namespace("system")
+        if quota is None:
+            system.values.pop(f"quotas/{name}", None)
+        else:
+            system.put(f"quotas/{name}", json.dumps(asdict(quota)).encode())
+        self.namespace(name).allowed = quota
+
     def blocking_client(self) -> FakeClient:
         return FakeClient()
+
+    def wakeups(self) -> FakeWakeups:
+        return FakeWakeups()
 
     def ping(self) -> None:
         if self.is_away:
@@ -266,9 +359,9 @@ def make_settings(folder: Path, pop: str = "chicago", **limits: int) -> PopSetti
     })  # fmt: skip
 
 
-def make_api(folder: Path, store: Any | None = None, **limits: int) -> Api:
+def make_api(folder: Path, store: Any | None = None, *, pop: str = "chicago", **limits: int) -> Api:
     """The dependencies of an app over a store in memory."""
-    settings = make_settings(folder, **limits)
+    settings = make_settings(folder, pop, **limits)
     store = store or FakeStore(settings.pop)
     encoder = FrameEncoder(settings.public.api_url)
     return Api(settings, store, TOKEN, TailHub(store, encoder.event, encoder.gap), runner_alive=lambda: True)
@@ -278,7 +371,7 @@ def make_api(folder: Path, store: Any | None = None, **limits: int) -> Api:
 def served(api: Api, port: int = 0) -> Iterator[str]:
     """The app on a real port of the loopback interface; its base URL."""
     listener = listen("127.0.0.1", port)
-    server = Server(serve_options(api), api.hub)
+    server = Server(serve_options(api), api)
     thread = threading.Thread(target=asyncio.run, args=(server.serve([listener]),), name="served-api")
     thread.start()
     try:

@@ -321,6 +321,8 @@ local function arrive(p, c, d, input)
     count(c, 'arrivals_dropped:rejected')
     if d.sh then return end
     hold_blob(p, input[6][EV_DIGEST])
-    bury(p, c, position_id(d.f, input, d.rp), d.f, d.r, string.match(d.why, '^[^:]+'), d.why, 0, cmsgpack.pack({input}))
+    local id, reason = position_id(d.f, input, d.rp), string.match(d.why, '^[^:]+')
+    bury(p, c, id, d.f, d.r, reason, d.why, 0, cmsgpack.pack({input}))
+    if d.y then c.ends[#c.ends + 1] = {id, DEAD, d.f, reason, 1} end
   end
 end

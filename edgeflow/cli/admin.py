@@ -1,0 +1,152 @@
+"""The client of the commands: what an operator asks of a PoP beyond what applications do.
+
+What it is: `edgeflow.sdk.Client` with the routes for invocations, dead letters, replays and quotas (docs/api.md).
+What it is not: part of the SDK; documents are as the API gives them.
+"""
+
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from edgeflow.errors import NotFound
+from edgeflow.sdk.client import Client
+
+Document = dict[str, Any]
+PAGE = 1000
+
+
+class Operator(Client):
+    """One PoP's API for commands. Raises EdgeflowError and its subclasses only."""
+
+    # -- invocations ---------------------------------------------------------------------------------------------------
+
+    def call_function(
+        self, namespace: str, name: str, body: bytes, headers: Mapping[str, str], timeout: str
+    ) -> httpx.Response:
+        """Invoke a function and wait. `headers` hold the event's id, so that a call which was interrupted can be repeated."""
+        return self._call(
+            "POST", f"/v1/functions/{_part(namespace)}/{_part(name)}/invoke", content=body, headers=headers, params={"timeout": timeout}
+        )  # fmt: skip
+
+    def invocation(self, namespace: str, id: str) -> Document | None:
+        """An invocation as this PoP knows it, or None."""
+        return self._found(f"/v1/invocations/{_part(namespace)}/{_part(id)}")
+
+    # -- dead letters --------------------------------------------------------------------------------------------------
+
+    def letters(self, namespace: str, **filters: str | None) -> Iterator[Document]:
+        """The dead letters that match (function, reason, before_ms), oldest first, without their inputs."""
+        after: str | None = ""
+        while after is not None:
+            params = _given({**filters, "namespace": namespace, "after": after, "limit": str(PAGE)})
+            page = self._call("GET", "/v1/dead-letters", params=params).json()
+            yield from page["items"]
+            after = page["next"]
+
+    def redrive(self, namespace: str, id: str) -> Document:
+        """Try one dead letter again: {id, as}."""
+        return self._document("POST", f"/v1/dead-letters/{_part(namespace)}/{_part(id)}/redrive", is_repeatable=False)
+
+    def redrive_some(self, namespace: str, after: str, **filters: str | None) -> Document:
+        """Try some that match again: {redriven, failed, next, retry_after_s}. Repeating it is safe: what was redriven is gone."""
+        path = f"/v1/dead-letters/{_part(namespace)}/redrive"
+        return self._document("POST", path, params=_given({**filters, "after": after}))
+
+    def purge(self, namespace: str, id: str) -> bool:
+        """Forget one dead letter; False when there was none."""
+        try:
+            self._call("DELETE", f"/v1/dead-letters/{_part(namespace)}/{_part(id)}")
+        except NotFound:
+            return False
+        return True
+
+    def purge_some(self, namespace: str, after: str, **filters: str | None) -> Document:
+        """Forget some that match: {purged, next}."""
+        path = f"/v1/dead-letters/{_part(namespace)}"
+        return self._document("DELETE", path, params=_given({**filters, "after": after}))
+
+    # -- replays -------------------------------------------------------------------------------------------------------
+
+    def start_replay(self, namespace: str, wish: Mapping[str, Any]) -> Document:
+        """Start a replay at this PoP. A call that may have started one is not repeated."""
+        return self._document(
+            "POST", f"/v1/replays/{_part(namespace)}", content=json.dumps(dict(wish)).encode(),
+            headers={"content-type": "application/json"}, is_repeatable=False,
+        )  # fmt: skip
+
+    def replays(self, namespace: str) -> list[Document]:
+        """The replays of a namespace at this PoP, the newest first."""
+        items: list[Document] = self._document("GET", f"/v1/replays/{_part(namespace)}")["items"]
+        return items
+
+    def replay(self, namespace: str, id: str) -> Document | None:
+        """One replay, or None."""
+        return self._found(f"/v1/replays/{_part(namespace)}/{_part(id)}")
+
+    def cancel_replay(self, namespace: str, id: str) -> bool:
+        """End a replay; False when there is none."""
+        try:
+            self._call("DELETE", f"/v1/replays/{_part(namespace)}/{_part(id)}")
+        except NotFound:
+            return False
+        return True
+
+    def replay_diff(self, namespace: str, id: str) -> Iterator[Document]:
+        """What a shadow gave beside what was recorded, by invocation."""
+        after: str | None = ""
+        while after is not None:
+            params = _given({"after": after, "limit": "100"})
+            page = self._document("GET", f"/v1/replays/{_part(namespace)}/{_part(id)}/diff", params=params)
+            yield from page["items"]
+            after = page["next"]
+
+    # -- quotas --------------------------------------------------------------------------------------------------------
+
+    def quota(self, namespace: str) -> Document | None:
+        """The quota of a namespace, or None."""
+        return self._found(f"/v1/namespaces/{_part(namespace)}/quota")
+
+    def set_quota(self, namespace: str, quota: Mapping[str, float]) -> Document:
+        """Set the quota of a namespace."""
+        return self._document(
+            "PUT", f"/v1/namespaces/{_part(namespace)}/quota", content=json.dumps(dict(quota)).encode(),
+            headers={"content-type": "application/json"},
+        )  # fmt: skip
+
+    def clear_quota(self, namespace: str) -> None:
+        """Remove the quota of a namespace. Raises NotFound."""
+        self._call("DELETE", f"/v1/namespaces/{_part(namespace)}/quota")
+
+    # -- calls ---------------------------------------------------------------------------------------------------------
+
+    def _document(self, method: str, path: str, **options: Any) -> Document:
+        document: Document = self._call(method, path, **options).json()
+        return document
+
+    def _found(self, path: str) -> Document | None:
+        try:
+            return self._document("GET", path)
+        except NotFound:
+            return None
+
+
+def new_event_id() -> str:
+    """An id for an event that a command makes."""
+    return uuid.uuid4().hex
+
+
+def header_value(value: str) -> str:
+    """An attribute as a header of the CloudEvents HTTP binding."""
+    return quote(value, safe="!#$&'()*+,-./:;<=>?@[]^_`{|}~")
+
+
+def _part(name: str) -> str:
+    return quote(name, safe="")
+
+
+def _given(params: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in params.items() if value}
