@@ -108,19 +108,27 @@ class Cursors:
         self._known = known
         self._last: tuple[Vector, str] | None = None
 
-    def text(self, place: Place) -> str:
-        """The cursor of a place."""
+    def text(self, place: Place) -> str | None:
+        """The cursor of a place; None when it has nothing by which it could be recognised again."""
         if self._last is None or self._last[0] is not place.vector:
             self._last = place.vector, vector_text(merged(self._known, place.vector))
-        return f"{Cursor(self._pop, place.n, place.mark)}{self._last[1]}"
+        vector = self._last[1]
+        if place.n > 0 and not place.mark and not vector:
+            return None
+        return f"{Cursor(self._pop, place.n, place.mark)}{vector}"
+
+    def line(self, place: Place) -> bytes:
+        """The line of a frame with its cursor."""
+        text = self.text(place)
+        return b"" if text is None else f"id: {text}\n".encode()
 
     def frame(self, place: Place, body: bytes) -> bytes:
         """`body` with the cursor of its place."""
-        return f"id: {self.text(place)}\n".encode() + body
+        return self.line(place) + body
 
     def heartbeat(self, place: Place) -> bytes:
         """A comment, and the cursor moved on: a client of a quiet channel does not fall out of the retention of a busy namespace."""
-        return f": heartbeat\nid: {self.text(place)}\n\n".encode()
+        return b": heartbeat\n" + self.line(place) + b"\n"
 
 
 class ChannelStream:
@@ -145,7 +153,9 @@ class ChannelStream:
         self._leaves = leaves
         self._known = False
         self._skipped = not begin.known
+        self._is_behind = False
         self._ahead: list[tuple[int, Vector]] | None = None
+        self._outages = begin.outages
         self._was_away = False
         self._ended = False
 
@@ -214,19 +224,22 @@ class ChannelStream:
             return [], None
 
     def _read(self) -> tuple[list[Item], bool]:
-        if self._was_away:
-            self._ended = not self._hub.still_stands(self._namespace, self._place)
-            self._was_away = False
+        """The same, in a worker thread. Reads last: what is read is handed on, so nothing behind that may fail."""
+        outages = self._hub.outages
+        if self._was_away or outages != self._outages:
+            self._ended = not self._hub.stands(self._namespace, self._place)
+            self._was_away, self._outages = False, outages
             if self._ended:
                 return [], False
         if not self._skipped:
             self._place, self._skipped = self._hub.skip(self._namespace, self._place, self._begin.known)
             return [], False
+        if self._is_behind and self._ahead is None:
+            self._ahead = self._hub.look_ahead(self._namespace, self._place)
         while self._ahead and self._ahead[-1][0] <= self._place.n:
             self._place = replace(self._place, vector=merged(self._place.vector, self._ahead.pop()[1]))
         items, self._place, at_end = self._hub.read(self._namespace, self._pattern, self._place, self._begin.known)
-        if not at_end and self._ahead is None:
-            self._ahead = self._hub.look_ahead(self._namespace, self._place)
+        self._is_behind = not at_end
         return items, at_end
 
     async def _store_answers(self) -> bool:

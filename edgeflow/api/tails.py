@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -80,6 +80,8 @@ class Begin:
     place: Place
     known: Vector = field(default_factory=dict)
     gaps: tuple[Mapping[str, Any], ...] = ()
+    outages: int = 0
+    """How often the store had been lost when this was found."""
 
 
 Encode = Callable[[Namespace, Released], bytes]
@@ -118,12 +120,12 @@ def _mark_at(handle: Namespace, n: int) -> str:
 
 
 def _stands(handle: Namespace, place: Place) -> bool:
-    """Whether the stream still has at `place` what stood there."""
-    return _mark_at(handle, place.n) == place.mark
+    """Whether the stream certainly is the one of `place`: at its beginning, or where the same thing still stands there."""
+    return place.n == 0 or (place.mark != "" and _mark_at(handle, place.n) == place.mark)
 
 
-def still_stands(handle: Namespace, place: Place) -> bool:
-    """Whether the release stream is still the one that `place` belongs to, as far as can be told."""
+def is_plausible(handle: Namespace, place: Place) -> bool:
+    """Whether nothing says that the release stream is another one than that of `place`."""
     if handle.release_head() < place.n:
         return False
     return not place.mark or _mark_at(handle, place.n) in (place.mark, "")
@@ -252,16 +254,31 @@ class TailHub:
         with self._lock:
             return sum(tail.count + len(tail.joining) for tail in self._tails.values())
 
+    @property
+    def outages(self) -> int:
+        """How often the store was lost and came back. What was read before and after does not belong together before it was checked."""
+        return self._store.outages
+
     def begin(self, namespace: str, cursor: Cursor | None, pattern: str) -> Begin:
         """Where a subscriber with `cursor` begins; at the beginning while there is no such namespace here."""
-        if not self._store.has_namespace(namespace):
-            known = cursor.vector if cursor is not None else EMPTY
-            return Begin(Place(0, "", known), known)
-        return begin(self._store.namespace(namespace), cursor, pattern)
+        outages = self.outages
+        known = cursor.vector if cursor is not None else EMPTY
+        found = Begin(Place(0, "", known), known)
+        if self._store.has_namespace(namespace):
+            found = begin(self._store.namespace(namespace), cursor, pattern)
+        self._check(outages)
+        return replace(found, outages=outages)
 
-    def still_stands(self, namespace: str, place: Place) -> bool:
-        """Whether the release stream is still the one that `place` belongs to, as far as can be told."""
-        return still_stands(self._store.namespace(namespace), place)
+    def stands(self, namespace: str, place: Place) -> bool:
+        """Whether the release stream certainly is the one of `place`."""
+        outages = self.outages
+        answer = _stands(self._store.namespace(namespace), place)
+        self._check(outages)
+        return answer
+
+    def _check(self, outages: int) -> None:
+        if self.outages != outages:
+            raise StoreUnavailable()
 
     def ping(self) -> None:
         """Raises StoreUnavailable when the store does not answer."""
@@ -269,9 +286,11 @@ class TailHub:
 
     def skip(self, namespace: str, place: Place, known: Vector) -> tuple[Place, bool]:
         """Passes over what `known` covers behind `place`, quickly; the place reached, and whether that was all that can be passed over."""
+        outages = self.outages
         handle = self._store.namespace(namespace)
         for _ in range(SCAN_CHUNKS):
             found = handle.scan_release(place.n, SCAN_COUNT)
+            self._check(outages)
             for position in found:
                 if position.n != place.n + 1 or position.part < 0 or not covers(known, position.log, position.seq):
                     return place, True
@@ -285,6 +304,7 @@ class TailHub:
 
         What a reader of history reads does not say what is released late, behind it. This does, for every SCAN_COUNT positions.
         """
+        outages = self.outages
         handle = self._store.namespace(namespace)
         if handle.release_head() - place.n > AHEAD_POSITIONS:
             return None
@@ -302,17 +322,17 @@ class TailHub:
         for n, steps in reversed(chunks):
             ahead.append((n, low))
             low = passed(steps, EMPTY, low)[0]
+        self._check(outages)
         return ahead
 
     def read(self, namespace: str, pattern: str, place: Place, known: Vector = EMPTY) -> tuple[list[Item], Place, bool]:
         """History for one subscriber: the matching items behind `place` that `known` does not cover, the place reached, and whether that was all there is.
 
-        Raises StoreUnavailable when the store was away in the middle: what was read may not belong together then.
+        Raises StoreUnavailable when the store was away in the middle.
         """
-        outages = self._store.outages
+        outages = self.outages
         result = self._read(self._store.namespace(namespace), pattern, place, known)
-        if self._store.outages != outages:
-            raise StoreUnavailable()
+        self._check(outages)
         return result
 
     def _read(self, handle: Namespace, pattern: str, place: Place, known: Vector) -> tuple[list[Item], Place, bool]:
@@ -399,11 +419,11 @@ class _Tail(threading.Thread):
         failures = 0
         handle = self._hub._store.namespace(self.namespace)
         self._client = self._hub._store.blocking_client()
-        self._outages = self._hub._store.outages
+        self._outages = self._hub.outages
         while not self._stopped.is_set():
             try:
                 if failures:
-                    self._check(handle)
+                    self._check(handle, was_lost=True)
                     failures = 0
                 if not self._step(handle):
                     break
@@ -424,19 +444,20 @@ class _Tail(threading.Thread):
         self._stopped.wait(RETRY_S[min(failures, len(RETRY_S) - 1)])
         return failures + 1
 
-    def _check(self, handle: Namespace) -> None:
+    def _check(self, handle: Namespace, *, was_lost: bool) -> None:
         """A store that came back as another one, with less than was already sent, ends the streams: their clients resume with what they have."""
-        self._outages = self._hub._store.outages
-        if self._place is not None and not still_stands(handle, self._place):
-            log.warning("stream_went_back", namespace=self.namespace, position=self._place.n)
+        self._outages = self._hub.outages
+        place = self._place
+        if place is not None and not (_stands(handle, place) if was_lost else is_plausible(handle, place)):
+            log.warning("stream_went_back", namespace=self.namespace, position=place.n)
             self._loop.call_soon_threadsafe(_close_all, self._subscriptions)
             self._subscriptions = []
             self._place = None
 
     def _step(self, handle: Namespace) -> bool:
         """Take up who joined, wait for one batch, hand it out. False when nobody is left."""
-        if self._hub._store.outages != self._outages:
-            self._check(handle)
+        if self._hub.outages != self._outages:
+            self._check(handle, was_lost=True)
         joining = self._hub._take_joining(self)
         try:
             self._subscriptions = [one for one in self._subscriptions if not one.closed]
@@ -454,11 +475,11 @@ class _Tail(threading.Thread):
         if joining:
             self._loop.call_soon_threadsafe(_join_all, joining, self._place)
         if not handle.wait_release(self._client, self._place.n, WAIT_S):
-            self._check(handle)
+            self._check(handle, was_lost=False)
             return True
         low = self._look(handle)
         released = read_some(handle, self._place.n)
-        if self._hub._store.outages != self._outages:
+        if self._hub.outages != self._outages:
             return True
         at_end = low[1] if low is not None and released and released[-1].n >= low[0] else None
         vectors = passed([position_of(entry).step for entry in released], self._place.vector, at_end)
