@@ -9,6 +9,7 @@ import pytest
 from conftest import POPS, ROOT, Video
 
 from edgeflow.cli.apply import Target, apply_file
+from edgeflow.core.cursors import parse_cursor
 from edgeflow.core.events import Event
 from edgeflow.sdk.client import Gap
 from edgeflow.store import Store
@@ -85,7 +86,7 @@ def watch_stream(video: Video, announced: Announced, stop: threading.Event) -> N
     for one in video.client("ny").subscribe("gate/#", from_="start"):
         assert not isinstance(one, Gap), one
         info = store.namespace("gate")
-        event = next(item.event for item in info.read_release(int(one.cursor.rpartition(":")[2]) - 1, 1))
+        event = next(item.event for item in info.read_release(parse_cursor(one.cursor).n - 1, 1))
         assert event is not None and event.id == one.id
         announced.told(store, event)
         if stop.is_set():
