@@ -29,7 +29,7 @@ import httpx
 
 from edgeflow.core.channels import check_channel, check_filter
 from edgeflow.errors import BadRequest, EdgeflowError, NotFound, Unavailable
-from edgeflow.sdk.subscription import FIRST_WAIT_S, LONGEST_WAIT_S, ApiError, Pop, Subscription
+from edgeflow.sdk.subscription import FIRST_WAIT_S, LONGEST_WAIT_S, ApiError, Pop, Reader, Subscription
 from edgeflow.sdk.subscription import Gap as Gap
 from edgeflow.sdk.subscription import ReceivedEvent as ReceivedEvent
 from edgeflow.sdk.subscription import parse_sse as parse_sse
@@ -187,9 +187,16 @@ class Client:
         next is asked for, or by `close()` or the end of a `with` block, at most every 0.5 s. What was not acknowledged comes again.
         """
         check_filter(pattern)
-        return Subscription(
-            self._pops, pattern, str(from_), durable=durable, reconnect_s=reconnect_s, fetch=self._fetch, error_of=_error
-        )  # fmt: skip
+        reader = Reader(
+            self._pops,
+            pattern,
+            str(from_),
+            durable=durable,
+            reconnect_s=reconnect_s,
+            fetch=self._fetch,
+            error_of=_error,
+        )
+        return Subscription(reader)
 
     def consumers(self, namespace: str) -> Rows[dict[str, Any]]:
         """The durable consumers of a namespace as this PoP knows them: {name, filter, cursor, acked_ms, behind}. Raises NotFound."""

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
@@ -239,28 +240,16 @@ class Subscription(Iterator[ReceivedEvent | Gap]):
     iteration that is merely left, do not acknowledge the last event: it comes again.
     """
 
-    def __init__(
-        self, pops: Sequence[Pop], pattern: str, start: str, *, durable: str | None, reconnect_s: float | None,
-        fetch: Callable[[str, int], bytes], error_of: Callable[[httpx.Response], EdgeflowError],
-    ) -> None:  # fmt: skip
-        """`fetch(path, i)` gets a body that PoP `i` of `pops` offers at `path`."""
-        self._pops = pops
-        self._pattern = pattern
-        self._start = start
-        self._durable = durable
-        self._reconnect_s = reconnect_s
-        self._fetch = fetch
-        self._error_of = error_of
-        self._at = 0
+    def __init__(self, reader: "Reader") -> None:
+        # Neither the reader nor its thread refer to this object: who drops it, as a loop does that is left, ends both.
+        self._reader = reader
+        self._items = reader.items()
         self._taken: str | None = None
-        self._seen = Seen()
-        self._acks = Acks(durable, self._acknowledge) if durable is not None else None
-        self._items = self._follow()
 
     @property
     def url(self) -> str:
         """The PoP that it reads from."""
-        return self._pops[self._at].url
+        return self._reader.pop.url
 
     def __iter__(self) -> Self:
         return self
@@ -286,28 +275,60 @@ class Subscription(Iterator[ReceivedEvent | Gap]):
         self.close()
 
     def __del__(self) -> None:
-        if acks := getattr(self, "_acks", None):
-            acks.close(wait=False)
+        if reader := getattr(self, "_reader", None):
+            reader.close(wait=False)
 
     def close(self) -> None:
         """End it. The last event counts as dealt with; the last acknowledgement is waited for, at most ACK_TIMEOUT_S."""
         self._items.close()
-        if self._acks is not None:
-            try:
-                self._acknowledge_taken()
-            except EdgeflowError:
-                self._taken = None
-            self._acks.close()
+        with suppress(EdgeflowError):
+            self._acknowledge_taken()
+        self._reader.close(wait=True)
 
     def _acknowledge_taken(self) -> None:
-        if self._acks is not None and self._taken:
-            self._acks.take(self._taken)
-        self._taken = None
+        taken, self._taken = self._taken, None
+        if taken:
+            self._reader.take(taken)
+
+
+class Reader:
+    """Reads the stream of a filter at one PoP after the other, and acknowledges for a durable consumer."""
+
+    def __init__(
+        self, pops: Sequence[Pop], pattern: str, start: str, *, durable: str | None, reconnect_s: float | None,
+        fetch: Callable[[str, int], bytes], error_of: Callable[[httpx.Response], EdgeflowError],
+    ) -> None:  # fmt: skip
+        """`fetch(path, i)` gets a body that PoP `i` of `pops` offers at `path`."""
+        self._pops = pops
+        self._pattern = pattern
+        self._start = start
+        self._durable = durable
+        self._reconnect_s = reconnect_s
+        self._fetch = fetch
+        self._error_of = error_of
+        self._at = 0
+        self._seen = Seen()
+        self._acks = Acks(durable, self._acknowledge) if durable is not None else None
+
+    @property
+    def pop(self) -> Pop:
+        """The PoP that is read from."""
+        return self._pops[self._at]
+
+    def take(self, cursor: str, *, moved_only: bool = False) -> None:
+        """What `Acks.take` does, for a durable consumer."""
+        if self._acks is not None:
+            self._acks.take(cursor, moved_only=moved_only)
+
+    def close(self, *, wait: bool) -> None:
+        """What `Acks.close` does, for a durable consumer."""
+        if self._acks is not None:
+            self._acks.close(wait=wait)
 
     def _acknowledge(self, cursor: str) -> None:
         """Raises Unavailable when it may be tried again."""
         path = f"/v1/consumers/{quote(namespace_of(self._pattern))}/{quote(self._durable or '')}/ack"
-        pop = self._pops[self._at]
+        pop = self.pop
         try:
             response = pop.http.post(path, json={"cursor": cursor}, timeout=ACK_TIMEOUT_S)
         except httpx.TransportError as error:
@@ -317,7 +338,8 @@ class Subscription(Iterator[ReceivedEvent | Gap]):
         if not response.is_success:
             raise self._error_of(response)
 
-    def _follow(self) -> Generator[ReceivedEvent | Gap, None, None]:
+    def items(self) -> Generator[ReceivedEvent | Gap, None, None]:
+        """What is new, for ever."""
         cursor: str | None = None
         at = 0
         failing_since: float | None = None
@@ -349,8 +371,8 @@ class Subscription(Iterator[ReceivedEvent | Gap]):
                     for frame_id, kind, text in parse_sse(response.iter_bytes()):
                         cursor = frame_id or cursor
                         if not text:
-                            if self._acks is not None and frame_id:
-                                self._acks.take(frame_id, moved_only=True)
+                            if frame_id:
+                                self.take(frame_id, moved_only=True)
                             continue
                         document = json.loads(text)
                         if kind == "gap":
@@ -360,8 +382,8 @@ class Subscription(Iterator[ReceivedEvent | Gap]):
                         event = self._received(document, cursor or "")
                         if self._seen.is_new(event):
                             yield event
-                        elif self._acks is not None and frame_id:
-                            self._acks.take(frame_id)
+                        elif frame_id:
+                            self.take(frame_id)
             except httpx.TransportError as error:
                 trouble: EdgeflowError = Unavailable(f"the stream from {pop.url} broke: {error!r}")
             except Unavailable as error:

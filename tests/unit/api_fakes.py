@@ -107,10 +107,14 @@ class FakeNamespace:
             results.append(Receipt("durable", self.pop, 1, seq, event.id, version))
         return results
 
-    def release(self, event: Event | None, gap: dict[str, Any] | None = None) -> int:
+    def release(
+        self, event: Event | None, gap: dict[str, Any] | None = None, at: tuple[str, int, int] | None = None
+    ) -> int:
+        """`at` is the log position of an event that entered elsewhere."""
         with self._changed:
             self.head_n += 1
-            positioned = event.at(self.pop, 1, self.head_n, 0, 0) if event else None
+            origin, epoch, seq = at or (self.pop, 1, self.head_n)
+            positioned = event.at(origin, epoch, seq, 0, 0) if event else None
             self.released.append(Released(self.head_n, positioned, gap, "http", 0))
             self._changed.notify_all()
             return self.head_n
@@ -131,7 +135,12 @@ class FakeNamespace:
 
     def low_water(self) -> tuple[int, Vector]:
         self._check()
-        return self.head_n, {(self.pop, 1): self.head_n}
+        heads: dict[tuple[str, int], int] = {}
+        for log, seq in [(log, seq) for (log, _), seq in self.lanes_removed.items()] + [
+            (position.log, position.seq) for position in map(position_of, self.released)
+        ]:
+            heads[log] = max(seq, heads.get(log, 0))
+        return self.head_n, heads
 
     def scan_release(self, after: int, count: int = 1000) -> list[Position]:
         self._check()

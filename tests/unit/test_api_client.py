@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -299,6 +300,157 @@ class TestSubscribing:
         assert {request.url.host for request in requests} == {"pop.test"}
 
 
+class Scene:
+    """A PoP that has three events for a durable consumer and notes what is acknowledged."""
+
+    def __init__(self, *, ack: int = 200, frames: bytes = b"") -> None:
+        self.acked: list[str] = []
+        self.asked: list[httpx.Request] = []
+        self.refusal = ack
+        self.frames = frames or b"".join(frame(f"la:{n}.0000000{n}", id=str(n)) for n in (1, 2, 3))
+        self.client = Client("http://pop.test", TOKEN, transport=httpx.MockTransport(self._answer))
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            assert request.url.path == "/v1/consumers/vision/pager/ack"
+            if self.refusal != 200:
+                return problem(self.refusal, {404: "not-found", 503: "store-unavailable"}[self.refusal])
+            self.acked.append(json.loads(request.content)["cursor"].partition(".")[0])
+            return httpx.Response(200, json={})
+        self.asked.append(request)
+        return httpx.Response(200, content=self.frames) if len(self.asked) == 1 else problem(401, "unauthorized")
+
+
+class TestDurable:
+    def test_an_event_is_acknowledged_when_the_next_one_is_asked_for_or_at_the_end(
+        self, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., Any]
+    ) -> None:
+        monkeypatch.setattr(subscription, "ACK_EVERY_S", 0.0)
+        scene = Scene()
+        with scene.client.subscribe("vision/a", durable="pager", from_="start") as items:
+            next(items)
+            assert scene.acked == []
+            next(items)
+            wait_until(lambda: scene.acked == ["la:1"], "the first is acknowledged")
+        assert scene.acked == ["la:1", "la:2"]
+        assert dict(scene.asked[0].url.params) == {"from": "start", "durable": "pager"}
+
+    def test_one_that_failed_is_not_acknowledged(self) -> None:
+        scene = Scene()
+        with pytest.raises(ZeroDivisionError), scene.client.subscribe("vision/a", durable="pager") as items:
+            for number, _ in enumerate(items):
+                1 // (1 - number)
+        assert scene.acked == ["la:1"]
+
+    def test_one_that_was_merely_left_is_not_acknowledged(self, wait_until: Callable[..., Any]) -> None:
+        scene = Scene()
+        for number, _ in enumerate(scene.client.subscribe("vision/a", durable="pager")):
+            if number == 1:
+                break
+        wait_until(lambda: not [one for one in threading.enumerate() if one.name == "acks-pager"], "its thread ends")
+        assert scene.acked == ["la:1"]
+
+    def test_acknowledgements_are_bundled(self, wait_until: Callable[..., Any]) -> None:
+        many = b"".join(frame(f"la:{n}.00000000", id=str(n)) for n in range(1, 501))
+        scene = Scene(frames=many)
+        items = scene.client.subscribe("vision/a", durable="pager")
+        for _ in range(400):
+            next(items)
+        wait_until(
+            lambda: scene.acked and scene.acked[-1] == "la:399", "the last but one is acknowledged without another step"
+        )
+        items.close()
+        assert scene.acked[-1] == "la:400"
+        assert len(scene.acked) <= 4
+
+    def test_heartbeats_move_it_and_a_new_vector_alone_does_not(self) -> None:
+        beats = b"".join(
+            f": heartbeat\nid: la:{n}.00000000;la.1.{seq}\n\n".encode() for n, seq in ((4, 1), (4, 2), (9, 3), (9, 4))
+        )
+        scene = Scene(frames=beats)
+        with pytest.raises(Unauthorized):
+            next(scene.client.subscribe("vision/a", durable="pager"))
+        assert scene.acked[-1] == "la:9"
+        assert scene.asked[1].headers["last-event-id"] == "la:9.00000000;la.1.4"
+
+    def test_one_that_was_deleted_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        scene = Scene(ack=404, frames=b"".join(frame(f"la:{n}.00000000", id=str(n)) for n in range(1, 10_000)))
+        with pytest.raises(NotFound):
+            for _ in scene.client.subscribe("vision/a", durable="pager"):
+                time.sleep(0.001)
+
+    def test_an_end_without_an_answer_takes_its_time_and_no_longer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(subscription, "ACK_TIMEOUT_S", 0.3)
+        scene = Scene(ack=503)
+        items = scene.client.subscribe("vision/a", durable="pager")
+        next(items)
+        begin = time.monotonic()
+        items.close()
+        assert time.monotonic() - begin < 2
+
+    def test_without_a_name_nothing_is_acknowledged(self) -> None:
+        scene = Scene()
+        with scene.client.subscribe("vision/a") as items:
+            assert [next(items).cursor[:4] for _ in range(3)] == ["la:1", "la:2", "la:3"]
+        assert scene.acked == []
+
+    def test_it_goes_on_at_the_next_pop_and_says_so(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(subscription, "MOVE_AFTER_S", 0.1)
+        monkeypatch.setattr(subscription, "ACK_EVERY_S", 0.0)
+        here, there = FakeStore("chicago"), FakeStore("la")
+        for name in (here, there):
+            name.create_namespace("vision")
+
+        def arrive(store: FakeStore, *seqs: int) -> None:
+            for seq in seqs:
+                store.namespace("vision").release(
+                    Event("vision/a", str(seq), "s", "t", 0, data=b"%d" % seq), at=("la", 1, seq)
+                )
+
+        arrive(here, 1, 2, 3, 4)
+        with served(make_api(tmp_path, there)) as other:
+            with served(make_api(tmp_path, here)) as url:
+                client = Client(url, TOKEN, others=[("http://127.0.0.1:9", TOKEN), (other, TOKEN)])
+                items = client.subscribe("vision/a", durable="pager", from_="start")
+                got = [next(items) for _ in range(4)]
+                assert items.url == url
+            arrive(there, 1, 2, 3, 4, 5, 6)
+            got += [next(items) for _ in range(2)]
+            assert items.url == other
+            items.close()
+            assert [item.id for item in got if isinstance(item, ReceivedEvent)] == ["1", "2", "3", "4", "5", "6"]
+            with Client(other, TOKEN) as again:
+                (consumer,) = again.consumers("vision")
+                assert consumer["cursor"] == got[-1].cursor
+                assert again.delete_consumer("vision", "pager")
+                assert not again.delete_consumer("vision", "pager")
+        client.close()
+        assert any("goes on at" in record.message for record in caplog.records)
+
+
+class TestSeen:
+    def event(self, seq: int, id: str, channel: str = "ns/a", origin: str = "la") -> ReceivedEvent:
+        return ReceivedEvent(channel, id, "s", "t", 0, None, None, {}, origin, 1, seq, "", lambda: b"")
+
+    def test_a_lane_is_remembered_for_longer_than_its_ids(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(subscription, "SEEN_EVENTS", 3)
+        seen = subscription.Seen()
+        assert all(seen.is_new(self.event(seq, f"e{seq}")) for seq in range(1, 10))
+        assert not any(seen.is_new(self.event(seq, f"e{seq}")) for seq in range(1, 10))
+        assert seen.is_new(self.event(2, "b2", channel="ns/b"))
+        assert seen.is_new(self.event(2, "c2", origin="ny"))
+
+    def test_events_of_one_entry_are_told_apart(self) -> None:
+        seen = subscription.Seen()
+        assert [seen.is_new(self.event(5, id)) for id in ("x", "y", "x", "z")] == [True, True, False, True]
+
+    def test_the_same_id_at_another_place_is_the_same_event(self) -> None:
+        seen = subscription.Seen()
+        assert [seen.is_new(self.event(5, "x")), seen.is_new(self.event(6, "x"))] == [True, False]
+
+
 class TestFrames:
     def test_any_split_gives_the_same(self) -> None:
         text = b'retry: 5\n\n: note\n\nid: a:1\nevent: message\ndata: {"x":\ndata: 1}\n\nid: a:2\r\n\r\ndata:z\n\ndata: cut'
@@ -317,6 +469,10 @@ class TestHome:
         }
         (tmp_path / "cluster.json").write_text(json.dumps({"pops": pops}))
         assert Client.from_home("la", home=tmp_path).url == "http://la.test"
+        assert [pop.url for pop in Client.from_home("la", home=tmp_path)._pops] == [
+            "http://la.test",
+            "http://chicago.test",
+        ]
         monkeypatch.setenv("EDGEFLOW_HOME", str(tmp_path))
         assert Client.from_home().url == "http://chicago.test"
         with pytest.raises(NotFound, match="chicago, la"):

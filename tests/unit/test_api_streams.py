@@ -309,6 +309,139 @@ class TestGaps:
         asyncio.run(run())
 
 
+class TestElsewhere:
+    """Cursors of other PoPs, and of a store that is no more."""
+
+    ELSEWHERE = "la:7.9f3ca1b2;chicago.1.1,la.1.4"
+
+    def arrived(self, vision: FakeNamespace) -> None:
+        """The events of two PoPs, in this one's order."""
+        for origin, seq in (("la", 3), ("la", 5), ("chicago", 1), ("chicago", 2), ("la", 4), ("ny", 1)):
+            vision.release(Event("vision/a", f"{origin}{seq}", "s", "t", 0, data=b""), at=(origin, 1, seq))
+
+    def ids(self, frames: list[Frame]) -> list[str]:
+        return [frame[2]["id"] for frame in frames]
+
+    def begun(self, api: Api, text: str) -> ChannelStream:
+        cursor = parse_start(None, text)
+        return ChannelStream(
+            api.hub, "chicago", "vision/#", api.hub.begin("vision", cursor, "vision/#"), lambda: True, heartbeat_s=0.05
+        )
+
+    def test_what_the_vector_covers_is_left_out_and_the_rest_comes(self, api: Api, vision: FakeNamespace) -> None:
+        async def run() -> None:
+            self.arrived(vision)
+            frames = frames_of(self.begun(api, self.ELSEWHERE))
+            assert self.ids(await take(frames, 3)) == ["la5", "chicago2", "ny1"]
+            vision.release(Event("vision/a", "old", "s", "t", 0, data=b""), at=("la", 1, 2))
+            publish(vision, "vision/a", b"", "new")
+            assert self.ids(await take(frames, 1)) == ["new"]
+
+        asyncio.run(run())
+
+    def test_ids_go_on_from_both(self, api: Api, vision: FakeNamespace) -> None:
+        async def run() -> None:
+            self.arrived(vision)
+            cursors = []
+            async with asyncio.timeout(10):
+                async for chunk in self.begun(api, "la:7.9f3ca1b2;la.1.9,sf.3.8").frames():
+                    cursors += [frame_id for frame_id, _, _ in parse_sse(iter([chunk])) if frame_id]
+                    if len(cursors) > 4:
+                        break
+            assert cursors[0] == "chicago:0;la.1.9,sf.3.8"
+            last = parse_start(None, cursors[-1])
+            assert last is not None
+            assert (last.pop, last.n) == ("chicago", 6)
+            assert last.vector == {("la", 1): 9, ("sf", 3): 8, ("chicago", 1): 2, ("ny", 1): 1}
+
+        asyncio.run(run())
+
+    def test_a_mark_that_does_not_fit_is_a_stream_that_is_no_more(self, api: Api, vision: FakeNamespace) -> None:
+        async def run() -> None:
+            self.arrived(vision)
+            fits = vision.scan_release(2, 1)[0].mark
+            assert self.ids(await take(frames_of(self.begun(api, f"chicago:3.{fits};la.1.5")), 2)) == [
+                "chicago2",
+                "ny1",
+            ]
+            other = frames_of(self.begun(api, "chicago:3.00000000;la.1.5"))
+            assert self.ids(await take(other, 3)) == ["chicago1", "chicago2", "ny1"]
+            ahead = frames_of(self.begun(api, f"chicago:300.{fits};la.1.5"))
+            assert self.ids(await take(ahead, 3)) == ["chicago1", "chicago2", "ny1"]
+
+        asyncio.run(run())
+
+    def test_what_retention_took_is_told_by_channel_and_only_if_it_matters(
+        self, api: Api, vision: FakeNamespace
+    ) -> None:
+        async def run() -> None:
+            for seq, channel in enumerate(("a", "b", "a", "b", "a", "a"), 1):
+                vision.release(Event(f"vision/{channel}", f"la{seq}", "s", "t", 0, data=b""), at=("la", 1, seq))
+            vision.forget_released(4)
+            for text, told in (
+                ("ny:9;la.1.4", []), ("ny:9;la.1.3", [("vision/b", 4, 4)]), ("ny:9;la.1.2", [("vision/a", 3, 3), ("vision/b", 3, 4)]),
+                ("ny:9", [("vision/a", 1, 3), ("vision/b", 1, 4)]), ("chicago:0", [("vision/a", 1, 3), ("vision/b", 1, 4)]),
+            ):  # fmt: skip
+                found = await take(frames_of(self.begun(api, text)), len(told) + 2)
+                gaps = [frame for frame in found if frame[1] == "gap"]
+                assert [(gap[2]["channel"], gap[2]["from"], gap[2]["to"]) for gap in gaps] == told
+                assert all(gap[0] is None and gap[2]["reason"] == "retention" for gap in gaps)
+                assert self.ids(found[len(told) :]) == ["la5", "la6"]
+
+        asyncio.run(run())
+
+    def test_many_channels_are_told_log_by_log(self, api: Api, vision: FakeNamespace) -> None:
+        async def run() -> None:
+            for seq in range(1, tails.MAX_GAPS + 12):
+                vision.release(Event(f"vision/{seq}", f"la{seq}", "s", "t", 0, data=b""), at=("la", 1, seq))
+            vision.forget_released(tails.MAX_GAPS + 10)
+            (gap, event) = await take(frames_of(self.begun(api, "ny:9;la.1.4")), 2)
+            assert gap[2] == {"reason": "retention", "origin": "la", "epoch": 1, "from": 5, "to": tails.MAX_GAPS + 10}
+            assert event[2]["id"] == f"la{tails.MAX_GAPS + 11}"
+
+        asyncio.run(run())
+
+    def test_a_store_that_comes_back_as_another_one_ends_the_stream(
+        self, api: Api, store: FakeStore, vision: FakeNamespace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tails, "WAIT_S", 0.05)
+
+        async def run() -> None:
+            self.arrived(vision)
+            frames = frames_of(self.begun(api, "start"))
+            await take(frames, 6)
+            waiting = asyncio.create_task(take(frames, 1))
+            async with asyncio.timeout(10):
+                while not api.hub.subscribers():  # noqa: ASYNC110 - it is the thread that is waited for
+                    await asyncio.sleep(0.01)
+            vision.released.clear()
+            vision.head_n = 0
+            store.outages += 1
+            for _ in range(9):
+                publish(vision, "vision/a", b"", "after")
+            assert await waiting == []
+
+        asyncio.run(run())
+
+    def test_catching_up_knows_how_far_it_is(self, api: Api, vision: FakeNamespace) -> None:
+        """Also in the middle of a long history, a cursor says more than where the consumer began."""
+
+        async def run() -> None:
+            for seq in range(1, 3001):
+                vision.release(Event("vision/a", f"la{seq}", "s", "t", 0, data=b""), at=("la", 1, seq))
+            seen = []
+            async with asyncio.timeout(20):
+                async for chunk in self.begun(api, "start").frames():
+                    seen += [frame_id for frame_id, _, text in parse_sse(iter([chunk])) if frame_id and text]
+                    if len(seen) == 2500:
+                        break
+            cursor = parse_start(None, seen[-1])
+            assert cursor is not None
+            assert 1000 <= cursor.vector["la", 1] <= 2500
+
+        asyncio.run(run())
+
+
 class TestForms:
     def test_bodies(self, api: Api, vision: FakeNamespace) -> None:
         async def run() -> None:
