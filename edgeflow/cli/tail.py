@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from edgeflow.cli.reach import Output, OutputOption, PopOption, client_of, errors, size_text
+from edgeflow.cli import reach
+from edgeflow.cli.reach import Output, OutputOption, PopOption, errors, size_text
 from edgeflow.core.events import time_text
-from edgeflow.sdk.client import Gap, ReceivedEvent
+from edgeflow.sdk.client import Client, Gap, ReceivedEvent
 
 PREVIEW_CHARS = 80
 TEXT_TYPES = ("text/", "application/json")
@@ -19,15 +20,25 @@ TEXT_TYPES = ("text/", "application/json")
 def tail(
     channel: Annotated[str, typer.Argument(help="A channel, or an MQTT filter as in 'vision/#'")],
     count: Annotated[int | None, typer.Option("-n", "--count", help="Stop after this many events.", min=1)] = None,
-    from_: Annotated[str, typer.Option("--from", help="`now`, `start`, or a cursor (everything behind it).")] = "now",
+    from_: Annotated[
+        str, typer.Option("--from", help="`now`, `start`, or a cursor of any PoP (everything behind it).")
+    ] = "now",
+    durable: Annotated[
+        str | None,
+        typer.Option(
+            "--durable",
+            help="Go on where this consumer stopped, here or at any PoP that answers; a new one begins at --from.",
+            metavar="NAME",
+        ),
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Write nothing but the data, as it is.")] = False,
     pop: PopOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Print events as they become readable at a PoP: one line each, or one JSON document per line with -o json."""
     seen = 0
-    with client_of(pop) as client:
-        for item in client.subscribe(channel, from_=from_):
+    with _client(pop) as client, client.subscribe(channel, from_=from_, durable=durable) as items:
+        for item in items:
             if isinstance(item, Gap):
                 _show_gap(item, output)
                 continue
@@ -41,6 +52,16 @@ def tail(
             seen += 1
             if count is not None and seen >= count:
                 return
+
+
+def _client(pop: str | None) -> Client:
+    """A client of `pop`, else of the first PoP, that knows the others. Raises NoCluster, NoSuchPop."""
+    cluster = reach.find()
+    first = cluster.pop(pop)
+    names = list(cluster.pops)
+    at = names.index(first.id)
+    others = [(cluster.pops[name].api_url, cluster.pops[name].token) for name in (*names[at + 1 :], *names[:at])]
+    return Client(first.api_url, first.token, retry_s=10.0, others=others)
 
 
 def _show_gap(gap: Gap, output: Output) -> None:

@@ -119,6 +119,11 @@ class TestTail:
         assert (first["id"], first["cursor"][:10], first["data"][:5]) == ("e0", "chicago:1.", "text ")
         assert "data_base64" in second
 
+    def test_durable(self, vision: FakeNamespace) -> None:
+        first = run("tail", "vision/a", "--durable", "pager", "--from", "start", "-n", "2").stdout.splitlines()
+        rest = run("tail", "vision/a", "--durable", "pager", "-n", "2").stdout.splitlines()
+        assert [line.split("  ")[2] for line in first + rest] == ["s0", "s1", "s2", "s3"]
+
     def test_raw(self) -> None:
         assert run("tail", "vision/a", "--from", "chicago:1", "-n", "1", "--raw").stdout_bytes == b"\xff\xd8\xff" * 200
 
