@@ -544,9 +544,12 @@ class Context:
         try:
             if attributes:
                 extensions.update(_check_attributes(attributes))
-            for name, text in (("subject", subject), ("type", type), ("datacontenttype", datacontenttype)):
-                if text:
-                    check_text(name, text)
+            if subject:
+                check_text("subject", subject)
+            if type:
+                check_text("type", type)
+            if datacontenttype:
+                check_text("datacontenttype", datacontenttype)
         except (EdgeflowError, TypeError, AttributeError) as error:
             raise BadOutput(
                 f"{what}: {error}", hint="Attribute names are [a-z0-9]{1,20}; values are text or numbers."
@@ -566,14 +569,13 @@ class Context:
         if data is None:
             return
         publish = self._info.publish
-        what = f"function {self._info.function!r} returned a {_type_name(data)}, but it publishes {', '.join(publish) or 'nothing'}"
-        if len(publish) != 1:
+        if len(publish) != 1 or "+" in publish[0]:
+            listed = ", ".join(publish) or "nothing"
+            problem = "which leaves a level open" if len(publish) == 1 else "a returned value needs exactly one channel"
             raise BadOutput(
-                f"{what}: a returned value needs exactly one channel",
+                f"function {self._info.function!r} returned a {_type_name(data)}, but it publishes {listed}: {problem}",
                 hint="Call ctx.emit(channel, data), or name one channel under `publish:` in the manifest.",
             )
-        if "+" in publish[0]:
-            raise BadOutput(f"{what}, which leaves a level open", hint="Call ctx.emit(channel, data).")
         self.emit(publish[0], data)
 
     def end(self, returned: Any) -> None:

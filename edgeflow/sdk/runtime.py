@@ -158,6 +158,7 @@ class Instance:
         self._main_thread = threading.get_ident()
         self._running_since_s = 0.0
         self._ended = threading.Event()
+        self._is_child = False
         self._mean_s: float | None = None
         self.batching = False
         """Whether several invocations came at once lately: only then can a commit be held back behind another handler."""
@@ -226,6 +227,8 @@ class Instance:
 
     def connect(self) -> Connection:
         """A new connection to the agent, hello queued. Raises OSError when nobody listens."""
+        if self._is_child:
+            self._leave()
         connection = connect(self._socket_path, on_kill=self._killed, wake_fd=self.stop.read_fd)
         connection.queue({"t": "hello", "protocol": PROTOCOL, "sdk": f"python/{__version__}"})
         return connection
@@ -254,6 +257,8 @@ class Instance:
             return handle(context, **arguments)
         finally:
             self._running_since_s = 0.0
+            if self._is_child:
+                self._leave()
 
     def took(self, seconds: float) -> None:
         """Counts a handler's time into the mean that decides the prefetch."""
@@ -355,8 +360,22 @@ class Instance:
 
     def _forked(self) -> None:
         """In a child that a handler forked: it must not hold the socket open after our end, which tells the agent that we are gone."""
+        self._is_child = True
         if self._connection is not None:
             self._connection.forget()
+
+    def _leave(self) -> None:
+        """In a child that came back from the handler: two instances on one socket would take each other's work away, so it ends here."""
+        error = sys.exc_info()[1]
+        if error is not None and not isinstance(error, SystemExit):
+            text, trace = self.describe(error)
+            self.log.error("forked_child_failed", error=text, traceback=trace)
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                pass
+        os._exit(0 if error is None else 1)
 
     def _killed(self) -> None:
         # Whoever holds up the log (nobody reads it, and the handler hangs on writing to it) does not hold up the end.

@@ -176,6 +176,18 @@ class FakeAgent:
         self._peers.append(Peer(sock))
         return self._peers[-1]
 
+    def nobody_comes(self, timeout_s: float = 0.5) -> bool:
+        """Whether no instance connects for a while."""
+        assert self._listener is not None
+        self._listener.settimeout(timeout_s)
+        try:
+            self._peers.append(Peer(self._listener.accept()[0]))
+            return False
+        except TimeoutError:
+            return True
+        finally:
+            self._listener.settimeout(TIMEOUT_S)
+
     def close(self) -> None:
         for peer in self._peers:
             peer.close()

@@ -974,6 +974,12 @@ def handle(ctx, frames):
         time.sleep(60)
     if frames.data == b"slow":
         time.sleep(0.5)
+    if frames.data in (b"fork and return", b"fork and raise"):
+        child = os.fork()
+        if child == 0 and frames.data == b"fork and raise":
+            raise RuntimeError("in the child")
+        if child:
+            os.waitpid(child, 0)
     if frames.data == b"fork":
         child = os.fork()
         if child == 0:
@@ -1054,6 +1060,27 @@ def test_process_a_forked_child_neither_holds_the_socket_nor_stops_the_instance(
     finally:
         process.kill()
         process.communicate(timeout=10)  # ends when the last holder of its stderr does: both children are gone
+
+
+@pytest.mark.parametrize("way", [b"fork and return", b"fork and raise"])
+def test_process_a_forked_child_that_leaves_the_handler_is_no_second_instance(
+    agent: FakeAgent, tmp_path: Path, way: bytes
+) -> None:
+    process = start_process(agent.path, tmp_path, HANDLER)
+    peer = agent.accept()
+    peer.welcome()
+    try:
+        for invocation in "ab":
+            give(peer, item(invocation, stored_event(way)))
+            commit = peer.expect("commit")  # once, although two processes came out of the handler
+            assert (commit["invocation"], commit["outputs"][0]["data"]) == (invocation, way)
+        peer.expect("claim")
+        assert peer.silent()
+        assert agent.nobody_comes()
+    finally:
+        process.kill()
+        _, errors = process.communicate(timeout=10)
+    assert ("forked_child_failed" in errors) == (way == b"fork and raise")
 
 
 @pytest.mark.parametrize(
