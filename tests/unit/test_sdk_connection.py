@@ -1,6 +1,6 @@
 """The instance's end of its socket when several threads, signals and lost agents meet on it."""
 
-import os
+import select
 import signal
 import socket
 import threading
@@ -149,14 +149,20 @@ def test_nothing_follows_a_frame_that_was_sent_by_half(pair: Pair) -> None:
     def on_signal(_number: int, _frame: Any) -> None:
         raise TooSlow
 
+    def interrupt() -> None:
+        select.select(
+            [pair.agent], [], [], TIMEOUT_S
+        )  # the first half has come; the rest waits for an agent that reads
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
     before = signal.signal(signal.SIGUSR1, on_signal)
-    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1))
+    thread = threading.Thread(target=interrupt)
     try:
-        timer.start()
+        thread.start()
         with pytest.raises(TooSlow):
-            pair.connection.queue({"t": "blob", "digest": "d", "data": bytes(20_000_000)})  # the agent does not read
+            pair.connection.queue({"t": "blob", "digest": "d", "data": bytes(20_000_000)})
     finally:
-        timer.join()
+        thread.join()
         signal.signal(signal.SIGUSR1, before)
     pair.connection.queue({"t": "commit"})
     with pytest.raises(ConnectionLost, match="sending was interrupted"):
