@@ -50,6 +50,7 @@ SAMPLES = 1000
 SEEN_EVENTS = 4096
 """How many event ids are remembered: after a restart of the broker the agent shows it the latest events again."""
 MIN_KEEPALIVE_S = 60
+WRITE_OUT_S = 2.0
 FIRST_GRANT_WAIT_S, LONGEST_GRANT_WAIT_S = 0.5, 10.0
 _T = TypeVar("_T")
 
@@ -358,6 +359,7 @@ class Direct:
             self._renew(message)
         elif kind == "park":
             self._parked = True
+            self._write_out()
             self._broker.pause()
             if self._connection is not None:
                 self._connection.queue({"t": "parked"})
@@ -386,7 +388,18 @@ class Direct:
         except ConnectionLost as lost:
             self._detach(str(lost))
 
+    def _write_out(self) -> None:
+        """Lets the answers that are on their way leave before the session ends, for as long as the broker takes some."""
+        poll, until_s = select.poll(), time.monotonic() + WRITE_OUT_S
+        while (fd := self._broker.fileno()) >= 0 and self._broker.want_write:
+            left_s = until_s - time.monotonic()
+            poll.register(fd, select.POLLOUT)
+            if left_s <= 0 or not poll.poll(left_s * 1000):
+                return
+            self._broker.write()
+
     def _farewell(self) -> int:
+        self._write_out()
         self._broker.pause()
         self._send_stats()
         if self._connection is not None:

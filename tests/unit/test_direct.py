@@ -39,6 +39,22 @@ class FakeBroker:
         self.refused = ""
         self.subscribed = False
         self.renewed: list[dict[str, str]] = []
+        self.socket: socket.socket | None = None
+        self.unsent = 0
+        self.paused_with: list[int] = []
+
+    def fileno(self) -> int:
+        return -1 if self.socket is None else self.socket.fileno()
+
+    @property
+    def want_write(self) -> bool:
+        return self.unsent > 0
+
+    def write(self) -> None:
+        self.unsent -= 1
+
+    def pause(self) -> None:
+        self.paused_with.append(self.unsent)
 
     def renew(self, grant: dict[str, str]) -> None:
         self.renewed.append(grant)
@@ -272,6 +288,29 @@ def test_an_output_that_mqtt_cannot_carry_fails_the_event_as_a_whole() -> None:
     bench = Bench(handle)
     assert bench.hear()["failed"] == 1
     assert bench.broker.published == []
+
+
+@pytest.mark.parametrize("end", ["park", "stop"])
+def test_answers_that_are_on_their_way_leave_before_the_session_ends(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "WRITE_OUT_S", 0.2)
+    bench = Bench(lambda ctx, ping: None)
+    bench.direct._welcomed = True
+    leave = (lambda: bench.direct._heard({"t": "park"})) if end == "park" else bench.direct._farewell
+    mine, broker = socket.socketpair()
+    with mine, broker:
+        bench.broker.socket, bench.broker.unsent = mine, 5
+        leave()
+        bench.broker.socket, bench.broker.unsent = None, 5  # the broker is away: nothing can be done
+        leave()
+        mine.setblocking(False)
+        try:
+            while True:
+                mine.send(bytes(65_536))
+        except BlockingIOError:
+            pass
+        bench.broker.socket, bench.broker.unsent = mine, 5  # it takes nothing: not for ever
+        leave()
+    assert bench.broker.paused_with == [0, 5, 5]
 
 
 def test_there_is_no_state_and_no_counter() -> None:

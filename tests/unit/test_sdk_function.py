@@ -129,7 +129,7 @@ def test_a_function_needs_nothing_of_the_agent() -> None:
         "import sys\n"
         "import edgeflow.sdk.runtime, edgeflow.sdk.testing\n"
         "from edgeflow import function\n"
-        "heavy = {'redis', 'paho', 'docker', 'fastapi', 'pydantic', 'structlog', 'httpx', 'yaml', 'typer', 'asyncio', 'numpy', 'ssl'}\n"
+        "heavy = {'redis', 'paho', 'docker', 'fastapi', 'pydantic', 'structlog', 'httpx', 'yaml', 'typer', 'asyncio', 'numpy', 'ssl', 'jmespath'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
