@@ -340,11 +340,6 @@ class World:
             {name.decode(): int(value) for name, value in self.door(pop).hgetall(self.prefix + "counters").items()}
         )
 
-    def data_pid(self, pop: str) -> int:
-        """The data process itself, behind respawn.py if that is there."""
-        pid = until(lambda: self.cluster.pid(pop, "data"), f"{pop}/data runs")
-        return next(iter(_children(pid)), pid)
-
     def instances(self, pop: str) -> dict[str, int]:
         """Pids of the function instances at a PoP by id."""
         folder = self.cluster.home.root / "pops" / pop / "state" / "instances"
@@ -404,10 +399,3 @@ class World:
     def _client(self, pop: str) -> Client:
         access = self.cluster.pop(pop)
         return Client(access.api_url, access.token, retry_s=60.0)
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
