@@ -1,0 +1,198 @@
+"""What each kind of acknowledgement and each kind of consumer is worth when the broker is killed: measured, printed, and held to what is promised.
+
+`fast` (a PUBACK) is in the broker's memory and goes with it; `durable` (HTTP, a receipt on the response topic) stays. A plain MQTT session is the
+broker's as well; a cursor is the log's.
+"""
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ledger
+import paho.mqtt.client as mqtt
+import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from world import until
+
+from edgeflow.host.local import LocalCluster
+from edgeflow.sdk.client import Client, Gap
+from edgeflow.settings import PopSettings
+from edgeflow.store import Store
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(180), pytest.mark.usefixtures("programs")]
+
+POP = "solo"
+BACKLOG = 600
+"""More than the broker's window towards the gateway (256)."""
+MISSED = 1000
+
+
+@pytest.fixture(scope="module")
+def cluster(programs: None) -> Iterator[LocalCluster]:
+    with LocalCluster((POP,)) as running:
+        yield running
+
+
+class Publisher:
+    """A plain MQTT 5 client that publishes with a subject and asks for receipts."""
+
+    def __init__(self, cluster: LocalCluster, namespace: str) -> None:
+        access = cluster.pop(POP)
+        self.receipts: set[str] = set()
+        """Subjects of what the PoP has acknowledged as durable."""
+        self._topic = f"{namespace}/in"
+        self._answers = f"{namespace}/_re/test"
+        self._ready = threading.Event()
+        self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+        self._client.username_pw_set(access.mqtt_username, access.mqtt_password)
+        self._client.on_connect = lambda client, *_: client.subscribe(self._answers, qos=1)
+        self._client.on_subscribe = lambda *_: self._ready.set()
+        self._client.on_message = self._answered
+        self._client.connect(access.mqtt_host, access.mqtt_port)
+        self._client.loop_start()
+        assert self._ready.wait(10)
+
+    def publish(self, subjects: list[str]) -> None:
+        """Publish and wait for every PUBACK."""
+        sent = []
+        for subject in subjects:
+            properties = Properties(PacketTypes.PUBLISH)
+            properties.UserProperty = [("subject", subject)]
+            properties.ResponseTopic = self._answers
+            properties.CorrelationData = subject.encode()
+            sent.append(self._client.publish(self._topic, b"x", qos=1, properties=properties))
+        for message in sent:
+            message.wait_for_publish(30)
+            assert message.is_published()
+
+    def close(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def _answered(self, _client: Any, _data: Any, message: Any) -> None:
+        assert json.loads(message.payload)["class"] == "durable"
+        self.receipts.add(message.properties.CorrelationData.decode())
+
+
+@contextmanager
+def offline_session(cluster: LocalCluster, namespace: str, seen: list[str]) -> Iterator[None]:
+    """A plain MQTT consumer with a session that outlives its connection, connected within the block."""
+    access = cluster.pop(POP)
+    subscribed = threading.Event()
+
+    def came(_client: Any, _data: Any, message: Any) -> None:
+        seen.append(dict(message.properties.UserProperty)["subject"])
+
+    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=f"consumer-{namespace}", protocol=mqtt.MQTTv5)
+    client.username_pw_set(access.mqtt_username, access.mqtt_password)
+    client.on_connect = lambda client, *_: client.subscribe(f"{namespace}/in", qos=1)
+    client.on_subscribe = lambda *_: subscribed.set()
+    client.on_message = came
+    properties = Properties(PacketTypes.CONNECT)
+    properties.SessionExpiryInterval = 3600
+    client.connect(access.mqtt_host, access.mqtt_port, clean_start=False, properties=properties)
+    client.loop_start()
+    try:
+        assert subscribed.wait(10)
+        yield
+    finally:
+        client.disconnect()
+        client.loop_stop()
+
+
+def open_namespace(cluster: LocalCluster, namespace: str) -> Store:
+    """Make a namespace and wait for its gateway; a door to the store."""
+    settings = PopSettings.load(cluster.home.root / "pops" / POP / "pop.json")
+    store = Store.open(settings)
+    store.create_namespace(namespace)
+    wait_for_gateway(store, namespace)
+    return store
+
+
+def wait_for_gateway(store: Store, namespace: str) -> None:
+    until(lambda: (store.local.get_doc("gateway_state", namespace) or {}).get("connected"), "the gateway", 30)
+
+
+def test_a_broker_killed_with_a_backlog(cluster: LocalCluster, figure: Callable[[str], None]) -> None:
+    store = open_namespace(cluster, "backlog")
+    publisher = Publisher(cluster, "backlog")
+    access = cluster.pop(POP)
+    taken = [f"taken{number}" for number in range(BACKLOG)]
+    queued = [f"queued{number}" for number in range(BACKLOG)]
+    durable = [f"durable{number}" for number in range(BACKLOG // 3)]
+    publisher.publish(taken)
+    until(lambda: publisher.receipts >= set(taken), "receipts", 20)
+    data = cluster.kill(POP, "data", signal.SIGSTOP)
+    try:
+        publisher.publish(queued)
+        with Client(access.api_url, access.token) as client:
+            for subject in durable:
+                client.publish("backlog/in", b"x", subject=subject)
+        old = cluster.kill(POP, "broker")
+        cluster.wait_restarted(POP, "broker", old)
+    finally:
+        cluster.kill(POP, "data", signal.SIGCONT)
+    assert cluster.pid(POP, "data") == data
+    until(lambda: (store.local.get_doc("gateway_state", "backlog") or {}).get("connected"), "the gateway", 30)
+    probe = Publisher(cluster, "backlog")
+    probe.publish(["probe"])
+    until(lambda: probe.receipts, "the gateway takes what comes", 20)
+    probe.close()
+    publisher.close()
+    settings = PopSettings.load(cluster.home.root / "pops" / POP / "pop.json")
+    logged = ledger.read(str(settings.store.redis_socket), "backlog", POP).subjects("backlog/in")
+    store.close()
+    kept = ledger.exactly_once(taken + durable, [name for name in logged if not name.startswith(("queued", "probe"))])
+    fast = ledger.exactly_once(queued, [name for name in logged if name.startswith("queued")])
+    figure(
+        f"broker killed with a backlog: acknowledged as durable (receipt or HTTP): {kept}; with a PUBACK only, the gateway standing: {fast}"
+    )
+    assert kept.ok
+    assert fast.lost and not fast.doubled and not fast.strange
+
+
+def test_a_consumer_that_was_offline(cluster: LocalCluster, figure: Callable[[str], None]) -> None:
+    store = open_namespace(cluster, "offline")
+    access = cluster.pop(POP)
+    first = [f"first{number}" for number in range(MISSED)]
+    second = [f"second{number}" for number in range(MISSED)]
+    over_mqtt: list[str] = []
+    over_http: list[str] = []
+    with Client(access.api_url, access.token) as client:
+        cursor = client.publish("offline/in", b"x", subject="zero").seq
+        with offline_session(cluster, "offline", over_mqtt):
+            pass
+        for subject in first:
+            client.publish("offline/in", b"x", subject=subject)
+        until(lambda: (store.namespace("offline").publisher_cursor() or 0) > MISSED, "the broker to have it all", 30)
+        with offline_session(cluster, "offline", over_mqtt):
+            until(lambda: set(over_mqtt) >= set(first), "what the session has kept", 30)
+        kept = ledger.exactly_once(first, [name for name in over_mqtt if name in set(first)])
+        for subject in second:
+            client.publish("offline/in", b"x", subject=subject)
+        old = cluster.kill(POP, "broker")
+        cluster.wait_restarted(POP, "broker", old)
+        wait_for_gateway(store, "offline")
+        with offline_session(cluster, "offline", over_mqtt):
+            until(
+                lambda: (store.namespace("offline").publisher_cursor() or 0) > 2 * MISSED,
+                "the publisher to be done",
+                60,
+            )
+            lost = ledger.exactly_once(second, [name for name in set(over_mqtt) if name in set(second)])
+        for one in client.subscribe("offline/in", from_=cursor):
+            assert not isinstance(one, Gap)
+            over_http.append(str(one.subject))
+            if len(over_http) == 2 * MISSED:
+                break
+    store.close()
+    followed = ledger.exactly_once(first + second, over_http)
+    figure(
+        f"consumer offline: plain MQTT session, broker alive: {kept}; plain MQTT session, broker killed meanwhile: {lost}; "
+        f"HTTP cursor, both: {followed}"
+    )
+    assert not kept.lost and followed.ok
