@@ -38,7 +38,7 @@ HERE = Path(__file__).parent
 NAMESPACE = "faults"
 POPS = ("la", "ny")
 SUBSCRIPTIONS = {
-    "la": {"faults/start": 1, "faults/a": 1, "faults/b": 1, "faults/c": 1},
+    "la": {"faults/start": 1, "faults/a": 1, "faults/b": 1, "faults/c": 1, "faults/done": 1},
     "ny": {"faults/b": 1},
 }
 """How many inputs of functions each channel feeds, by PoP; as app/edgeflow.yaml says."""
@@ -294,6 +294,16 @@ class World:
             effects = [info.key.split("/")[1] for info in self._values(pop, "effects/")]
             if not (verdict := exactly_once(self.sent, effects)).ok:
                 problems.append(f"{pop}: values: {verdict}")
+            tallied = [
+                f"s{number}"
+                for value in self._values(pop, "_state/t/")
+                for number in json.loads(self._data(pop, value.key))["seen"]
+            ]
+            if not (verdict := exactly_once(self.sent, tallied)).ok:
+                problems.append(f"{pop}: states: {verdict}")
+            counted = self.store(pop).namespace(NAMESPACE).count_value("tally")
+            if counted != len(self.sent):
+                problems.append(f"{pop}: a counter says {counted}, sent were {len(self.sent)}")
             watcher = self.watchers[pop]
             until(lambda watcher=watcher: len(watcher.subjects) >= len(self.sent), f"the results at {pop}", 20)
             if not (verdict := exactly_once(self.sent, watcher.subjects)).ok:
@@ -316,6 +326,11 @@ class World:
         while page := namespace.list(prefix, after=after, limit=1000):
             yield from page
             after = page[-1].key
+
+    def _data(self, pop: str, key: str) -> bytes:
+        value = self.store(pop).namespace(NAMESPACE).get(key)
+        assert value is not None
+        return value.data
 
     # -- fail points and processes -------------------------------------------------------------------------------------
 

@@ -11,4 +11,5 @@ def handle(ctx, b, c):
     if b.json()["n"] != c.json()["n"]:
         raise ValueError("two different events were joined")
     ctx.ekv.put(f"effects/{b.subject}/{ctx.invocation_id}.{ctx.attempt}", b.subject)
-    return {"n": b.json()["n"]}
+    n = b.json()["n"]
+    ctx.emit("done", {"n": n}, attributes={"lane": n // 100})
