@@ -16,6 +16,8 @@ from bench.packets import Attributes, Broker, Peer, Template
 
 Answer = tuple[int, int]
 """The number of a message, and which of its answers this is: any value that differs among them."""
+OWN_ID: Mapping[str, int | None] = {"id": None}
+"""Attributes that are numbered (see Template): here only the id."""
 DRAIN_S = 10.0
 FILL_S = 5.0
 """How long the warm-up may last while the first messages have not all been answered."""
@@ -68,7 +70,7 @@ class MqttGenerator:
         content_type: str | None,
         payload_bytes: int,
         *,
-        numbered: Sequence[str] = ("id",),
+        numbered: Mapping[str, int | None] = OWN_ID,
         qos: int = 1,
     ) -> None:
         self._templates = [

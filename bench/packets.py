@@ -10,7 +10,7 @@ MQTT 5.0: 2.1 structure of a packet, 2.2.2 properties, 3.1, 3.3, 3.4, 3.8.
 import select
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 Attributes = Sequence[tuple[str, str]]
@@ -49,7 +49,8 @@ def publish_properties(attributes: Attributes, content_type: str | None) -> byte
 class Template:
     """A PUBLISH whose message id, numbered attributes and number are filled in. The number is the last NUMBER_BYTES of the payload.
 
-    A numbered attribute has the number as its value, in hexadecimal digits, as many as its value in `attributes` has characters.
+    A numbered attribute has the number as its value, in hexadecimal digits, as many as its value in `attributes` has characters; modulo what stands
+    beside its name, if anything does.
     """
 
     def __init__(
@@ -59,18 +60,18 @@ class Template:
         content_type: str | None,
         payload_bytes: int,
         *,
-        numbered: Sequence[str] = ("id",),
+        numbered: Mapping[str, int | None],
         qos: int = 1,
     ) -> None:
         properties = publish_properties(attributes, content_type)
-        marks = [value.encode() for name, value in attributes if name in numbered]
+        marks = [(value.encode(), numbered[name]) for name, value in attributes if name in numbered]
         self._qos = qos
         size_bytes = 2 + len(topic.encode()) + (2 if qos else 0) + len(properties) + payload_bytes
         self._head = bytes([0x30 | qos << 1]) + variable_int(size_bytes) + text(topic)
         self._pieces = []
-        for mark in marks:
+        for mark, modulus in marks:
             before, _, properties = properties.partition(mark)
-            self._pieces.append((before, b"%%0%dx" % len(mark)))
+            self._pieces.append((before, b"%%0%dx" % len(mark), modulus))
         self._tail = properties + b"x" * (payload_bytes - NUMBER_BYTES)
 
     def packet(self, number: int, message_id: int) -> bytes:
@@ -78,8 +79,8 @@ class Template:
         parts = [self._head]
         if self._qos:
             parts.append(message_id.to_bytes(2, "big"))
-        for before, digits in self._pieces:
-            parts += (before, digits % number)
+        for before, digits, modulus in self._pieces:
+            parts += (before, digits % (number if modulus is None else number % modulus))
         parts += (self._tail, _NUMBER.pack(number))
         return b"".join(parts)
 

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from bench import machine, measures
-from bench.flow import cells, functions, http_function, nats_server, report
+from bench.flow import cells, functions, http_function, nats_server, overload, report
 from bench.flow.cells import Measured, Plan
 from bench.generator import quantile
 from bench.measures import ECHO, FAST_ECHO, PAYLOAD_BYTES
@@ -32,8 +33,8 @@ POPS = ("chicago", "la", "ny")
 MEASURED = "la"
 OUTPUT = Path("bench-output/bench-flow.json")
 INSTANCES = (1, 2, 3, 4)
-FULL = Plan(rounds=3, low_s=0.8, full_s=1.5)
-QUICK = Plan(rounds=1, low_s=0.4, full_s=0.6)
+FULL = Plan(rounds=3, low_s=0.8, full_s=1.5, overload_s=6.0)
+QUICK = Plan(rounds=1, low_s=0.4, full_s=0.6, overload_s=2.0)
 
 
 def main(
@@ -48,7 +49,7 @@ def main(
 ) -> None:
     """Measure shapes of applications in edgeflow, side by side with a bare paho echo, NATS JetStream and a chain of HTTP functions."""
     plan = QUICK if quick else FULL
-    plan = Plan(rounds or plan.rounds, plan.low_s, plan.full_s)
+    plan = replace(plan, rounds=rounds or plan.rounds)
     console = Console(highlight=False)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     program = find_program(nats_program)
@@ -118,6 +119,14 @@ def measure(plan: Plan, nats_program: Path, say: Any) -> dict[str, Any]:
             stage.apply(functions.write_all(root / "bench-application", SOLO, instances=count))
             slow = cells.edgeflow(stage, functions.slow(count), low=False)
             cells.measure([slow], plan, {**own, **stage.pids()}, say, results)
+        say("applying what is overloaded")
+        stage.apply(functions.write_overloaded(root / "bench-application", SOLO))
+        alone = report.cell_json(results[f"edgeflow: {functions.slow(1).name}"])
+        capacity_per_s = alone["full"]["events_per_s"]
+        document["overload"] = {
+            "capacity_per_s": capacity_per_s, "times": overload.TIMES, "seconds": plan.overload_s, "max_pending": functions.MAX_PENDING,
+            "subjects": functions.SUBJECTS, "policies": overload.all_policies(stage, capacity_per_s, plan.overload_s, say),
+        }  # fmt: skip
     with running(POPS, MEASURED, say, functions.write_chain_of_one) as stage:
         three = cells.edgeflow(stage, functions.THREE_POPS)
         cells.measure([three], plan, {**own, **stage.pids()}, say, results)

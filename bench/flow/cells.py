@@ -17,7 +17,7 @@ from bench.flow.http_function import HttpStage
 from bench.flow.http_generator import HttpGenerator
 from bench.flow.nats_generator import NatsGenerator
 from bench.flow.nats_server import KEEP, NatsStage, deliveries, step_name
-from bench.generator import Flood, Generator, MqttGenerator, drive
+from bench.generator import OWN_ID, Flood, Generator, MqttGenerator, drive
 from bench.measures import ATTRIBUTES, CONTENT_TYPE, ECHO, FAST_ECHO, PAYLOAD_BYTES
 from bench.stage import PLAIN, Say, Stage
 
@@ -62,6 +62,7 @@ class Plan:
     rounds: int
     low_s: float
     full_s: float
+    overload_s: float
 
 
 def edgeflow(stage: Stage, shape: Shape, *, low: bool = True) -> Cell:
@@ -155,7 +156,7 @@ def one(cell: Cell, window: int, seconds: float, pids: Mapping[str, int]) -> Flo
 
 
 def _mqtt(stage: Stage, shape: Shape) -> Open:
-    numbered = ("id", "subject") if shape.by_subject else ("id",)
+    numbered = {**OWN_ID, **({"subject": shape.subjects} if shape.subjects != 1 else {})}
     return lambda _window: closing(
         MqttGenerator(
             stage.broker, shape.requests, shape.answers, ATTRIBUTES, CONTENT_TYPE, PAYLOAD_BYTES, numbered=numbered, qos=shape.qos

@@ -67,8 +67,8 @@ class Shape:
     window: int = WINDOW
     """Messages under way while its rate is measured."""
     qos: int = 1
-    by_subject: bool = False
-    """Whether each message has a subject of its own."""
+    subjects: int | None = 1
+    """How many subjects its messages have; None = each one of its own."""
 
 
 def _channel(path: str) -> str:
@@ -83,7 +83,7 @@ def chain(length: int) -> Shape:
 def join(size: int) -> Shape:
     """A join of `size` channels by subject."""
     requests = [_channel(f"join{size}/in{index}") for index in range(size)]
-    return Shape(f"join of {size}", requests, _channel(f"join{size}/out"), by_subject=True)
+    return Shape(f"join of {size}", requests, _channel(f"join{size}/out"), subjects=None)
 
 
 FAN = Shape(f"fan-out {FAN_OUT}", [_channel("fan/in")], _channel("fan/out/+"), count=FAN_OUT, window=WINDOW // FAN_OUT)
@@ -99,6 +99,31 @@ THREE_POPS = Shape("chain of 1, three PoPs", chain(1).requests, chain(1).answers
 def slow(instances: int) -> Shape:
     """The slow function while it has so many instances."""
     return Shape(f"{instances} of a slow function", [_channel("slow/in")], _channel("slow/out"), window=40)
+
+
+POLICIES = ("refuse", "drop-oldest", "keep-latest")
+"""What a channel may do when an inbox behind it is full."""
+MAX_PENDING = 200
+SUBJECTS = 50
+"""Of the messages under overload: what `keep-latest` keeps the latest of."""
+
+
+def overloaded(policy: str) -> Shape:
+    """The slow function behind a channel with that policy."""
+    return Shape(f"on_full: {policy}", [_channel(f"{policy}/in")], _channel(f"{policy}/out"), subjects=SUBJECTS)
+
+
+def write_overloaded(folder: Path, pop: str) -> Path:
+    """A slow function behind a channel of each policy."""
+    return _write(
+        folder,
+        {
+            "channels": {f"{policy}/in": {"max_pending": MAX_PENDING, "on_full": policy} for policy in POLICIES},
+            "functions": {
+                policy: _function("./slow", _event(f"{policy}/in"), f"{policy}/out", pop) for policy in POLICIES
+            },
+        },
+    )
 
 
 def write_all(folder: Path, pop: str, *, instances: int = 1) -> Path:

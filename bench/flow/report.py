@@ -17,6 +17,7 @@ Cells = Mapping[str, Mapping[str, Any]]
 REFERENCES = ("NATS", "NATS, sync always", "HTTP")
 GENERATOR = "generator"
 ELSEWHERE = "elsewhere"
+_MEMORY = ("redis", "data", "control")
 
 
 def cell_json(measured: Measured) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def _kind(name: str) -> str:
 def markdown(document: Mapping[str, Any]) -> str:
     """The tables of one run."""
     cells: Cells = document["cells"]
-    parts = [_chains(cells, document), _shapes(cells), _instances(cells, document)]
+    parts = [_chains(cells, document), _shapes(cells), _instances(cells, document), _overload(document)]
     parts.append(_beside(cells, document))
     return "\n".join(parts)
 
@@ -124,6 +125,38 @@ def _instances(cells: Cells, document: Mapping[str, Any]) -> str:
             rate = cell["full"]["events_per_s"]
             lines.append(_line(str(count), f"{rate:,.0f}{_wrong(cell)}", f"{rate * slow_ms / (count * 10):.0f} %"))
     return "\n".join(lines) + "\n"
+
+
+def _overload(document: Mapping[str, Any]) -> str:
+    overload = document["overload"]
+    settings = document["settings"]
+    what = f"{overload['times']} x {overload['capacity_per_s']:,.0f}/s into a function of {settings['slow_handler_ms']:g} ms"
+    lines = _head(
+        what,
+        "offered",
+        "handled",
+        "refused",
+        "dropped",
+        "p50 / p99 of the handled",
+        *(f"{name}, MiB" for name in _MEMORY),
+    )
+    for policy, one in overload["policies"].items():
+        wrong = f" ({one['missing']} MISSING, {one['twice']} TWICE)" if one["missing"] or one["twice"] else ""
+        times = f"{one['p50_ms']:,.0f} / {one['p99_ms']:,.0f} ms"
+        memory = [" / ".join(f"{mib:.0f}" for mib in one["memory_mib"][name]) for name in _MEMORY]
+        ended = [_reasons(one[kind]) for kind in ("refused", "dropped")]
+        lines.append(
+            _line(f"`on_full: {policy}`", f"{one['offered']:,}", f"{one['handled']:,}{wrong}", *ended, times, *memory)
+        )
+    return "\n".join(lines) + (
+        f"\n\nFor {overload['seconds']:g} s, `max_pending: {overload['max_pending']}`, {overload['subjects']} subjects; times from when a message was due; resident memory "
+        "before / at most / after.\n"
+    )
+
+
+def _reasons(counted: Mapping[str, int]) -> str:
+    """Numbers by reason."""
+    return ", ".join(f"{number:,} ({reason})" for reason, number in counted.items()) or "0"
 
 
 def _beside(cells: Cells, document: Mapping[str, Any]) -> str:

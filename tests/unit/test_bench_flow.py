@@ -160,7 +160,7 @@ def test_http_takes_a_message_from_function_to_function(listener: socket.socket)
 
 
 def test_the_application_is_a_manifest(tmp_path: Path) -> None:
-    for write in (functions.write_all, functions.write_chain_of_one):
+    for write in (functions.write_all, functions.write_chain_of_one, functions.write_overloaded):
         document = json.loads(write(tmp_path, "la").read_text())
         manifest.parse(document)
         for function in document["functions"].values():
@@ -169,6 +169,20 @@ def test_the_application_is_a_manifest(tmp_path: Path) -> None:
 
 def flood(rate: float, lost: int = 0) -> Flood:
     return Flood(rate, 1.0, 2.0, 100, lost, 0, {"solo/data": 200.0, "solo/instance chain1 x": 30.0, "elsewhere": 50.0})
+
+
+OVERLOAD = {"capacity_per_s": 180.0, "times": 5, "seconds": 6.0, "max_pending": 200, "subjects": 50}
+POLICY = {
+    "offered": 5000,
+    "handled": 1000,
+    "refused": {"full": 4000},
+    "dropped": {},
+    "missing": 0,
+    "twice": 0,
+    "p50_ms": 900.0,
+    "p99_ms": 1100.0,
+    "memory_mib": dict.fromkeys(("redis", "data", "control"), (10.0, 30.0, 20.0)),
+}
 
 
 def document(lost: int) -> dict[str, Any]:
@@ -181,6 +195,7 @@ def document(lost: int) -> dict[str, Any]:
         "settings": {**settings, "slow_handler_ms": 5.0},
         "nats": {"version": "2.9", "sync_always": False},
         "fdatasync_ms": {"p50": 0.2, "p99": 0.4},
+        "overload": {**OVERLOAD, "policies": {"refuse": dict(POLICY)}},
         "busy_elsewhere_percent": 3.0,
     }
 
@@ -192,6 +207,14 @@ def test_tables_show_medians_and_what_was_lost() -> None:
     assert "has no `sync_interval: always`" in text
     broken = report.markdown(document(lost=2))
     assert "2 LOST" in broken and "ANSWERS WERE LOST" in broken
+
+
+def test_overload_shows_what_became_of_each() -> None:
+    wrong = document(0)
+    wrong["overload"]["policies"]["keep-latest"] = {**POLICY, "missing": 3}
+    text = report.markdown(wrong)
+    assert "| `on_full: refuse` | 5,000 | 1,000 | 4,000 (full) | 0 | 900 / 1,100 ms | 10 / 30 / 20 |" in text
+    assert "| `on_full: keep-latest` | 5,000 | 1,000 (3 MISSING, 0 TWICE) |" in text
 
 
 def test_processor_time_is_by_kind_and_without_others() -> None:
