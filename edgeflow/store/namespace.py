@@ -599,7 +599,7 @@ class Namespace:
         heads, held, head = self._connection.run([
             ("HGETALL", self.prefix + "heads"), ("ZRANGE", self.prefix + "held", 0, -1), ("GET", self.prefix + "release:n"),
         ])  # fmt: skip
-        lowest: dict[LogId, int] = {}
+        lowest: dict[tuple[str, int], int] = {}
         for name in held:
             lane, _, seq = name.decode().rpartition(":")
             log = _log_id(lane)
