@@ -10,10 +10,10 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from edgeflow.api.streams import ChannelStream, parse_start
-from edgeflow.api.tails import Item, Place, TailHub, _Tail, position_of
+from edgeflow.api.tails import Encode, GapEncode, Item, Place, TailHub, _Tail, position_of
 from edgeflow.api.tails import Subscription as Feed
 from edgeflow.core.channels import matches
 from edgeflow.core.cursors import Log, Position, Vector, covers, low_water
@@ -64,6 +64,7 @@ class Pop:
         self.pop = pop
         self.state = State()
         self.highest_epoch = 1
+        self.client = None
         self.outages = 0
 
     # -- what the readers ask, with things going on in between
@@ -95,6 +96,18 @@ class Pop:
     def _after(self, value: Any) -> Any:
         self.world.happen()
         return value
+
+    # -- what a consumer of the test asks
+
+    def hub(self, encode: Encode, encode_gap: GapEncode) -> TailHub:
+        return TailHub(StoreOf(self), encode, encode_gap)  # type: ignore[arg-type]
+
+    def was_there(self, first: int, last: int) -> list[Released]:
+        """What stood at these numbers before retention took it."""
+        return [self.state.graveyard[n] for n in range(first, last + 1) if n in self.state.graveyard]
+
+    def has(self, log: Log, seq: int) -> bool:
+        return seq <= len(self.state.logs.get(log, ()))
 
     # -- what happens to it
 
@@ -341,10 +354,30 @@ class World:
             pop.come_back_with(self.backups[pop.pop])
 
 
+class AnyPop(Protocol):
+    """A PoP of this cluster in memory, or one on a real store."""
+
+    pop: str
+
+    @property
+    def client(self) -> Any: ...
+
+    def hub(self, encode: Encode, encode_gap: GapEncode) -> TailHub: ...
+    def was_there(self, first: int, last: int) -> list[Released]: ...
+    def has(self, log: Log, seq: int) -> bool: ...
+
+
+class AnyWorld(Protocol):
+    """Where events are published."""
+
+    random: random.Random
+    published: dict[str, tuple[Log, int, str]]
+
+
 class Consumer:
     """A consumer of a filter: what it was given, what it was told is missing, and what its memory let through."""
 
-    def __init__(self, world: World, pattern: str) -> None:
+    def __init__(self, world: AnyWorld, pattern: str) -> None:
         self.world = world
         self.pattern = pattern
         self.cursor: str | None = None
@@ -356,35 +389,37 @@ class Consumer:
         self.seen = Seen()
         self._feed: Feed | None = None
 
-    def connect(self, pop: Pop) -> None:
+    def connect(self, pop: AnyPop) -> None:
         """Come (again) with the newest cursor."""
 
         def encode(_handle: object, released: Released) -> bytes:
             return json.dumps({"id": released.event.id} if released.event else released.gap).encode()
 
         def encode_gap(first: int, last: int, _reason: str) -> bytes:
-            there = [pop.state.graveyard[n] for n in range(first, last + 1) if n in pop.state.graveyard]
+            there = pop.was_there(first, last)
             missed = [one.event.id for one in there if one.event]
             return json.dumps({"missed": missed, "gaps": [one.gap for one in there if one.gap]}).encode()
 
-        hub = TailHub(StoreOf(pop), encode, encode_gap)  # type: ignore[arg-type]
+        hub = pop.hub(encode, encode_gap)
         try:
             begin = hub.begin(NS, parse_start(self.cursor or "start", None), self.pattern)
         except StoreUnavailable:
             self.connect(pop)
             return
         self._pop = pop
+        self._handle = hub._store.namespace(NS)
         self._stream = ChannelStream(hub, pop.pop, self.pattern, begin, lambda: True)
         self._feed = None
         self._is_live = False
         self._tail = _Tail(hub, NS, Loop())  # type: ignore[arg-type]
+        self._tail._client = pop.client
         hub._tails[NS] = self._tail
         if begin.gaps:
             self.gaps += [dict(gap) for gap in begin.gaps]
         else:
             self._heartbeat(self._stream._place)
 
-    def crash(self, pop: Pop) -> None:
+    def crash(self, pop: AnyPop) -> None:
         """Forget everything but what was acknowledged, and come again."""
         self.cursor = self.acked
         self.seen = Seen()
@@ -406,9 +441,9 @@ class Consumer:
             elif at_end and feed is None:
                 self._feed = Feed(self.pattern)
                 self._tail.joining.append(self._feed)
-                self._tail._step(self._pop)  # type: ignore[arg-type]
+                self._tail._step(self._handle)
             return True
-        self._tail._step(self._pop)  # type: ignore[arg-type]
+        self._tail._step(self._handle)
         items = [item for item in feed._items if item.n > stream._place.n]
         feed._items.clear()
         feed._held_bytes = 0
@@ -464,20 +499,17 @@ class Consumer:
             gap["from"] + (gap["reason"] == "gate-timeout") <= seq <= gap["to"] for gap in about
         )
 
-    def drain(self, pop: Pop) -> None:
+    def drain(self, pop: AnyPop) -> None:
         """Read at `pop` until nothing more comes."""
         self.connect(pop)
         quiet = 0
         while quiet < 3:
             quiet = 0 if self.read() else quiet + 1
 
-    def owed(self, pop: Pop) -> set[str]:
+    def owed(self, pop: AnyPop) -> set[str]:
         """What is in the logs that `pop` has, matches, and was neither yielded nor told as missing."""
         return {
             id
             for id, (log, seq, channel) in self.world.published.items()
-            if matches(self.pattern, channel)
-            and seq <= len(pop.state.logs.get(log, ()))
-            and not self.yielded[id]
-            and not self.was_told(id)
+            if matches(self.pattern, channel) and pop.has(log, seq) and not self.yielded[id] and not self.was_told(id)
         }
