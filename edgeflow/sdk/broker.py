@@ -22,7 +22,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edgeflow.core.mqttprops import PackedProperties, PublishProperties, decode_properties
 from edgeflow.errors import ProtocolError
-from edgeflow.sdk.context import Log
+from edgeflow.sdk.log import Log
 
 _chance = random.Random()
 """Of our own: the global generator belongs to the program that uses this, which may have seeded it."""

@@ -35,8 +35,11 @@ from edgeflow.core.wire import Message
 from edgeflow.errors import BadEvent, BadOutput, EdgeflowError, NotFound, ProtocolError, Unavailable
 from edgeflow.sdk.broker import BrokerSession
 from edgeflow.sdk.connection import Abandoned, AgentPort, Connection, ConnectionLost, drain_fd
-from edgeflow.sdk.context import Context, ContextCache, Frame, Log, Outcome, Value
+from edgeflow.sdk.context import Context
+from edgeflow.sdk.ekv import ContextCache, Value
 from edgeflow.sdk.inputs import BodyCache, Input
+from edgeflow.sdk.log import Log
+from edgeflow.sdk.outcome import Frame, Outcome
 
 _chance = random.Random()
 """Of our own: the global generator belongs to the program that uses this, which may have seeded it."""

@@ -28,9 +28,12 @@ from edgeflow.core.failpoints import hit
 from edgeflow.core.wire import Message
 from edgeflow.errors import BadHandler, BadOutput, EdgeflowError, ProtocolError, Reject
 from edgeflow.sdk.connection import Abandoned, AgentPort, Connection, ConnectionLost, connect
-from edgeflow.sdk.context import Context, ContextCache, FunctionInfo, Log, Outcome
+from edgeflow.sdk.context import Context, FunctionInfo
+from edgeflow.sdk.ekv import ContextCache
 from edgeflow.sdk.function import Handle, check_signature, load_handler
 from edgeflow.sdk.inputs import BodyCache, make_inputs
+from edgeflow.sdk.log import Log
+from edgeflow.sdk.outcome import Outcome
 
 _chance = random.Random()
 """Of our own: the global generator belongs to the program that uses this, which may have seeded it."""

@@ -46,9 +46,7 @@ class State(MutableMapping[str, Any]):
 
     def __setitem__(self, key: str, value: Any) -> None:
         if not isinstance(key, str):
-            raise BadOutput(
-                f"the state of {self._what} got the key {key!r}, a {_type_name(key)}, not text", hint=_PLAIN
-            )
+            raise BadOutput(f"the state of {self._what} got the key {key!r}, a {type_name(key)}, not text", hint=_PLAIN)
         document = self._loaded()
         self._suspect = True
         document[key] = value
@@ -161,7 +159,7 @@ def _check(document: dict[str, Any], what: str, *, once: bool) -> None:
             for name, value in container.items() if is_dict else enumerate(container):
                 if is_dict and not isinstance(name, str):
                     raise BadOutput(
-                        f"{path} of {what} has the key {name!r}, a {_type_name(name)}, not text", hint=_PLAIN
+                        f"{path} of {what} has the key {name!r}, a {type_name(name)}, not text", hint=_PLAIN
                     )
                 if value is None or isinstance(value, (str, int)):
                     continue
@@ -170,7 +168,7 @@ def _check(document: dict[str, Any], what: str, *, once: bool) -> None:
                         raise BadOutput(f"{path}[{name!r}] of {what} is {value!r}, which JSON has not", hint=_PLAIN)
                     continue
                 if not isinstance(value, (dict, list, tuple)):
-                    raise BadOutput(f"{path}[{name!r}] of {what} is a {_type_name(value)}, not JSON-able", hint=_PLAIN)
+                    raise BadOutput(f"{path}[{name!r}] of {what} is a {type_name(value)}, not JSON-able", hint=_PLAIN)
                 if not once:
                     inner.append((f"{path}[{name!r}]", value))
                 elif id(value) not in seen:
@@ -185,6 +183,7 @@ def _check(document: dict[str, Any], what: str, *, once: bool) -> None:
     )
 
 
-def _type_name(value: Any) -> str:
+def type_name(value: Any) -> str:
+    """How messages name the type of a value."""
     kind = type(value)
     return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

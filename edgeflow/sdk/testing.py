@@ -26,9 +26,12 @@ from typing import Any
 
 from edgeflow.core.events import DEFAULT_TYPE, make_event
 from edgeflow.errors import NotFound
-from edgeflow.sdk.context import JSON_TYPE, Context, FunctionInfo, Log, Outcome, Value, encode_body
+from edgeflow.sdk.context import Context, FunctionInfo
+from edgeflow.sdk.ekv import Value
 from edgeflow.sdk.function import Handle, check_signature
 from edgeflow.sdk.inputs import make_inputs
+from edgeflow.sdk.log import Log
+from edgeflow.sdk.outcome import JSON_TYPE, Outcome, encode_body
 
 NAMESPACE = "test"
 RETURNED = "returned"

@@ -22,8 +22,9 @@ from edgeflow.flow.accounts import Accounts, function_acls
 from edgeflow.flow.direct import DirectStats
 from edgeflow.sdk import direct
 from edgeflow.sdk.connection import Connection
-from edgeflow.sdk.context import FunctionInfo, Log
+from edgeflow.sdk.context import FunctionInfo
 from edgeflow.sdk.direct import Direct
+from edgeflow.sdk.log import Log
 from edgeflow.sdk.runtime import Instance
 
 GRANT = {"socket": "/s", "username": "u", "password": "p", "client_id": "c"}

@@ -12,18 +12,11 @@ from hypothesis import strategies as st
 from edgeflow.core.channels import check_channel, matches, template_filter
 from edgeflow.core.events import BlobRef, Event
 from edgeflow.errors import BadName, BadOutput, NotFound
-from edgeflow.sdk.context import (
-    JSON_TYPE,
-    MAX_BODY_BYTES,
-    TEXT_TYPE,
-    Context,
-    FunctionInfo,
-    Log,
-    Outcome,
-    Value,
-    encode_body,
-)
-from edgeflow.sdk.inputs import BodyCache, Input, make_inputs
+from edgeflow.sdk.context import Context, FunctionInfo
+from edgeflow.sdk.ekv import Value
+from edgeflow.sdk.inputs import MAX_BODY_BYTES, BodyCache, Input, make_inputs
+from edgeflow.sdk.log import Log
+from edgeflow.sdk.outcome import JSON_TYPE, TEXT_TYPE, Outcome, encode_body
 
 
 class MemoryPort:
@@ -106,7 +99,7 @@ def test_bodies(data: Any, body: bytes, content_type: str | None) -> None:
         (float("inf"), "float"),
         ("\ud800", "str"),
         ({"a": object()}, "dict"),
-        (Value("k", None), "edgeflow.sdk.context.Value"),
+        (Value("k", None), "edgeflow.sdk.ekv.Value"),
     ],
 )
 def test_a_body_that_cannot_be_written_names_its_type(data: Any, kind: str) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from edgeflow.core import manifest
 from edgeflow.sdk import connection, runtime
-from edgeflow.sdk.context import Outcome
 from edgeflow.sdk.function import load_handler
+from edgeflow.sdk.outcome import Outcome
 from edgeflow.sdk.testing import call, event
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

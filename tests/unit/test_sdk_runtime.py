@@ -20,8 +20,8 @@ from sdk_agent import FakeAgent, InstanceThread, Peer, item, start_process, stor
 from edgeflow.core.events import BlobRef
 from edgeflow.errors import BadHandler, BadOutput, EdgeflowError, NotFound, Reject
 from edgeflow.sdk import runtime
-from edgeflow.sdk.context import Log
 from edgeflow.sdk.function import function
+from edgeflow.sdk.log import Log
 
 Start = Callable[..., tuple[Peer, InstanceThread]]
 

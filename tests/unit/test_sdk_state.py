@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeflow.errors import BadOutput, NotFound
-from edgeflow.sdk.context import encode_body
 from edgeflow.sdk.inputs import MAX_BODY_BYTES
+from edgeflow.sdk.outcome import encode_body
 from edgeflow.sdk.state import STATE_DEPTH, State
 
 
