@@ -43,6 +43,9 @@ class Overload:
     """By reason."""
     p50_ms: float
     p99_ms: float
+    """Of what was handled while more was offered: later the queue only drains."""
+    last_ms: float
+    """Of the slowest of all."""
     handled_per_s: float
     """While more was offered."""
     memory_mib: Mapping[str, tuple[float, float, float]]
@@ -100,10 +103,10 @@ def measure(stage: Stage, shape: Shape, rate_per_s: float, seconds: float, say: 
                 break
         offer.hear(LISTEN_S)
     sample()
-    times_s = offer.times_s or [0.0]
+    times_s = offer.times_s[:during] or [0.0]
     return Overload(
         offer.offered / seconds, offer.offered, len(offer.times_s), offer.twice, refused, dropped, quantile(times_s, 0.5) * 1000,
-        quantile(times_s, 0.99) * 1000, during / seconds, {name: (values[0], max(values), values[-1]) for name, values in memory.items()},
+        quantile(times_s, 0.99) * 1000, max(offer.times_s, default=0.0) * 1000, during / seconds, {name: (values[0], max(values), values[-1]) for name, values in memory.items()},
     )  # fmt: skip
 
 

@@ -137,7 +137,7 @@ def _overload(document: Mapping[str, Any]) -> str:
         "handled",
         "refused",
         "dropped",
-        "p50 / p99 of the handled",
+        "p50 / p99 meanwhile",
         *(f"{name}, MiB" for name in _MEMORY),
     )
     for policy, one in overload["policies"].items():
@@ -149,7 +149,7 @@ def _overload(document: Mapping[str, Any]) -> str:
             _line(f"`on_full: {policy}`", f"{one['offered']:,}", f"{one['handled']:,}{wrong}", *ended, times, *memory)
         )
     return "\n".join(lines) + (
-        f"\n\nFor {overload['seconds']:g} s, `max_pending: {overload['max_pending']}`, {overload['subjects']} subjects; times from when a message was due; resident memory "
+        f"\n\nFor {overload['seconds']:g} s, `max_pending: {overload['max_pending']}`, {overload['subjects']} subjects; times from when a message was due, of what was handled while more was offered; resident memory "
         "before / at most / after.\n"
     )
 
