@@ -1,0 +1,7 @@
+from edgeflow import function
+
+
+@function
+def handle(ctx, frames):
+    ctx.log.info("measuring", camera=frames.captures["id"])
+    return len(frames.data)

@@ -1,0 +1,6 @@
+from edgeflow import function
+
+
+@function
+def handle(ctx, lines):
+    return int(lines.text())

@@ -1,0 +1,6 @@
+from edgeflow import function
+
+
+@function
+def handle(ctx, drafts, reviews):
+    return f"{drafts.text()}: {reviews.text()}"

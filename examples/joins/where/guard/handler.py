@@ -1,0 +1,6 @@
+from edgeflow import function
+
+
+@function
+def handle(ctx, doors, readings):
+    return ctx.key
