@@ -206,7 +206,7 @@ class _Interpreter(visitor.TreeInterpreter):
 
     def visit(self, node: Any, *args: Any, **kwargs: Any) -> Any:
         self._spend(1)
-        return super().visit(node, *args, **kwargs)
+        return _VISITS[node["type"]](self, node, *args, **kwargs)
 
     def visit_flatten(self, node: Any, value: Any) -> Any:
         base = self.visit(node["children"][0], value)
@@ -238,6 +238,12 @@ class _Interpreter(visitor.TreeInterpreter):
         elif name not in _FREE:
             self._spend(sum(len(item) for item in arguments if isinstance(item, list | dict | str)))
         return _CALLS.call_function(name, arguments)
+
+
+_VISITS = {
+    name.removeprefix("visit_"): getattr(_Interpreter, name) for name in dir(_Interpreter) if name.startswith("visit_")
+}
+"""What is done with each type of node; found once, since there is an interpreter per evaluation."""
 
 
 def _is_number(value: object) -> bool:
