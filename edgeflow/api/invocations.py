@@ -21,9 +21,9 @@ from edgeflow.api.places import Function, absent, find_function, pops_of
 from edgeflow.api.problems import BadParameter, responses
 from edgeflow.api.times import parse_duration_s
 from edgeflow.api.views import event_view
+from edgeflow.core.channels import INVOKE_LEVEL
 from edgeflow.core.events import Event, parse_ekv_ref
 from edgeflow.core.ids import invocation_id
-from edgeflow.core.routing import INVOKE_LEVEL
 from edgeflow.errors import InvocationDead, InvocationDropped, InvocationPending, NotFound, NotInvocable
 from edgeflow.store.namespace import Namespace
 from edgeflow.store.records import Arrival, InvocationInfo, Receipt, Result

@@ -22,6 +22,10 @@ ONE_LEVEL = "+"
 
 SYSTEM_NAMESPACE = "system"
 RECEIPTS_LEVEL = "_re"
+INVOKE_LEVEL = "_invoke"
+DEAD_LEVEL = "_dead"
+RESERVED_LEVELS = (RECEIPTS_LEVEL, INVOKE_LEVEL, DEAD_LEVEL)
+"""First levels below a namespace that mean something to edgeflow; all that begin with _ are reserved."""
 
 
 def check_namespace(name: str) -> str:

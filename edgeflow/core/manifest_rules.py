@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from edgeflow.core import channels
 from edgeflow.core.expressions import MAX_EXPRESSION_CHARS, compile_expression
-from edgeflow.core.manifest_scalars import DEAD_LEVEL, check_input_name, is_of_dead_letters, listed
+from edgeflow.core.manifest_scalars import check_input_name, is_of_dead_letters, listed
 from edgeflow.core.manifest_wiring import Wiring
 from edgeflow.errors import BadExpression
 
@@ -133,7 +133,7 @@ def _dead_letter_rules(function: str, wiring: Wiring, functions: Iterable[str]) 
         if name == function:
             yield (
                 ("subscribe",),
-                f"a function that handles its own dead letters may never end; subscribe to `{DEAD_LEVEL}/{name}` in another one",
+                f"a function that handles its own dead letters may never end; subscribe to `{channels.DEAD_LEVEL}/{name}` in another one",
             )
         elif name not in known:
             yield (

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from edgeflow.core.channels import captures_of, delivers, matches, template_filter
+from edgeflow.core.channels import INVOKE_LEVEL, captures_of, delivers, matches, template_filter
 from edgeflow.core.events import Event
 from edgeflow.core.expressions import compile_expression, count_of, document_of, key_of
 from edgeflow.core.retries import RetryPolicy
@@ -36,7 +36,6 @@ and     `q` key whose invocations go one after the other, `z` EKV key of its sta
 Body = Callable[[Event], bytes]
 """Gives the body of an event. Raises EdgeflowError when it cannot be read here now."""
 
-INVOKE_LEVEL = "_invoke"
 DEFAULT_PENDING = 10_000
 MAX_GROUP = 100_000
 """Most events of one collect or window."""

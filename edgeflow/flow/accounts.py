@@ -25,7 +25,7 @@ from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
-from edgeflow.core.channels import template_filter
+from edgeflow.core.channels import RESERVED_LEVELS, template_filter
 from edgeflow.core.routing import FunctionRoute
 from edgeflow.errors import Unavailable
 from edgeflow.flow.reactor import READ, WRITE, Reactor
@@ -55,7 +55,15 @@ def function_acls(route: FunctionRoute) -> list[dict[str, Any]]:
             _acl("unsubscribeLiteral", source.channel),
             _acl("publishClientReceive", source.channel),
         ]
-    return acls + [_acl("publishClientSend", template_filter(channel)) for channel in route.publish]
+    outputs = [template_filter(channel) for channel in route.publish]
+    acls += [_acl("publishClientSend", channel) for channel in outputs]
+    # A template whose first level is open must not reach what belongs to edgeflow (receipts, invocations, dead letters).
+    open_ones = {channel.partition("/")[0] for channel in outputs if channel.split("/")[1] in ("+", "#")}
+    return acls + [
+        {**_acl("publishClientSend", f"{namespace}/{level}/#"), "priority": 1, "allow": False}
+        for namespace in sorted(open_ones)
+        for level in RESERVED_LEVELS
+    ]
 
 
 def _acl(kind: str, topic: str) -> dict[str, Any]:

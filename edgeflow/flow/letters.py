@@ -8,6 +8,7 @@ import json
 
 import structlog
 
+from edgeflow.core.channels import DEAD_LEVEL
 from edgeflow.core.events import make_event
 from edgeflow.errors import EdgeflowError
 from edgeflow.settings import Limits
@@ -18,7 +19,6 @@ from edgeflow.store.replica import ReplicatedNamespace
 
 log = structlog.get_logger(__name__)
 
-DEAD_LEVEL = "_dead"
 DETAIL_CHARS = 2000
 
 

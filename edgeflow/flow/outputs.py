@@ -20,6 +20,8 @@ def build_events(
     outputs: Sequence[Any], *, invocation: str, namespace: str, route: FunctionRoute, pop: str, hop: int, now_ms: int, limits: Limits
 ) -> list[Event]:  # fmt: skip
     """The events of a commit. Raises BadName, BadEvent or TooLarge naming the output that is wrong."""
+    if not isinstance(outputs, list | tuple):
+        raise BadEvent(f"the outputs of {route.function} are a {type(outputs).__name__}, not a list")
     if len(outputs) > limits.outputs:
         raise TooLarge(
             f"{route.function} emitted {len(outputs)} events in one invocation, the limit is {limits.outputs}"
@@ -64,6 +66,8 @@ def build_events(
 
 def build_values(values: Sequence[Any], *, function: str, limits: Limits) -> list[ValueWrite]:
     """The EKV writes of a commit. Raises BadName, BadEvent or TooLarge naming the one that is wrong."""
+    if not isinstance(values, list | tuple):
+        raise BadEvent(f"the values of {function} are a {type(values).__name__}, not a list")
     writes = []
     for index, value in enumerate(values):
         if not isinstance(value, Mapping):
@@ -93,8 +97,10 @@ def build_state(state: Any, *, key: str, function: str, limits: Limits) -> list[
 
 def build_increments(increments: Any, *, function: str, limits: Limits) -> list[tuple[str, int]]:
     """The increments of a commit, (key, by) pairs. Raises BadName, BadEvent or TooLarge naming the one that is wrong."""
-    if not isinstance(increments, Sequence) or len(increments) > limits.outputs:
-        raise TooLarge(f"{function} sent more than {limits.outputs} increments in one invocation, or no list of them")
+    if not isinstance(increments, list | tuple):
+        raise BadEvent(f"the increments of {function} are a {type(increments).__name__}, not a list")
+    if len(increments) > limits.outputs:
+        raise TooLarge(f"{function} sent {len(increments)} increments in one invocation, the limit is {limits.outputs}")
     found = []
     for index, item in enumerate(increments):
         if not isinstance(item, Mapping):

@@ -7,8 +7,8 @@ import pytest
 
 from edgeflow.core.retries import RetryPolicy
 from edgeflow.core.routing import FunctionRoute, InputRoute
-from edgeflow.errors import EdgeflowError, TooLarge
-from edgeflow.flow.outputs import build_events, build_values
+from edgeflow.errors import BadEvent, BadName, EdgeflowError, TooLarge
+from edgeflow.flow.outputs import build_events, build_increments, build_state, build_values
 from edgeflow.settings import Limits
 
 ROUTE = FunctionRoute(
@@ -97,3 +97,33 @@ def test_values() -> None:
         limits=Limits(),
     )
     assert (put.data, put.content_type, deleted.data, deleted.ref) == (b"v", "text/plain", None, None)
+
+
+@pytest.mark.parametrize("wrong", [5, "text", {"a": 1}])
+def test_what_is_no_list_is_refused_by_name(wrong: Any) -> None:
+    limits = Limits()
+    with pytest.raises(BadEvent, match="outputs"):
+        build_events(wrong, invocation="i", namespace="vision", route=ROUTE, pop="la", hop=1, now_ms=1, limits=limits)
+    with pytest.raises(BadEvent, match="values"):
+        build_values(wrong, function="detect", limits=limits)
+    with pytest.raises(BadEvent, match="increments"):
+        build_increments(wrong, function="detect", limits=limits)
+
+
+@pytest.mark.parametrize(
+    "item", [{"key": "k", "by": 1.5}, {"key": "k", "by": True}, {"key": "k", "by": 2**60}, {"by": 1}, 7]
+)
+def test_an_increment_that_is_none_is_refused(item: Any) -> None:
+    with pytest.raises(BadEvent):
+        build_increments([item], function="detect", limits=Limits())
+
+
+def test_keys_of_edgeflow_and_states_without_a_state_are_refused() -> None:
+    with pytest.raises(BadName):
+        build_values([{"key": "_state/f/k", "data": b""}], function="detect", limits=Limits())
+    with pytest.raises(BadName):
+        build_increments([{"key": "_x", "by": 1}], function="detect", limits=Limits())
+    with pytest.raises(BadEvent, match="has no state"):
+        build_state({"data": b"{}"}, key="", function="detect", limits=Limits())
+    assert build_state(None, key="", function="detect", limits=Limits()) == []
+    assert build_state({"delete": True}, key="_state/f/k", function="f", limits=Limits())[0].data is None
