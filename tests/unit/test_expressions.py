@@ -195,7 +195,7 @@ def test_a_long_list_may_be_filtered() -> None:
 
 
 def test_the_captures_that_an_expression_names() -> None:
-    assert compile_expression("captures.cam || captures.\"room\" || attributes.x").captures == {"cam", "room"}
+    assert compile_expression('captures.cam || captures."room" || attributes.x').captures == {"cam", "room"}
     assert compile_expression("subject").captures == frozenset()
 
 
