@@ -217,7 +217,7 @@ def _refuse_reserved(value: object) -> Never:
 def is_of_dead_letters(full: str) -> bool:
     """Whether a full filter is `<namespace>/_dead/<one level>`: the reserved channels that a function may subscribe to."""
     levels = full.split("/")
-    return len(levels) == 3 and levels[1] == channels.channels.DEAD_LEVEL and levels[2] != "#"
+    return len(levels) == 3 and levels[1] == channels.DEAD_LEVEL and levels[2] != "#"
 
 
 def _check_subscribed(value: object, info: ValidationInfo) -> str:
@@ -225,7 +225,7 @@ def _check_subscribed(value: object, info: ValidationInfo) -> str:
     full = _full_name(value, info)
     _parsed(full)
     if channels.is_reserved(full) and not is_of_dead_letters(full):
-        if full.split("/")[1] == channels.channels.DEAD_LEVEL:
+        if full.split("/")[1] == channels.DEAD_LEVEL:
             refuse(f"{value!r} is reserved; the dead letters of a function are `_dead/<function>`, of all `_dead/+`")
         _refuse_reserved(value)
     return full
