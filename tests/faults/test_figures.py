@@ -1,12 +1,16 @@
 """What each kind of acknowledgement and each kind of consumer is worth when the broker is killed: measured, printed, and held to what is promised.
 
 `fast` (a PUBACK) is in the broker's memory and goes with it; `durable` (HTTP, a receipt on the response topic) stays. A plain MQTT session is the
-broker's as well; a cursor is the log's.
+broker's as well; the place of a durable consumer is the log's. And what a greedy neighbour costs, with and without a quota.
 """
 
 import json
 import signal
+import socket
+import subprocess
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +26,7 @@ from edgeflow.host.local import LocalCluster
 from edgeflow.sdk.client import Client, Gap
 from edgeflow.settings import PopSettings
 from edgeflow.store import Store
+from edgeflow.store.records import Quota
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(180), pytest.mark.usefixtures("programs")]
 
@@ -29,6 +34,9 @@ POP = "solo"
 BACKLOG = 600
 """More than the broker's window towards the gateway (256)."""
 MISSED = 1000
+RECEIPTS = 400
+QUOTA_PER_S = 200
+FLOOD_PER_S = 5000
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +52,7 @@ class Publisher:
         access = cluster.pop(POP)
         self.receipts: set[str] = set()
         """Subjects of what the PoP has acknowledged as durable."""
+        self.answered = threading.Event()
         self._topic = f"{namespace}/in"
         self._answers = f"{namespace}/_re/test"
         self._ready = threading.Event()
@@ -52,6 +61,9 @@ class Publisher:
         self._client.on_connect = lambda client, *_: client.subscribe(self._answers, qos=1)
         self._client.on_subscribe = lambda *_: self._ready.set()
         self._client.on_message = self._answered
+        self._client.on_socket_open = lambda _client, _data, sock: sock.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+        )
         self._client.connect(access.mqtt_host, access.mqtt_port)
         self._client.loop_start()
         assert self._ready.wait(10)
@@ -76,6 +88,7 @@ class Publisher:
     def _answered(self, _client: Any, _data: Any, message: Any) -> None:
         assert json.loads(message.payload)["class"] == "durable"
         self.receipts.add(message.properties.CorrelationData.decode())
+        self.answered.set()
 
 
 @contextmanager
@@ -137,10 +150,14 @@ def test_a_broker_killed_with_a_backlog(cluster: LocalCluster, figure: Callable[
     finally:
         cluster.kill(POP, "data", signal.SIGCONT)
     assert cluster.pid(POP, "data") == data
-    until(lambda: (store.local.get_doc("gateway_state", "backlog") or {}).get("connected"), "the gateway", 30)
     probe = Publisher(cluster, "backlog")
-    probe.publish(["probe"])
-    until(lambda: probe.receipts, "the gateway takes what comes", 20)
+
+    def answered() -> bool:
+        # Until the gateway is back the broker has nobody to hand a message to.
+        probe.publish(["probe"])
+        return bool(probe.receipts)
+
+    until(answered, "the gateway takes what comes", 20, every_s=0.2)
     probe.close()
     publisher.close()
     settings = PopSettings.load(cluster.home.root / "pops" / POP / "pop.json")
@@ -163,7 +180,9 @@ def test_a_consumer_that_was_offline(cluster: LocalCluster, figure: Callable[[st
     over_mqtt: list[str] = []
     over_http: list[str] = []
     with Client(access.api_url, access.token) as client:
-        cursor = client.publish("offline/in", b"x", subject="zero").seq
+        client.publish("offline/in", b"x", subject="zero")
+        with client.subscribe("offline/in", from_="start", durable="away") as stream:
+            assert next(stream).subject == "zero"
         with offline_session(cluster, "offline", over_mqtt):
             pass
         for subject in first:
@@ -176,23 +195,100 @@ def test_a_consumer_that_was_offline(cluster: LocalCluster, figure: Callable[[st
             client.publish("offline/in", b"x", subject=subject)
         old = cluster.kill(POP, "broker")
         cluster.wait_restarted(POP, "broker", old)
-        wait_for_gateway(store, "offline")
         with offline_session(cluster, "offline", over_mqtt):
-            until(
-                lambda: (store.namespace("offline").publisher_cursor() or 0) > 2 * MISSED,
-                "the publisher to be done",
-                60,
-            )
+            client.publish("offline/in", b"x", subject="last")
+            until(lambda: "last" in over_mqtt, "the publisher to be done", 60)
             lost = ledger.exactly_once(second, [name for name in set(over_mqtt) if name in set(second)])
-        for one in client.subscribe("offline/in", from_=cursor):
-            assert not isinstance(one, Gap)
-            over_http.append(str(one.subject))
-            if len(over_http) == 2 * MISSED:
-                break
+        with client.subscribe("offline/in", durable="away") as stream:
+            for one in stream:
+                assert not isinstance(one, Gap)
+                if one.subject == "last":
+                    break
+                over_http.append(str(one.subject))
     store.close()
     followed = ledger.exactly_once(first + second, over_http)
     figure(
         f"consumer offline: plain MQTT session, broker alive: {kept}; plain MQTT session, broker killed meanwhile: {lost}; "
-        f"HTTP cursor, both: {followed}"
+        f"durable consumer, both: {followed}"
     )
     assert not kept.lost and followed.ok
+
+
+def test_a_neighbour_over_its_quota(cluster: LocalCluster, figure: Callable[[str], None]) -> None:
+    open_namespace(cluster, "quiet").close()
+    store = open_namespace(cluster, "greedy")
+    greedy = store.namespace("greedy")
+    publisher = Publisher(cluster, "quiet")
+
+    def measured(situation: str) -> str:
+        before, began_s = Counter(greedy.counters()), time.monotonic()
+        times_ms = sorted(_receipt_ms(publisher, f"{situation}{number}") for number in range(RECEIPTS))
+        took_s = time.monotonic() - began_s
+        grown = Counter(greedy.counters()) - before
+        rates[situation] = grown["events_ingested"] / took_s
+        refused[situation] = grown["events_refused:quota"]
+        return (
+            f"{situation}: p50 {times_ms[RECEIPTS // 2]:.1f} ms, p99 {times_ms[RECEIPTS * 99 // 100]:.1f} ms, neighbour {rates[situation]:.0f} events/s taken, "
+            f"{refused[situation] / took_s:.0f}/s refused"
+        )
+
+    rates: dict[str, float] = {}
+    refused: dict[str, int] = {}
+    lines = [measured("alone")]
+    with flood(cluster, "greedy"):
+        until(lambda: greedy.counters().get("events_ingested", 0) > 100, "the flood", 20)
+        lines.append(measured("flooded"))
+        store.set_quota("greedy", Quota(events_per_s=QUOTA_PER_S))
+        until(lambda: greedy.counters().get("events_refused:quota", 0) > 100, "the quota", 20)
+        lines.append(measured("with a quota"))
+    publisher.close()
+    store.close()
+    figure(
+        f"MQTT publish to durable receipt beside a neighbour that sends {FLOOD_PER_S}/s (quota {QUOTA_PER_S}/s): "
+        + "; ".join(lines)
+    )
+    assert len(publisher.receipts) == 3 * RECEIPTS
+    assert rates["flooded"] > 2 * QUOTA_PER_S, "the neighbour was not greedy"
+    assert rates["with a quota"] < 1.5 * QUOTA_PER_S and refused["with a quota"] > 0
+
+
+@contextmanager
+def flood(cluster: LocalCluster, namespace: str) -> Iterator[None]:
+    """A plain MQTT client that publishes FLOOD_PER_S messages a second."""
+    access = cluster.pop(POP)
+    login = [
+        "-h",
+        access.mqtt_host,
+        "-p",
+        str(access.mqtt_port),
+        "-u",
+        access.mqtt_username,
+        "-P",
+        access.mqtt_password,
+    ]
+    command = ["mosquitto_pub", *login, "-q", "1", "-l", "-t", f"{namespace}/in"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as sender:
+        stopping = threading.Event()
+
+        def feed() -> None:
+            assert sender.stdin is not None
+            while not stopping.wait(0.05):
+                sender.stdin.write((b"x" * 100 + b"\n") * (FLOOD_PER_S // 20))
+                sender.stdin.flush()
+
+        feeder = threading.Thread(target=feed)
+        feeder.start()
+        try:
+            yield
+        finally:
+            stopping.set()
+            feeder.join(20)
+            sender.kill()
+
+
+def _receipt_ms(publisher: Publisher, subject: str) -> float:
+    began_s = time.perf_counter()
+    publisher.publish([subject])
+    assert publisher.answered.wait(20)
+    publisher.answered.clear()
+    return (time.perf_counter() - began_s) * 1000

@@ -1,6 +1,6 @@
 """A small cluster that is hurt on purpose: two PoPs, a chain a -> b -> c over both, a join of b and c, and everything to see what came of it.
 
-What it is: `World` publishes inputs over HTTP and MQTT with ids of their own, watches the results as clients do, arms fail points, and says with
+What it is: `World` publishes inputs over HTTP (with ids of their own, repeated until acknowledged) and MQTT, watches the results as clients do, arms fail points, and says with
 `check()` whether everything adds up.
 What must stay true: an input that `publish` has returned is owed exactly one result; nothing here asks the agents whether they did right: results come
 from clients, numbers from Redis.
@@ -138,10 +138,13 @@ class MqttClient:
         if subscribe is not None:
             assert self._subscribed.wait(10)
 
-    def publish(self, id: str, subject: str, data: bytes) -> Any:
-        """Send one input; the message, whose `wait_for_publish` returns after the PUBACK."""
+    def publish(self, subject: str, data: bytes) -> Any:
+        """Send one input; the message, whose `wait_for_publish` returns after the PUBACK.
+
+        Without an id of its own: that a redelivery by the broker is no second event is for the gateway to see.
+        """
         properties = Properties(PacketTypes.PUBLISH)
-        properties.UserProperty = [("id", id), ("source", "faults"), ("subject", subject)]
+        properties.UserProperty = [("source", "faults"), ("subject", subject)]
         properties.ContentType = "application/json"
         return self._client.publish(f"{NAMESPACE}/start", data, qos=1, properties=properties)
 
@@ -240,7 +243,7 @@ class World:
             way, pop = ways[number % len(ways)]
             if way == "mqtt":
                 data = json.dumps({"n": number, "flaky": number % FLAKY == 0})
-                unconfirmed.append(self._publisher.publish(f"e{number}", f"s{number}", data.encode()))
+                unconfirmed.append(self._publisher.publish(f"s{number}", data.encode()))
             else:
                 self.publish_over_http(number, pop)
         for message in unconfirmed:
