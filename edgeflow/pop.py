@@ -78,7 +78,9 @@ class DataProcess:
         self._sessions: dict[str, BrokerSession] = {}
         self._accounts = Accounts(self._reactor, settings)
         self._instances = Instances(self._reactor, self._store, settings.limits, self._released, self._accounts)
-        self._rounds = Rounds(self._store, self._gateways, self._instances, self._round_released)
+        self._rounds = Rounds(
+            self._store, self._gateways, self._instances, self._round_released, self._reactor.serve_until
+        )
         self._pushable: set[str] = set()
         self._push_timer: Timer | None = None
         self._discovery = Discovery(self._gateways.__contains__, self._create_namespace)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from edgeflow.core.channels import INVOKE_LEVEL, captures_of, delivers, matches, template_filter
+from edgeflow.core.channels import INVOKE_LEVEL, captures_of, delivers, matches, overlap, template_filter
 from edgeflow.core.events import Event
 from edgeflow.core.expressions import compile_expression, count_of, document_of, key_of
 from edgeflow.core.retries import RetryPolicy
@@ -291,7 +291,7 @@ class RouteTable:
         return {
             route.function
             for route in self.functions
-            if not route.direct and any(_meet(out, source.channel) for out in outputs for source in route.inputs)
+            if not route.direct and any(overlap(out, source.channel) for out in outputs for source in route.inputs)
         }
 
     def _reachable(self, function: str) -> set[str]:
@@ -478,17 +478,6 @@ def _expressions(route: FunctionRoute, source: _Source) -> Iterator[str]:
     if route.keyed is not None:
         yield route.keyed["by"]
     yield from (side.by for side in route.latest if side.by is not None)
-
-
-def _meet(one: str, other: str) -> bool:
-    """Whether two MQTT filters have a channel in common."""
-    first, second = one.split("/"), other.split("/")
-    for left, right in zip(first, second, strict=False):
-        if "#" in (left, right):
-            return True
-        if left != right and "+" not in (left, right):
-            return False
-    return len(first) == len(second) or "#" in (first[-1], second[-1])
 
 
 # ------------------------------------------------------------------ the stored form

@@ -9,6 +9,7 @@ MQTT 5.0: 3.3.2.3.5 response topic, 4.4 delivery retry; CloudEvents MQTT protoco
 """
 
 import json
+import time
 import uuid
 import zlib
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ log = structlog.get_logger(__name__)
 _Taken = tuple[Message, Arrival | EdgeflowError]
 
 STRUCTURED = "application/cloudevents+json"
+REFUSALS_EVERY_S = 1.0
 
 
 class Gateway:
@@ -49,10 +51,14 @@ class Gateway:
         self._has_function = has_function
         self._pending: list[_Taken] = []
         self._batch: list[_Taken] = []
+        self._connections = 0
+        self._batch_of = 0
+        self._refusals: dict[str, tuple[float, int]] = {}
         self._boot = ""
         self._is_marker: Callable[[str], bool] | None = None
         self._past_marker = False
         self._covered: list[Message] = []
+        self._batch_covered: list[Message] = []
         self._held: list[Message] = []
         self.session: BrokerSession | None = None
 
@@ -62,6 +68,7 @@ class Gateway:
 
     def lost(self) -> None:
         """The session is gone: what it brought and was not ingested yet comes again as a redelivery."""
+        self._connections += 1
         self._pending = [(message, arrival) for message, arrival in self._pending if not message.qos]
         self._covered.clear()
         self._held.clear()
@@ -113,7 +120,11 @@ class Gateway:
 
     def collected(self, limit: int | None = None) -> list[Arrival]:
         """What waits to be ingested, in order, at most `limit` of it; `finish` gets the results."""
+        self._batch_of = self._connections
         self._batch, self._pending = self._pending[:limit], self._pending[limit:] if limit is not None else []
+        if not self._pending:
+            # Their copies came over the covering session, and are in this round or were in an earlier one.
+            self._batch_covered, self._covered = self._covered, []
         if self._batch:
             hit("gateway-before-ingest")
         return [arrival for _, arrival in self._batch if isinstance(arrival, Arrival)]
@@ -123,7 +134,12 @@ class Gateway:
         for _, arrival in self._batch:
             if isinstance(arrival, Arrival):
                 arrival.again = True
+        if self._batch_of != self._connections:
+            # The connection was lost meanwhile: what it brought comes again by itself.
+            self._batch = [(message, arrival) for message, arrival in self._batch if not message.qos]
+            self._batch_covered = []
         self._batch, self._pending = [], self._batch + self._pending
+        self._batch_covered, self._covered = [], self._batch_covered + self._covered
 
     def finish(self, results: Sequence[Receipt | Refusal]) -> None:
         """Send receipts and acknowledge what `collected` returned."""
@@ -134,22 +150,30 @@ class Gateway:
         for message, arrival in batch:
             result = next(answers) if isinstance(arrival, Arrival) else Refusal("", arrival)
             if isinstance(result, Refusal):
-                log.warning(
-                    "publish_refused", namespace=self._namespace.name, channel=message.topic, code=result.error.code, error=result.error.message,
-                    hint=result.error.hint,
-                )  # fmt: skip
+                self._note_refusal(message, result.error)
             self._answer(message, result)
-            if self.session is not None:
+            # A message id of a connection that was lost meanwhile may mean another message by now.
+            if self.session is not None and self._batch_of == self._connections:
                 self.session.ack(message)
-        if self._pending:
-            return
-        # Their copies came over the covering session, and were in this round or an earlier one.
-        covered, self._covered = self._covered, []
+        covered, self._batch_covered = self._batch_covered, []
         for message in covered:
-            if self.session is not None:
+            if self.session is not None and self._batch_of == self._connections:
                 self.session.ack(message)
         if batch and self.session is not None:
             hit("gateway-acked", self.session.flush)
+
+    def _note_refusal(self, message: Message, error: EdgeflowError) -> None:
+        """One line a second for each code: a flood that is refused must not cost more than one that is taken."""
+        since, refused = self._refusals.get(error.code, (0.0, 0))
+        now = time.monotonic()
+        if now - since < REFUSALS_EVERY_S:
+            self._refusals[error.code] = (since, refused + 1)
+            return
+        self._refusals[error.code] = (now, 0)
+        log.warning(
+            "publish_refused", namespace=self._namespace.name, channel=message.topic, code=error.code, error=error.message, hint=error.hint,
+            more_since=refused,
+        )  # fmt: skip
 
     def _arrival(self, message: Message) -> Arrival:
         try:

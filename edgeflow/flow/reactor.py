@@ -113,6 +113,23 @@ class Reactor:
             for hook in self.after_round:
                 busy = bool(self._guard(hook)) or busy
 
+    def serve_until(self, fileobj: Any) -> None:
+        """Let sockets be read until `fileobj` can be: what they bring is collected for the next round. No timers, no hooks.
+
+        For whoever waits for an answer that takes about as long as reading what has come meanwhile.
+        """
+        self._selector.register(fileobj, READ, None)
+        try:
+            ready = False
+            while not ready:
+                for key, events in self._selector.select():
+                    if key.data is None:
+                        ready = True
+                    else:
+                        self._guard(key.data, events)
+        finally:
+            self._selector.unregister(fileobj)
+
     def _wait_s(self) -> float | None:
         while self._timers and self._timers[0][2].cancelled:
             heapq.heappop(self._timers)

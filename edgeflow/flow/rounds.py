@@ -14,6 +14,7 @@ from edgeflow.errors import StoreFull
 from edgeflow.flow.gateway import Gateway
 from edgeflow.flow.instances import Collected, Instances
 from edgeflow.store import OwnRelease, Store
+from edgeflow.store.connection import Meanwhile
 
 log = structlog.get_logger(__name__)
 
@@ -24,15 +25,17 @@ PAUSE_S = 0.5
 
 
 class Rounds:
-    """Runs rounds. `on_released(namespace, released)` is called when one appended something."""
+    """Runs rounds. `on_released(namespace, released)` is called when one appended something; `meanwhile` reads what comes while the store works."""
 
     def __init__(
-        self, store: Store, gateways: Mapping[str, Gateway], instances: Instances, on_released: Callable[[str, Sequence[OwnRelease]], None]
+        self, store: Store, gateways: Mapping[str, Gateway], instances: Instances, on_released: Callable[[str, Sequence[OwnRelease]], None],
+        meanwhile: Meanwhile,
     ) -> None:  # fmt: skip
         self._store = store
         self._gateways = gateways
         self._instances = instances
         self._on_released = on_released
+        self._meanwhile = meanwhile
         self._paused_until_s = 0.0
 
     def run(self) -> bool:
@@ -59,6 +62,7 @@ class Rounds:
                     commits=[commit for _, commit, _ in work.commits],
                     claims=[self._instances.claim(session) for session in sessions],
                     blobs=work.blobs,
+                    meanwhile=self._meanwhile,
                 )
             except StoreFull as error:
                 log.error("store_full", namespace=name, error=error.message, hint=error.hint)

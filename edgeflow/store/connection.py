@@ -28,6 +28,7 @@ CALL_S = 30.0
 READ_BYTES = 256 * 1024
 _RAW = frozenset({"FCALL", "HSET", "PUBLISH"})
 Command = tuple[Any, ...]
+Meanwhile = Callable[[socket.socket], None]
 
 
 def error_of(reply: redis.ResponseError) -> Exception:
@@ -67,10 +68,11 @@ class Connection:
         return redis.Redis(unix_socket_path=str(self._socket), socket_timeout=None, protocol=2)
 
     def run(
-        self, commands: Sequence[Command], *, on_outage: Callable[[], Sequence[Command]] | None = None
-    ) -> list[Any]:
+        self, commands: Sequence[Command], *, on_outage: Callable[[], Sequence[Command]] | None = None, meanwhile: Meanwhile | None = None
+    ) -> list[Any]:  # fmt: skip
         """Send all `commands` in one round trip; their replies in order, an error reply as an exception object in its place.
 
+        `meanwhile` is called when they are sent, and should return when the socket can be read: the time of the answer is its caller's to use.
         After an outage the commands are sent again, as `on_outage` returns them if it is given. Raises StoreUnavailable after `retry_s`.
         """
         deadline = None if self._retry_s is None else time.monotonic() + self._retry_s
@@ -78,7 +80,7 @@ class Connection:
         lost = False
         while True:
             try:
-                replies = self._send(commands)
+                replies = self._send(commands, meanwhile)
             except _OUTAGES as error:
                 if not lost:
                     lost = True
@@ -120,13 +122,13 @@ class Connection:
         while self._idle:
             self._idle.pop().close()
 
-    def _send(self, commands: Sequence[Command]) -> list[Any]:
+    def _send(self, commands: Sequence[Command], meanwhile: Meanwhile | None = None) -> list[Any]:
         try:
             pipe = self._idle.pop()
         except IndexError:
             pipe = Pipe(self._socket)
         try:
-            replies = pipe.exchange(commands)
+            replies = pipe.exchange(commands, meanwhile)
         except BaseException:
             pipe.close()
             raise
@@ -153,10 +155,12 @@ class Pipe:
             self._socket.close()
             raise redis.ConnectionError(f"{path}: {error}") from None
 
-    def exchange(self, commands: Sequence[Command]) -> list[Any]:
+    def exchange(self, commands: Sequence[Command], meanwhile: Meanwhile | None = None) -> list[Any]:
         """The replies to `commands`, in order. Raises redis.ConnectionError; the pipe is then unusable."""
         try:
             self._socket.sendall(b"".join([hiredis.pack_command(command) for command in commands]))
+            if meanwhile is not None:
+                meanwhile(self._socket)
             replies: list[Any] = []
             reader = self._reader
             while len(replies) < len(commands):

@@ -31,7 +31,7 @@ from edgeflow.errors import (
 )
 from edgeflow.settings import Limits
 from edgeflow.store.blobs import BlobFiles, Room, check_digest, digest_of
-from edgeflow.store.connection import Command, Connection, error_of
+from edgeflow.store.connection import Command, Connection, Meanwhile, error_of
 from edgeflow.store.records import (
     Arrival,
     Claim,
@@ -271,9 +271,11 @@ class Namespace:
 
     def round(
         self, *, arrivals: Sequence[Arrival] = (), commits: Sequence[Commit] = (), claims: Sequence[Claim] = (),
-        blobs: Sequence[tuple[str, bytes]] = (),
+        blobs: Sequence[tuple[str, bytes]] = (), meanwhile: Meanwhile | None = None,
     ) -> RoundResult:  # fmt: skip
         """Blobs, then arrivals, then commits, then claims, in one round trip and one fsync. Arrivals are atomic together, each commit by itself.
+
+        `meanwhile` gets the socket when the round is sent, and returns when its answer is there.
 
         Claims of a call that was interrupted by an outage may be lost to the caller; see `holds` and `release_claims`. Raises StoreFull when there is
         no room; what is then sent again must say so (`Arrival.again`), since some of it may have been taken.
@@ -308,7 +310,9 @@ class Namespace:
         commands = [*prepare(False), *claim_commands]
         if not commands:
             return RoundResult([results[position] for position in range(len(arrivals))], [], [], set(), [], set())
-        replies = self._connection.run(commands, on_outage=lambda: [*prepare(True), *claim_commands])
+        replies = self._connection.run(
+            commands, on_outage=lambda: [*prepare(True), *claim_commands], meanwhile=meanwhile
+        )
         split = len(replies) - len(claim_commands)
         writes = replies[:split]
         if any(isinstance(reply, redis.ResponseError) for reply in writes):
