@@ -350,6 +350,15 @@ def test_a_quota_refuses_with_the_time_to_wait_and_fills_again(pops: Callable[..
     assert pop.ns.counters()["events_refused:quota"] == 2 and pop.ns.counters()["values_refused:quota"] == 1
 
 
+def test_a_bound_that_is_added_later_does_not_know_of_debts(pops: Callable[..., Pop], clock: Clock) -> None:
+    pop = pops()
+    pop.store.set_quota(NAME, Quota(events_per_s=100))
+    for number in range(20):
+        send(pop.ns, event("x", str(number), b"z" * 100_000))
+    pop.store.set_quota(NAME, Quota(events_per_s=100, bytes_per_s=1000))
+    assert isinstance(send(pop.ns, event("x", "small"))[0], Receipt)
+
+
 # -- invocations by name -----------------------------------------------------------------------------------------------
 
 

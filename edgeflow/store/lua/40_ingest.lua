@@ -23,7 +23,8 @@ local function take_quota(quota, events, bytes)
   end
   local e, b = wait(quota.e, events, quota.events, quota.burst), wait(quota.b, bytes, quota.bytes, quota.burst)
   if e > 0 or b > 0 then return e >= b and 'events' or 'bytes', math.max(e, b) end
-  quota.e, quota.b = quota.e - events, quota.b - bytes
+  if quota.events > 0 then quota.e = quota.e - events end
+  if quota.bytes > 0 then quota.b = quota.b - bytes end
 end
 
 local function write_quota(p, c, quota)

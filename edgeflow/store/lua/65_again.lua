@@ -108,6 +108,8 @@ redis.register_function('ef_quota', function(keys, args)
   local p, c = start_call(keys, args)
   if not c.quota then return call('DEL', p .. 'quota') end
   local q = c.quota
-  call('HSET', p .. 'quota', 'events', tostring(q.events), 'bytes', tostring(q.bytes), 'burst', tostring(q.burst))
+  -- A new bound begins with full buckets.
+  call('HSET', p .. 'quota', 'events', tostring(q.events), 'bytes', tostring(q.bytes), 'burst', tostring(q.burst), 'at', c.now,
+    'e', tostring(q.events * q.burst), 'b', tostring(q.bytes * q.burst))
   return 1
 end)
