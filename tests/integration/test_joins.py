@@ -188,6 +188,23 @@ def test_k_of_m_equals_the_oracle(bench: Bench, history: list[Any], duplicates: 
     assert_conserved(ns)
 
 
+def test_the_oracle_sees_another_rule(bench: Bench) -> None:
+    """Negative control: a store that joins by one rule is not equal to the oracle of another."""
+    history: list[Any] = [("a", "x"), ("a", "x"), ("b", "x"), 2 * WITHIN_MS, ("c", "y")]
+    ns = bench.namespace()
+    install(ns, "abc", kind="k", k=2, duplicates="last", on_timeout="partial")
+    for index, step in enumerate(history):
+        if isinstance(step, int):
+            bench.clock.ms += step
+            ns.tick()
+        else:
+            arrive(ns, *step, f"e{index}", START_MS)
+    made = sorted((key, sorted(ids)) for key, _, ids in work(ns))
+    assert made == oracle_k(history, "abc", 2, "last", "partial")
+    for k, duplicates, on_timeout in ((2, "first", "partial"), (2, "all", "partial"), (3, "last", "drop")):
+        assert made != oracle_k(history, "abc", k, duplicates, on_timeout)
+
+
 @SLOW
 @given(arrivals, st.randoms(use_true_random=False))
 def test_all_does_not_depend_on_the_order_when_nothing_repeats(
