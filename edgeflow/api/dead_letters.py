@@ -80,7 +80,7 @@ class RedriveView(BaseModel):
     failed: list[FailedView]
     next: str | None = Field(description="`after` of the next request; null when all that matched have had their turn")
     retry_after_s: float | None = Field(
-        default=None, description="A queue is full: ask again with `next` after so many seconds"
+        default=None, description="There is no room right now: ask again with `next` after so many seconds"
     )
 
 

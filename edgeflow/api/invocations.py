@@ -111,7 +111,11 @@ async def invoke_function(
 def get_invocation(api: ApiDep, namespace: str, id: str) -> InvocationView:
     """How an invocation is, and how an invoke ended. The PoP where its function runs knows most; the PoP that was asked for it knows its result."""
     handle = api.namespace(namespace)
-    info, result = handle.invocation(id), handle.result(id)
+    info = handle.invocation(id)
+    try:
+        result = handle.result(id)
+    except NotFound:  # its outputs are not kept any more, only that it ended
+        result = None
     if info is None and result is None:
         raise absent(
             api, namespace, f"invocation {id[:80]!r}",

@@ -2,7 +2,7 @@
 
 What it is: the bridge from the store's hints ("something changed in this namespace") to asyncio, as `edgeflow.api.tails` is for the release stream.
 What it is not: the result; that is what `ReplicatedNamespace.result` says.
-What must stay true: no request waits inside one of the shared worker threads; a lost hint costs a poll interval and nothing else; a Redis that goes
+What must stay true: outputs are readable here when they are told; no request waits inside one of the shared worker threads; a lost hint costs a poll interval and nothing else; a Redis that goes
 away delays the answer and does not end the wait; the thread ends when nobody has waited for a while.
 """
 
@@ -72,7 +72,7 @@ class ResultHub:
             deadline_s = loop.time() + timeout_s
             # It may have ended before the thread knew of it.
             with suppress(Unavailable):
-                if (result := await run_in_threadpool(handle.result, id)) is not None:
+                if (result := await run_in_threadpool(find_result, handle, id)) is not None:
                     return result
             async with asyncio.timeout_at(deadline_s):
                 return await wait.future
@@ -114,7 +114,7 @@ class ResultHub:
 
     def _look(self, wait: _Wait) -> None:
         try:
-            result = wait.handle.result(wait.id)
+            result = find_result(wait.handle, wait.id)
         except Unavailable:
             return  # the store is away; the next look is in a moment
         except EdgeflowError as error:
@@ -126,6 +126,15 @@ class ResultHub:
             return
         if result is not None:
             _tell(wait, result)
+
+
+def find_result(handle: ReplicatedNamespace, id: str) -> Result | None:
+    """The result of an invocation, None while it has none, or while bodies of its outputs are still on their way to this PoP."""
+    result = handle.result(id)
+    if result is None:
+        return None
+    refs = [event.ref for event in result.events if event.ref is not None]
+    return result if all(handle.blob_size(ref.digest) is not None for ref in refs) else None
 
 
 def _tell(wait: _Wait, outcome: Result | EdgeflowError) -> None:

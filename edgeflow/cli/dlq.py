@@ -253,7 +253,7 @@ def _redrive_matching(namespace: str | None, filters: Filters, pop: str | None) 
                     done += answer["redriven"]
                     failed += [{"pop": name, **item} for item in answer["failed"]]
                     wait_s = answer["retry_after_s"]
-                    note = "; the queue is full, waiting" if wait_s else ""
+                    note = "; no room right now, waiting" if wait_s else ""
                     progress.say(f"{done} of {total} redriven, {len(failed)} failed{note}")
                     after = answer["next"]
                     if wait_s:

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from edgeflow.cli.admin import Operator
 from edgeflow.errors import BadRequest, EdgeflowError, Unavailable
-from edgeflow.host.discover import find
+from edgeflow.host.discover import find as find
 
 errors = Console(stderr=True, soft_wrap=True)
 

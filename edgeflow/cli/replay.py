@@ -53,7 +53,7 @@ def replay(
     if cancel is not None:
         if channel is not None or into is not None:
             raise typer.BadParameter("--cancel takes the id of a replay and nothing else")
-        _cancel(cancel, pop)
+        _cancel(cancel, pop, output)
         return
     if channel is None or into is None:
         raise typer.BadParameter("give a CHANNEL and --into FUNCTION")
@@ -134,9 +134,12 @@ def _differences(client: Operator, namespace: str, info: dict[str, Any]) -> dict
     return found
 
 
-def _cancel(id: str, pop: str | None) -> None:
+def _cancel(id: str, pop: str | None, output: Output) -> None:
     name, namespace, info = find_replay(id, None, pop)
     with client_of(name) as client:
         client.cancel_replay(namespace, id)
         now = client.replay(namespace, id) or info
+    if output is Output.JSON:
+        print_json(now)
+        return
     print(f"{id}  {now['state']}  {progress_text(now)}")

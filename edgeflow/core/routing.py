@@ -453,7 +453,12 @@ def _add_join(
 
 
 def _reject(directive: Directive, reason: str, why: str) -> Directive:
-    return {**{letter: directive[letter] for letter in "frs"}, "k": "reject", "why": f"{reason}: {why}"}
+    # `y` as well: who called it by name is told that it was given up.
+    return {
+        **{letter: directive[letter] for letter in "frsy" if letter in directive},
+        "k": "reject",
+        "why": f"{reason}: {why}",
+    }
 
 
 def state_key(function: str, key: str) -> str:

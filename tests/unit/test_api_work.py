@@ -129,6 +129,20 @@ class TestInvoke:
         )
         assert http.post(INVOKE, content=b"x").content == large
 
+    def test_it_waits_for_the_body_of_an_output(
+        self, http: httpx.Client, vision: FakeNamespace, served_api: tuple[Api, str], wait_until: Callable[..., Any]
+    ) -> None:
+        large = b"\xff" * 5000
+        event = replace(output(), data=None, ref=BlobRef(digest_of(large), len(large)))
+        vision.results[first_id()] = Result("committed", "", [event])
+        answers: list[Any] = []
+        asking = threading.Thread(target=lambda: answers.append(http.post(INVOKE, content=b"x", timeout=20)))
+        asking.start()
+        wait_until(lambda: served_api[0].results.waiting() == 1, "somebody who waits")
+        vision.blobs[digest_of(large)] = large
+        asking.join(10)
+        assert answers[0].content == large
+
     def test_it_waits_for_the_result(
         self, http: httpx.Client, vision: FakeNamespace, served_api: tuple[Api, str], wait_until: Callable[..., Any]
     ) -> None:
