@@ -437,8 +437,8 @@ class Instances:
 
     @property
     def has_work(self) -> bool:
-        """Whether another round may find work to hand over."""
-        return any(
+        """Whether another round may find something to commit or to hand over."""
+        return bool(self._commits or self._blobs) or any(
             s.claim_max and s.state == "ready" and _function_key(s.spec) in self._maybe_work
             for s in self._sessions.values()
         )

@@ -83,7 +83,8 @@ class Rounds:
             if arrivals or work.commits:
                 self._on_released(name, result.released)
         self._instances.flush_sockets()
-        return self._instances.has_work or any(self._gateways[name].waiting for name in arriving)
+        # What was read while the store worked has woken nobody.
+        return self._instances.has_work or any(gateway.waiting for gateway in self._gateways.values())
 
     def _put_back(self, name: str, gateway: Gateway | None, work: Collected) -> None:
         # Nothing was answered: publishers have no acknowledgement, instances wait. The broker's window fills and stops the flow.
