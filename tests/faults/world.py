@@ -293,7 +293,7 @@ class World:
             problems += book.problems(SUBSCRIPTIONS[pop])
             verdict = exactly_once(self.sent, book.subjects(RESULTS))
             if not verdict.ok:
-                problems.append(f"{pop}: released results: {verdict}: {verdict}")
+                problems.append(f"{pop}: released results: {verdict}")
             effects = [info.key.split("/")[1] for info in self._values(pop, "effects/")]
             if not (verdict := exactly_once(self.sent, effects)).ok:
                 problems.append(f"{pop}: values: {verdict}")
