@@ -24,6 +24,7 @@ POINTS: dict[str, str] = {
     "gateway-after-ingest": "messages are in the log, not acknowledged to the broker",
     "gateway-acked": "their acknowledgements are on the way to the broker",
     "round-before-store": "arrivals, commits and claims are collected, the store was not called",
+    "round-under-way": "the store works on a round, its answer is not read",
     "round-after-store": "the store has carried out a round, nobody got an answer",
     "claim-after-store": "invocations are claimed, the instance does not know",
     "claim-handed-over": "the instance has its work",

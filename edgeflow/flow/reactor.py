@@ -16,6 +16,8 @@ from typing import Any
 
 import structlog
 
+from edgeflow.core.failpoints import hit
+
 log = structlog.get_logger(__name__)
 
 READ = selectors.EVENT_READ
@@ -119,6 +121,7 @@ class Reactor:
         For whoever waits for an answer that takes about as long as reading what has come meanwhile.
         """
         self._selector.register(fileobj, READ, None)
+        hit("round-under-way")
         try:
             ready = False
             while not ready:

@@ -18,14 +18,14 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(180), pytest.mark.usefixtu
 
 INPUTS = 12
 SKIP = {
-    "gateway-received": 2, "round-before-store": 5, "round-after-store": 5, "claim-after-store": 3, "claim-handed-over": 3,
+    "gateway-received": 2, "round-before-store": 5, "round-under-way": 5, "round-after-store": 5, "claim-after-store": 3, "claim-handed-over": 3,
     "sdk-before-handler": 1, "sdk-after-handler": 1, "sdk-commit-sent": 1, "commit-collected": 3, "commit-stored": 3, "commit-answered": 3,
     "publisher-published": 3, "publisher-confirmed": 3, "link-sender-read": 2, "link-sender-flushed": 2, "link-sender-acked": 2,
     "link-receiver-before-mirror": 2, "link-receiver-mirrored": 2, "tick-before": 1, "tick-after": 1,
 }  # fmt: skip
 """How many passes go by first, so that it strikes in the middle of the work."""
 SWEPT = (
-    "gateway-received", "gateway-before-ingest", "gateway-after-ingest", "gateway-acked", "round-before-store", "round-after-store",
+    "gateway-received", "gateway-before-ingest", "gateway-after-ingest", "gateway-acked", "round-before-store", "round-under-way", "round-after-store",
     "claim-after-store", "claim-handed-over", "sdk-before-handler", "sdk-after-handler", "sdk-commit-sent", "commit-collected", "commit-stored",
     "commit-answered", "fail-before", "fail-after", "publisher-published", "publisher-confirmed", "publisher-cursor", "link-sender-read",
     "link-sender-flushed", "link-sender-acked", "link-receiver-before-mirror", "link-receiver-mirrored", "link-blob-stored", "tick-before",
