@@ -6,7 +6,6 @@ What it is not: the rules for attributes (edgeflow.core.events), or what an arri
 What must stay true: what the log sets (origin, epoch, seq, prev) is never taken from a client; the same payload means the same over HTTP and MQTT.
 """
 
-import json
 import uuid
 from collections.abc import Iterable
 from urllib.parse import quote, unquote
@@ -15,7 +14,7 @@ from starlette.types import Scope
 
 from edgeflow.api.problems import AckNotSupported, Reserved, UnsupportedMediaType
 from edgeflow.core.channels import SYSTEM_NAMESPACE, check_channel, is_reserved, namespace_of
-from edgeflow.core.events import Event, dataref_of, from_cloudevent, make_event
+from edgeflow.core.events import Event, dataref_of, from_cloudevent, make_event, parse_cloudevent
 from edgeflow.errors import BadEvent, TooLarge
 from edgeflow.settings import Limits
 
@@ -87,7 +86,7 @@ def event_from_request(
                 f"{kind} is not supported",
                 hint=f"Send {STRUCTURED}, one event per request, or ce-* headers and the data.",
             )
-        document = _json(body)
+        document = parse_cloudevent(body)
         event, dataref = from_cloudevent(document, channel, id=made_id, source=source, now_ms=now_ms)
     else:
         if "datacontenttype" in attributes:
@@ -136,10 +135,3 @@ def _decode(name: str, value: str) -> str:
         return unquote(value, errors="strict")
     except UnicodeDecodeError:
         raise BadEvent(f"header {name} is not percent-encoded UTF-8") from None
-
-
-def _json(body: bytes) -> object:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        raise BadEvent("the body is not JSON") from None

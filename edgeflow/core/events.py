@@ -28,6 +28,9 @@ CORE_ATTRIBUTES = frozenset(
 )
 DEFAULT_TYPE = "edgeflow.message"
 MAX_DATAREF_BYTES = 2048
+MAX_JSON_DEPTH = 100
+"""Deepest JSON of a structured event; what is deeper as the data of an event is passed on as bytes."""
+_BRACKETS = re.compile(rb"[][{}]")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST_TIME_MS = 253_402_300_799_000  # the end of year 9999, the last that RFC 3339 can say
 
@@ -133,7 +136,7 @@ class Event:
             document["size"] = self.size_bytes
             return document
         kind = (self.datacontenttype or "").partition(";")[0].strip().lower()
-        if kind == "application/json" or kind.endswith("+json"):
+        if (kind == "application/json" or kind.endswith("+json")) and not is_too_deep(data):
             try:
                 document["data"] = json.loads(data)
                 return document
@@ -221,9 +224,33 @@ def from_cloudevent(document: Any, channel: str, *, id: str, source: str, now_ms
     return event, texts.get("dataref")
 
 
+def parse_cloudevent(payload: bytes) -> Any:
+    """The document of a structured CloudEvent. Raises BadEvent when it is not JSON, or nested too deeply to be handled everywhere."""
+    if is_too_deep(payload):
+        raise BadEvent(
+            f"a structured CloudEvent has lists and objects inside each other more than {MAX_JSON_DEPTH} times"
+        )
+    try:
+        return json.loads(payload)
+    except ValueError:
+        raise BadEvent("the body is not JSON, but its content type says CloudEvents JSON") from None
+
+
+def is_too_deep(text: bytes) -> bool:
+    """Whether JSON may be nested more than MAX_JSON_DEPTH times (brackets inside of strings count as well)."""
+    if text.count(b"[") + text.count(b"{") <= MAX_JSON_DEPTH:
+        return False
+    depth = 0
+    for bracket in _BRACKETS.finditer(text):
+        depth += 1 if bracket[0] in b"[{" else -1
+        if depth > MAX_JSON_DEPTH:
+            return True
+    return False
+
+
 def dataref_of(payload: bytes) -> str | None:
     """The reference of a payload that is nothing but `{"dataref": "..."}`; None for any other payload."""
-    if len(payload) > MAX_DATAREF_BYTES or not payload.lstrip().startswith(b"{"):
+    if len(payload) > MAX_DATAREF_BYTES or not payload.lstrip().startswith(b"{") or is_too_deep(payload):
         return None
     try:
         document = json.loads(payload)

@@ -18,11 +18,11 @@ from typing import Any
 import structlog
 
 from edgeflow.core.channels import RECEIPTS_LEVEL, is_reserved
-from edgeflow.core.events import dataref_of, from_cloudevent, make_event
+from edgeflow.core.events import dataref_of, from_cloudevent, make_event, parse_cloudevent
 from edgeflow.core.failpoints import hit
 from edgeflow.core.ids import invocation_id
 from edgeflow.core.mqttprops import encode_properties
-from edgeflow.errors import BadEvent, BadName, EdgeflowError, GatedChannel, NotFound, Throttled, TooLarge
+from edgeflow.errors import BadName, EdgeflowError, GatedChannel, NotFound, Throttled, TooLarge
 from edgeflow.flow.broker import BrokerSession
 from edgeflow.flow.pahofast import Message
 from edgeflow.flow.replies import Replies
@@ -106,6 +106,10 @@ class Gateway:
             arrival: Arrival | EdgeflowError = self._arrival(message)
         except EdgeflowError as error:
             arrival = error
+        except Exception as error:
+            # A fault of ours must not come again with each redelivery and hold up what is behind it.
+            log.exception("message_not_understood", namespace=self._namespace.name)
+            arrival = EdgeflowError(f"the message could not be read: {error!r}")
         self._pending.append((message, arrival))
 
     @property
@@ -201,12 +205,7 @@ class Gateway:
         dataref = attributes.get("dataref")
         fallback_id = uuid.uuid4().hex
         if content_type is not None and content_type.partition(";")[0].strip().lower() == STRUCTURED:
-            try:
-                document = json.loads(payload)
-            except ValueError:
-                raise BadEvent(
-                    f"the payload on {channel} is not JSON, but its content type says CloudEvents JSON"
-                ) from None
+            document = parse_cloudevent(payload)
             event, dataref = from_cloudevent(document, channel, id=fallback_id, source=self._source, now_ms=now)
             own_id = "id" in document
         else:

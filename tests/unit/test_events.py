@@ -1,5 +1,6 @@
 """Events: what a client may say, what is stored, and what a CloudEvents reader sees."""
 
+import base64
 import json
 from typing import Any
 
@@ -13,6 +14,7 @@ from edgeflow.core.events import (
     dataref_of,
     from_cloudevent,
     make_event,
+    parse_cloudevent,
     parse_ekv_ref,
     parse_time,
     time_text,
@@ -156,3 +158,19 @@ def test_a_damaged_stored_event_is_said_so(stored: dict[str, Any]) -> None:
         Event.decode(stored)
     except BadEvent:
         return
+
+
+@pytest.mark.parametrize("depth", [101, 5_000, 200_000])
+def test_json_that_is_nested_too_deeply_is_refused_or_passed_on_as_bytes(depth: int) -> None:
+    deep = b"[" * depth + b"]" * depth
+    with pytest.raises(BadEvent, match="inside each other"):
+        parse_cloudevent(b'{"specversion": "1.0", "data": ' + deep + b"}")
+    event = make_event("a/b", deep, id="1", source="s", now_ms=1, datacontenttype="application/json")
+    assert base64.b64decode(event.to_cloudevent(deep)["data_base64"]) == deep
+    assert dataref_of(b'{"dataref": ' + deep[:2000]) is None
+
+
+def test_json_with_many_brackets_that_is_not_deep_stays_json() -> None:
+    flat = b"[" + b",".join([b"[1]"] * 500) + b"]"
+    event = make_event("a/b", flat, id="1", source="s", now_ms=1, datacontenttype="application/json")
+    assert event.to_cloudevent(flat)["data"] == [[1]] * 500
