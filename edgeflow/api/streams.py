@@ -194,6 +194,9 @@ class ChannelStream:
             while subscription is not None:
                 items = await subscription.take(self._heartbeat_s)
                 reached = subscription.place
+                # What the thread feeds is of one stream; this subscriber may have read ahead of it in another one.
+                if self._hub.outages != self._outages and not await run_in_threadpool(self._still_fits):
+                    break
                 for item in items:
                     if item.n > self._place.n:
                         self._place = item.place
@@ -241,6 +244,16 @@ class ChannelStream:
         items, self._place, at_end = self._hub.read(self._namespace, self._pattern, self._place, self._begin.known)
         self._is_behind = not at_end
         return items, at_end
+
+    def _still_fits(self) -> bool:
+        """Whether the release stream still is the one that was read up to here."""
+        outages = self._hub.outages
+        try:
+            fits = self._hub.stands(self._namespace, self._place)
+        except Unavailable:
+            fits = False
+        self._outages = outages
+        return fits
 
     async def _store_answers(self) -> bool:
         try:

@@ -8,6 +8,7 @@ captures of a channel gives a channel that the template's filter matches.
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 from edgeflow.errors import BadName
 
@@ -35,6 +36,7 @@ def check_namespace(name: str) -> str:
     return name
 
 
+@lru_cache(maxsize=4096)
 def check_channel(channel: str) -> str:
     """`channel` itself. Raises BadName unless it is `<namespace>/<path>` without wildcards or empty levels."""
     namespace, slash, path = channel.partition("/")

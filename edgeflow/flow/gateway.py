@@ -203,21 +203,24 @@ class Gateway:
         content_type = properties.content_type
         now = now_ms()
         dataref = attributes.get("dataref")
-        fallback_id = uuid.uuid4().hex
         if content_type is not None and content_type.partition(";")[0].strip().lower() == STRUCTURED:
             document = parse_cloudevent(payload)
-            event, dataref = from_cloudevent(document, channel, id=fallback_id, source=self._source, now_ms=now)
+            event, dataref = from_cloudevent(document, channel, id=uuid.uuid4().hex, source=self._source, now_ms=now)
             own_id = "id" in document
         else:
             dataref = dataref or dataref_of(payload)
+            own_id = "id" in attributes
             event = make_event(
-                channel, b"" if dataref else payload, id=attributes.get("id", fallback_id), source=attributes.get("source", self._source),
+                channel, b"" if dataref else payload, id=attributes["id"] if own_id else uuid.uuid4().hex, source=attributes.get("source", self._source),
                 now_ms=now, type=attributes.get("type"), subject=attributes.get("subject"), time=attributes.get("time"),
                 datacontenttype=content_type, attributes=attributes,
             )  # fmt: skip
-            own_id = "id" in attributes
         # A QoS 0 message is never redelivered by the broker, but a round that found no room may repeat it.
-        mark = f"{message.mid}:{zlib.crc32(payload, zlib.crc32(channel.encode())):08x}" if message.qos else fallback_id
+        mark = (
+            f"{message.mid}:{zlib.crc32(payload, zlib.crc32(channel.encode())):08x}"
+            if message.qos
+            else uuid.uuid4().hex
+        )
         ring = f"{self._boot}:{mark}"
         return Arrival(event, via="mqtt", dataref=dataref, deduplicate=own_id, ring=ring, again=bool(message.dup))
 

@@ -20,7 +20,8 @@ from edgeflow.store import LocalState, Namespace, OwnRelease
 
 log = structlog.get_logger(__name__)
 
-WINDOW = 200
+WINDOW = 1000
+"""Most events that the broker has not confirmed."""
 _BOOT_DOCS = "publisher_boot"
 
 

@@ -31,6 +31,7 @@ local function start_call(keys, args)
   c.counts, c.woken, c.inboxes, c.channels = {}, {}, {}, {}
   c.done, c.done_at, c.unclaimed, c.unheld = {}, {}, {}, {}
   c.ends, c.ended, c.pending, c.grown = {}, {}, {}, {}
+  c.prevs = {}
   return keys[1], c
 end
 
@@ -76,6 +77,7 @@ local function finish_call(p, c, changed)
   end
   for channel, by in pairs(c.channels) do call('HINCRBY', p .. 'channels', channel, by) end
   for name, n in pairs(c.numbers or {}) do call('SET', p .. name, string.format('%d', n)) end
+  for lane, seq in pairs(c.prevs) do call('HSET', p .. 'prev', lane, string.format('%d', seq)) end
   if c.head_here then call('HSET', p .. 'heads', c.pop .. ':' .. c.epoch_here, string.format('%d', c.head_here)) end
   for inbox, by in pairs(c.grown) do
     if by ~= 0 then call('HINCRBY', p .. 'pending', inbox, by) end

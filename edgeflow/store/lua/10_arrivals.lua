@@ -43,8 +43,8 @@ local function unclaim(p, c, id, instance)
 end
 
 -- The one end of every invocation. `mark` is kept for as long as its work could come again; `inputs` are let go unless somebody keeps them.
-local function finish(p, c, id, mark, inputs)
-  local record = call('HMGET', p .. 'inv:' .. id, 'f', 'r', 'by', 'q', 'sj')
+local function finish(p, c, id, mark, inputs, record)
+  record = record or call('HMGET', p .. 'inv:' .. id, 'f', 'r', 'by', 'q', 'sj')
   unclaim(p, c, id, record[3])
   call('DEL', p .. 'inv:' .. id)
   local inbox = record[1] .. ':' .. record[2]
@@ -112,7 +112,7 @@ local function accept(p, c, d, id, inputs, window)
       sides = sides + 1
     end
   end
-  local fields = {'f', d.f, 'r', d.r, 'in', cmsgpack.pack(inputs), 'n', 0, 'x', 0, 'st', 'ready', 'acc', c.us, 'rdy', c.us}
+  local fields = {'f', d.f, 'r', d.r, 'in', cmsgpack.pack(inputs), 'n', '0', 'x', '0', 'st', 'ready', 'acc', string.format('%d', c.us), 'rdy', string.format('%d', c.us)}
   local function also(name, value)
     if value then fields[#fields + 1] = name; fields[#fields + 1] = value end
   end

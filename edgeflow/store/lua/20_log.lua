@@ -33,12 +33,12 @@ local function release_events(p, c, origin, epoch, seq, events, directives, via,
       local lane = origin .. ':' .. epoch .. ':' .. channel
       local seen = tonumber(call('HGET', p .. 'seen', lane)) or 0
       -- A tail of this PoP's own log that a peer gives back goes on where the part that was kept ended.
-      if origin == c.pop then seen = math.max(seen, tonumber(call('HGET', p .. 'prev', epoch .. ':' .. channel)) or 0) end
+      if origin == c.pop then seen = math.max(seen, c.prevs[epoch .. ':' .. channel] or tonumber(call('HGET', p .. 'prev', epoch .. ':' .. channel)) or 0) end
       if event[EV_PREV] > seen then release_gap(p, c, origin, epoch, channel, seen, event[EV_PREV], 'lost') end
       call('HSET', p .. 'seen', lane, seq)
     end
     call('XADD', p .. 'release', next_number(p, c, 'release:n') .. '-0',
-      'o', origin, 'h', epoch, 's', seq, 'i', i - 1, 'v', via, 't', c.now, 'e', cmsgpack.pack(event))
+      'o', origin, 'h', string.format('%d', epoch), 's', string.format('%d', seq), 'i', string.format('%d', i - 1), 'v', via, 't', string.format('%d', c.now), 'e', cmsgpack.pack(event))
     c.channels[channel] = (c.channels[channel] or 0) + 1
     local routed = directives and directives[i] or {}
     for j = 1, #routed do
@@ -81,7 +81,7 @@ local function entry_digests(entry)
 end
 
 local function store_entry(p, origin, epoch, seq, packed, entry)
-  call('XADD', log_key(p, origin, epoch), seq .. '-0', 'e', packed)
+  call('XADD', log_key(p, origin, epoch), string.format('%d-0', seq), 'e', packed)
   for i = 1, #entry.ev do hold_blob(p, entry.ev[i][EV_DIGEST]) end
   for i = 1, #entry.va do hold_blob(p, entry.va[i][VA_DIGEST]) end
 end
@@ -98,13 +98,11 @@ append = function(p, c, kind, ended, events, values, directives, via, increments
     version = next_version(p, c.pop, c.now)
     values[i][VA_VERSION] = version
   end
-  local last = {}
   for i = 1, #events do
     local lane = epoch .. ':' .. events[i][EV_CHANNEL]
-    events[i][EV_PREV] = last[lane] or tonumber(call('HGET', p .. 'prev', lane)) or 0
-    last[lane] = seq
+    events[i][EV_PREV] = c.prevs[lane] or tonumber(call('HGET', p .. 'prev', lane)) or 0
+    c.prevs[lane] = seq
   end
-  for lane in pairs(last) do call('HSET', p .. 'prev', lane, seq) end
   local entry = {v = 1, k = kind, t = c.now, x = ended, ev = events, va = values, inc = increments}
   store_entry(p, c.pop, epoch, seq, cmsgpack.pack(entry), entry)
   local released = c.numbers and c.numbers['release:n'] or tonumber(call('GET', p .. 'release:n')) or 0

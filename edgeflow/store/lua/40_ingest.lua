@@ -41,13 +41,13 @@ redis.register_function('ef_ingest', function(keys, args)
   local p, c = start_call(keys, args)
   if not own_epoch(p, c) then return redis.error_reply('NOEPOCH') end
   if not routes_are_current(p, c) then return redis.error_reply('STALEROUTES') end
-  local results, ring_grew = {}, false
+  local results, ring, ids, ids_at, ring_n, known_here, ring_here, blocked_here = {}, {}, {}, {}, 0, {}, {}, {}
   local quota = read_quota(p, c)
   for i, arrival in ipairs(c.arrivals) do
     local known
-    if arrival.ring and arrival.again and call('ZSCORE', p .. 'ring', arrival.ring) then known = {'again', 0, 0, '', 0} end
+    if arrival.ring and arrival.again and (ring_here[arrival.ring] or call('ZSCORE', p .. 'ring', arrival.ring)) then known = {'again', 0, 0, '', 0} end
     if not known and arrival.id then
-      local have = call('HGET', p .. 'ids', arrival.id)
+      local have = known_here[arrival.id] or call('HGET', p .. 'ids', arrival.id)
       if have then known = cmsgpack.unpack(have) end
     end
     local full = not known and full_inbox(p, c, arrival.d)
@@ -64,27 +64,37 @@ redis.register_function('ef_ingest', function(keys, args)
       results[i] = {'quota', 0, wait_ms, over, 0}
     else
       if arrival.ring then
-        call('ZADD', p .. 'ring', call('INCR', p .. 'ring:n'), arrival.ring)
-        ring_grew = true
+        ring[#ring + 1] = next_number(p, c, 'ring:n')
+        ring[#ring + 1] = arrival.ring
+        ring_here[arrival.ring] = true
       end
-      local blocked = call('EXISTS', p .. 'waiting:' .. arrival.ev[EV_CHANNEL]) == 1
+      local channel = arrival.ev[EV_CHANNEL]
+      local blocked = blocked_here[channel]
+      if blocked == nil then blocked = call('EXISTS', p .. 'waiting:' .. channel) == 1; blocked_here[channel] = blocked end
       if blocked or (arrival.ref and not resolve(p, arrival.ev, arrival.ref)) then
         wait_for(p, c, arrival)
+        blocked_here[channel] = true
         results[i] = {'waiting', 0, 0, '', 0}
       else
         local put = arrival.put and {arrival.put} or {}
+        if arrival.put then blocked_here = {} end
         local epoch, seq, version, n = append(p, c, 'event', {}, {arrival.ev}, put, {arrival.d}, arrival.via)
         results[i] = {'ok', epoch, seq, version, n}
       end
       count(c, 'events_ingested')
       if arrival.id then
-        call('HSET', p .. 'ids', arrival.id, cmsgpack.pack({'again', results[i][2], results[i][3], results[i][4], 0}))
-        call('ZADD', p .. 'ids:at', c.now, arrival.id)
+        local packed = cmsgpack.pack({'again', results[i][2], results[i][3], results[i][4], 0})
+        known_here[arrival.id] = packed
+        ids[#ids + 1] = arrival.id; ids[#ids + 1] = packed
+        ids_at[#ids_at + 1] = string.format('%d', c.now); ids_at[#ids_at + 1] = arrival.id
       end
     end
   end
   if quota then write_quota(p, c, quota) end
-  if ring_grew then call('ZREMRANGEBYRANK', p .. 'ring', 0, -(c.ring_size + 1)) end
+  call_with_all('HSET', p .. 'ids', ids)
+  call_with_all('ZADD', p .. 'ids:at', ids_at)
+  call_with_all('ZADD', p .. 'ring', ring)
+  if #ring > 0 then call('ZREMRANGEBYRANK', p .. 'ring', 0, -(c.ring_size + 1)) end
   finish_call(p, c, true)
   return cmsgpack.pack({results, c.inboxes})
 end)

@@ -43,7 +43,7 @@ redis.register_function('ef_claim', function(keys, args)
         ended = true
       elseif record[1] then
         local attempt = tonumber(record[4]) + 1
-        call('HSET', key, 'st', 'claimed', 'by', c.instance, 'n', attempt)
+        call('HSET', key, 'st', 'claimed', 'by', c.instance, 'n', string.format('%d', attempt))
         ids[#ids + 1] = id
         leases[#leases + 1] = lease
         leases[#leases + 1] = id
@@ -62,8 +62,8 @@ redis.register_function('ef_claim', function(keys, args)
 end)
 
 -- "current" | "again" (this very attempt ended it already) | "stale"
-local function attempt_state(p, id, attempt)
-  local record = call('HMGET', p .. 'inv:' .. id, 'n', 'st')
+local function attempt_state(p, id, attempt, record)
+  record = record or call('HMGET', p .. 'inv:' .. id, 'n', 'st')
   if record[1] then
     if tonumber(record[1]) == attempt and record[2] == 'claimed' then return 'current' end
     return 'stale'
@@ -110,23 +110,26 @@ redis.register_function('ef_commit', function(keys, args)
   if not routes_are_current(p, c) then return redis.error_reply('STALEROUTES') end
   local results = {}
   for i, commit in ipairs(c.commits) do
-    local state = c.ended[commit.id] and 'stale' or attempt_state(p, commit.id, commit.attempt)
+    -- All of it at once: the parts that `attempt_state`, `finish` and this look at.
+    local all = call('HMGET', p .. 'inv:' .. commit.id, 'n', 'st', 'f', 'r', 'by', 'q', 'sj', 'in', 'y', 'rp', 'sh', 'sd')
+    local state = c.ended[commit.id] and 'stale' or attempt_state(p, commit.id, commit.attempt, all)
     local missing = state == 'current' and missing_digest(p, commit)
     if missing then
       results[i] = {'missing', missing, 0, 0, 0, {}}
     elseif state == 'current' then
-      local record = call('HMGET', p .. 'inv:' .. commit.id, 'f', 'in', 'y', 'rp', 'sh', 'sd')
-      local inputs, sides = cmsgpack.unpack(record[2]), tonumber(record[6]) or 0
-      if record[5] then
-        keep_shadow(p, c, commit.id, record[4], 'committed', inputs, sides, commit.ev, commit.va)
-        finish(p, c, commit.id, commit.attempt, inputs)
+      local f, packed, reply, replay, shadow = all[3], all[8], all[9], all[10], all[11]
+      local about = {f, all[4], all[5], all[6], all[7]}
+      local inputs, sides = cmsgpack.unpack(packed), tonumber(all[12]) or 0
+      if shadow then
+        keep_shadow(p, c, commit.id, replay, 'committed', inputs, sides, commit.ev, commit.va)
+        finish(p, c, commit.id, commit.attempt, inputs, about)
         results[i] = {'ok', '', 0, 0, 0, {}}
       else
-        local ended = {commit.id, 'committed', record[1], tostring(commit.attempt), record[3] and 1 or 0}
+        local ended = {commit.id, 'committed', f, tostring(commit.attempt), reply and 1 or 0}
         if #inputs - sides > 1 then ended[6] = inputs_mark(inputs, sides) end
         local epoch, seq, _, n = append(p, c, 'commit', {ended}, commit.ev, commit.va, commit.d, '', commit.inc)
-        if record[4] then call('HINCRBY', p .. 'replay:' .. record[4], 'committed', 1) end
-        finish(p, c, commit.id, commit.attempt, inputs)
+        if replay then call('HINCRBY', p .. 'replay:' .. replay, 'committed', 1) end
+        finish(p, c, commit.id, commit.attempt, inputs, about)
         count(c, 'invocations_committed')
         count(c, 'events_emitted', #commit.ev)
         local prevs = {}

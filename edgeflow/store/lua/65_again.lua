@@ -108,6 +108,8 @@ redis.register_function('ef_quota', function(keys, args)
   local p, c = start_call(keys, args)
   if not c.quota then return call('DEL', p .. 'quota') end
   local q = c.quota
+  local have = call('HMGET', p .. 'quota', 'events', 'bytes', 'burst')
+  if have[1] == tostring(q.events) and have[2] == tostring(q.bytes) and have[3] == tostring(q.burst) then return 0 end
   -- A new bound begins with full buckets.
   call('HSET', p .. 'quota', 'events', tostring(q.events), 'bytes', tostring(q.bytes), 'burst', tostring(q.burst), 'at', c.now,
     'e', tostring(q.events * q.burst), 'b', tostring(q.bytes * q.burst))
