@@ -265,9 +265,10 @@ class DataProcess:
             namespace = self._store.namespace(name)
             for expired in namespace.tick():
                 self._instances.expire(name, expired.id, expired.attempt, expired.function)
-            namespace.run_replays()
-            if announce(namespace, self._settings.limits):
-                self._released(name)
+            if namespace.has_chores():
+                namespace.run_replays()
+                if announce(namespace, self._settings.limits):
+                    self._released(name)
             hit("tick-after")
         self._instances.check_timeouts()
         self._instances.unblock()

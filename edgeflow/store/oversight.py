@@ -275,6 +275,10 @@ class OverseenNamespace(Namespace):
         """Forget dead letters for good; returns how many were there."""
         return sum(int(self._call("ef_purge", ids=list(ids[at : at + 200]))) for at in range(0, len(ids), 200))
 
+    def has_chores(self) -> bool:
+        """Whether there are dead letters to announce or replays to carry on: one question, asked often."""
+        return bool(self._connection.one("EXISTS", self.prefix + "dead:new", self.prefix + "replays:running"))
+
     def unannounced_letters(self) -> Rows[DeadLetter]:
         """Dead letters that were not announced on `_dead/<function>` yet."""
         ids = self._connection.one("SRANDMEMBER", self.prefix + "dead:new", 100)
