@@ -447,6 +447,9 @@ class Consumer:
         items = [item for item in feed._items if item.n > stream._place.n]
         feed._items.clear()
         feed._held_bytes = 0
+        if stream._hub.outages != stream._outages and not stream._still_fits():
+            self.connect(self._pop)
+            return True
         if not self._take(
             [one for one in items if one.step is None or not covers(stream._begin.known, *one.step)], most
         ):
