@@ -11,6 +11,7 @@ and says what is missing; a token is sent to its own PoP only.
             ...
 """
 
+import base64
 import hashlib
 import itertools
 import json
@@ -19,17 +20,18 @@ import random
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import httpx
 
 from edgeflow.core.channels import check_channel, check_filter
-from edgeflow.errors import BadRequest, EdgeflowError, NotFound, Unavailable
-from edgeflow.sdk.subscription import FIRST_WAIT_S, LONGEST_WAIT_S, ApiError, Pop, Reader, Subscription
+from edgeflow.errors import BadRequest, EdgeflowError, NotFound, Throttled, Unavailable
+from edgeflow.sdk.subscription import FIRST_WAIT_S, LONGEST_WAIT_S, ApiError, Pop, Reader, Subscription, received
 from edgeflow.sdk.subscription import Gap as Gap
 from edgeflow.sdk.subscription import ReceivedEvent as ReceivedEvent
 from edgeflow.sdk.subscription import parse_sse as parse_sse
@@ -42,8 +44,12 @@ Data = bytes | bytearray | memoryview | str | int | float | bool | list[Any] | d
 
 CLUSTER_FILES = ("cluster.json", "docker/cluster.json")
 """Below the home folder: of local processes, of containers. Paths in them are relative to the home folder."""
+BATCH = "application/cloudevents-batch+json"
+ANSWER_S = 15.0
+"""How much longer (s) than its function the PoP may take to answer an invoke."""
 Rows = list
 """`list` by another name: inside the class, `list` is the method."""
+_PROBLEM = frozenset({"type", "title", "status", "detail", "code", "hint"})
 _HEADER_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
 
 
@@ -158,6 +164,44 @@ class Client:
         Raises BadName, BadEvent, TooLarge, Unavailable (after `retry_s`; publishing again with the same `id` and `source` is safe).
         """
         check_channel(channel)
+        body, headers = self._event(data, subject, attributes, datacontenttype, type, id, source, dataref)
+        params = {"put": put} if put is not None else None
+        return _receipt(
+            self._call("POST", f"/v1/channels/{_path(channel)}", content=body, headers=headers, params=params).json()
+        )
+
+    def invoke(
+        self, function: str, data: Data = None, *, subject: str | None = None, attributes: Mapping[str, str] | None = None,
+        datacontenttype: str | None = None, type: str | None = None, id: str | None = None, source: str | None = None,
+        dataref: str | None = None, timeout_s: float = 30.0,
+    ) -> Rows[ReceivedEvent]:  # fmt: skip
+        """Call the function `<namespace>/<name>` with one event, wherever it runs, and wait for its outputs (none, one, or several).
+
+        Calling again with the same `id` and `source` is the same invocation. Raises InvocationDead when it was given up (`details`: its reason and
+        dead letter), InvocationDropped when it was not carried out, InvocationPending after `timeout_s` (at most 300; it goes on), Throttled when
+        nothing was taken, and what `publish` raises.
+        """
+        namespace, slash, name = function.partition("/")
+        if not slash or not name or "/" in name:
+            raise BadRequest(
+                f"{function!r} is not a function", hint="A function is <namespace>/<name>, as in vision/detect."
+            )
+        body, headers = self._event(data, subject, attributes, datacontenttype, type, id, source, dataref)
+        answer = self._call(
+            "POST", f"/v1/functions/{_path(namespace)}/{_path(name)}/invoke", content=body, headers=headers,
+            params={"timeout": f"{max(1, int(timeout_s * 1000))}ms"}, timeout_s=timeout_s + ANSWER_S,
+        )  # fmt: skip
+        if answer.status_code == 204:
+            return []
+        if answer.headers.get("content-type", "").startswith(BATCH):
+            return [received(document, "", lambda path: self._fetch(path, 0)) for document in answer.json()]
+        return [_output(answer)]
+
+    def _event(
+        self, data: Data, subject: str | None, attributes: Mapping[str, str] | None, datacontenttype: str | None,
+        type: str | None, id: str | None, source: str | None, dataref: str | None,
+    ) -> tuple[bytes, dict[str, str]]:  # fmt: skip
+        """Body and headers of one event in the binary mode."""
         body, content_type = encode_data(data)
         headers = {"ce-id": _header(id or uuid.uuid4().hex), "ce-source": _header(source or self._source)}
         if dataref is not None:
@@ -169,10 +213,7 @@ class Client:
                 headers[name if name in ("traceparent", "tracestate") else f"ce-{name}"] = _header(value)
         if datacontenttype or content_type:
             headers["content-type"] = datacontenttype or content_type or ""
-        params = {"put": put} if put is not None else None
-        return _receipt(
-            self._call("POST", f"/v1/channels/{_path(channel)}", content=body, headers=headers, params=params).json()
-        )
+        return body, headers
 
     def subscribe(
         self, pattern: str, *, from_: str | int = "now", durable: str | None = None, reconnect_s: float | None = None
@@ -348,6 +389,21 @@ class Client:
         except NotFound:
             return None
 
+    def redrive_dead_letter(self, namespace: str, id: str) -> str:
+        """Try a dead letter again, at the PoP that has it: "invocation" (it is in the inbox again) or "arrivals" (its inputs go through the join
+        once more). Raises NotFound, Throttled.
+        """
+        answer = self._call("POST", f"/v1/dead-letters/{_path(namespace)}/{_path(id)}/redrive", is_repeatable=False)
+        return str(answer.json()["as"])
+
+    def delete_dead_letter(self, namespace: str, id: str) -> bool:
+        """Forget a dead letter, at the PoP that has it; False when there was none."""
+        try:
+            self._call("DELETE", f"/v1/dead-letters/{_path(namespace)}/{_path(id)}")
+        except NotFound:
+            return False
+        return True
+
     # -- calls ---------------------------------------------------------------------------------------------------------
 
     def _items(self, path: str, namespace: str | None) -> Rows[dict[str, Any]]:
@@ -431,8 +487,9 @@ def encode_data(data: Data) -> tuple[bytes, str | None]:
 
 def _error(response: httpx.Response) -> EdgeflowError:
     """The error that a problem document describes, as a member of the tree when it is known there."""
+    problem: dict[str, Any] = {}
     try:
-        problem = response.json()
+        problem = dict(response.json())
         code, detail, hint = str(problem["code"]), str(problem["detail"]), str(problem["hint"])
     except (ValueError, KeyError, TypeError):
         known = {401: "unauthorized", 404: "not-found", 412: "version-mismatch", 413: "too-large", 503: "unavailable"}
@@ -450,6 +507,10 @@ def _error(response: httpx.Response) -> EdgeflowError:
     else:
         error = ApiError(detail, hint=hint)
     error.code, error.status = code, response.status_code
+    error.details = {name: value for name, value in problem.items() if name not in _PROBLEM}
+    if isinstance(error, Throttled):
+        with suppress(ValueError):
+            error.retry_after_s = float(response.headers.get("retry-after", ""))
     return error
 
 
@@ -462,6 +523,16 @@ def _known_errors() -> dict[str, type[EdgeflowError]]:
             known.setdefault(kind.code, kind)
         pending += kind.__subclasses__()
     return known
+
+
+def _output(answer: httpx.Response) -> ReceivedEvent:
+    """The event that an answer in the binary mode is."""
+    attributes = {
+        name.removeprefix("ce-"): unquote(value) for name, value in answer.headers.items() if name.startswith("ce-")
+    }
+    body = base64.b64encode(answer.content).decode()
+    document = {**attributes, "datacontenttype": answer.headers.get("content-type"), "data_base64": body}
+    return received(document, "", lambda _path: answer.content)
 
 
 def _receipt(document: Mapping[str, Any]) -> Receipt:

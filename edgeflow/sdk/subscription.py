@@ -379,7 +379,7 @@ class Reader:
                             if frame_id or self._seen.is_new_gap(text):
                                 yield Gap(str(document.get("reason", "")), cursor or "", document)
                             continue
-                        event = self._received(document, cursor or "")
+                        event = received(document, cursor or "", self._fetcher())
                         if self._seen.is_new(event):
                             yield event
                         elif frame_id:
@@ -404,43 +404,45 @@ class Reader:
             time.sleep(wait_s * _chance.uniform(0.5, 1.0))
             wait_s = min(wait_s * 2, LONGEST_WAIT_S)
 
+    def _fetcher(self) -> Callable[[str], bytes]:
+        fetch, at = self._fetch, self._at
+        return lambda path: fetch(path, at)
+
     @property
     def _may_move(self) -> bool:
         return self._durable is not None and len(self._pops) > 1
 
-    def _received(self, document: dict[str, Any], cursor: str) -> ReceivedEvent:
-        attributes = {
-            name: str(value)
-            for name, value in document.items()
-            if name not in _CE_FIELDS and name not in LOG_ATTRIBUTES
-        }
-        return ReceivedEvent(
-            channel=document["channel"], id=document["id"], source=document["source"], type=document["type"], time_ms=parse_time(document["time"]),
-            subject=document.get("subject"), datacontenttype=document.get("datacontenttype"), attributes=attributes,
-            origin=document.get("origin", ""), epoch=int(document.get("epoch", 0)), seq=int(document.get("seq", 0)), cursor=cursor,
-            _load=self._loader(document),
-            _remote_bytes=int(document.get("size", 0)) if "dataref" in document else None,
-        )  # fmt: skip
 
-    def _loader(self, document: dict[str, Any]) -> Callable[[], bytes]:
-        if "data_base64" in document:
-            return lambda: base64.b64decode(document["data_base64"])
-        if "data" in document:
-            value = document["data"]
-            is_json = "json" in (document.get("datacontenttype") or "json")
-            return lambda: (
-                json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
-                if is_json
-                else str(value).encode()
-            )
-        # Only the path is taken: the token goes to this PoP and to no other host, whatever the event says.
-        path = urlsplit(str(document.get("dataref", ""))).path
-        if not path.startswith("/v1/blobs/"):
-            raise ApiError(
-                f"the event {document.get('id')!r} refers to {document.get('dataref')!r}, which is not a blob of this PoP"
-            )
-        fetch, at = self._fetch, self._at
-        return lambda: fetch(path, at)
+def received(document: Mapping[str, Any], cursor: str, fetch: Callable[[str], bytes]) -> ReceivedEvent:
+    """The event of a structured CloudEvent. `fetch(path)` gets a body that is not in it, from the PoP that gave the document."""
+    attributes = {
+        name: str(value) for name, value in document.items() if name not in _CE_FIELDS and name not in LOG_ATTRIBUTES
+    }
+    return ReceivedEvent(
+        channel=document["channel"], id=document["id"], source=document["source"], type=document["type"], time_ms=parse_time(document["time"]),
+        subject=document.get("subject"), datacontenttype=document.get("datacontenttype"), attributes=attributes,
+        origin=document.get("origin", ""), epoch=int(document.get("epoch", 0)), seq=int(document.get("seq", 0)), cursor=cursor,
+        _load=_loader(document, fetch),
+        _remote_bytes=int(document.get("size", 0)) if "dataref" in document else None,
+    )  # fmt: skip
+
+
+def _loader(document: Mapping[str, Any], fetch: Callable[[str], bytes]) -> Callable[[], bytes]:
+    if "data_base64" in document:
+        return lambda: base64.b64decode(document["data_base64"])
+    if "data" in document:
+        value = document["data"]
+        is_json = "json" in (document.get("datacontenttype") or "json")
+        return lambda: (
+            json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode() if is_json else str(value).encode()
+        )
+    # Only the path is taken: the token goes to this PoP and to no other host, whatever the event says.
+    path = urlsplit(str(document.get("dataref", ""))).path
+    if not path.startswith("/v1/blobs/"):
+        raise ApiError(
+            f"the event {document.get('id')!r} refers to {document.get('dataref')!r}, which is not a blob of this PoP"
+        )
+    return lambda: fetch(path)
 
 
 def parse_sse(chunks: Iterator[bytes]) -> Iterator[tuple[str | None, str, str]]:

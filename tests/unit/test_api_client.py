@@ -13,11 +13,24 @@ from api_fakes import TOKEN, FakeNamespace, FakeStore, make_api, served
 
 from edgeflow.api.context import Api
 from edgeflow.core.events import Event
+from edgeflow.core.ids import invocation_id
 from edgeflow.core.manifest import parse, resolve
-from edgeflow.errors import BadName, BadRequest, NotFound, TooLarge, Unauthorized, Unavailable, VersionMismatch
+from edgeflow.errors import (
+    BadName,
+    BadRequest,
+    InvocationDead,
+    InvocationPending,
+    NotFound,
+    Throttled,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+    VersionMismatch,
+)
 from edgeflow.sdk import client as module
 from edgeflow.sdk import subscription
 from edgeflow.sdk.client import Client, Gap, ReceivedEvent, encode_data, parse_sse
+from edgeflow.store.records import DeadLetter, Result
 
 Handler = Callable[[httpx.Request], httpx.Response]
 RECEIPT = {"class": "durable", "origin": "la", "epoch": 1, "seq": 1, "id": "x", "version": None}
@@ -428,6 +441,96 @@ class TestDurable:
                 assert not again.delete_consumer("vision", "pager")
         client.close()
         assert any("goes on at" in record.message for record in caplog.records)
+
+
+MANIFEST = """
+namespace: vision
+functions:
+  detect: {image: vision/detect:1, subscribe: frames, publish: faces, place: {pops: [chicago]}}
+"""
+
+
+class TestInvoking:
+    @pytest.fixture(autouse=True)
+    def manifest(self, store: FakeStore, vision: FakeNamespace) -> None:
+        document = resolve(parse(MANIFEST), {}, applied_ms=1)
+        store.namespace("system").put("manifests/vision", json.dumps(document).encode())
+
+    def outputs(self, vision: FakeNamespace, *data: bytes) -> None:
+        events = [
+            Event("vision/faces", f"o{n}", "/f", "face", 1_700_000_000_000, data=one, subject="ü", attributes={"chunk": "7"}).at("la", 2, 9, n, 0)
+            for n, one in enumerate(data)
+        ]  # fmt: skip
+        vision.results[invocation_id("detect", "chicago", 1, 1, 0)] = Result("committed", "", events)
+
+    def test_its_outputs(self, client: Client, vision: FakeNamespace) -> None:
+        self.outputs(vision, b'{"n":1}')
+        (face,) = client.invoke("vision/detect", b"picture", subject="s/ü", datacontenttype="image/png", timeout_s=5)
+        assert (face.channel, face.id, face.type, face.subject) == ("vision/faces", "o0", "face", "ü")
+        assert (dict(face.attributes), face.origin, face.epoch, face.seq) == ({"chunk": "7"}, "la", 2, 9)
+        assert (face.json(), face.size_bytes, face.is_remote) == ({"n": 1}, 7, False)
+        arrived = vision.arrivals[0].event
+        assert (arrived.channel, arrived.data, arrived.subject, arrived.datacontenttype) == (
+            "vision/_invoke/detect",
+            b"picture",
+            "s/ü",
+            "image/png",
+        )
+
+    def test_none_and_several(self, client: Client, vision: FakeNamespace) -> None:
+        self.outputs(vision)
+        assert client.invoke("vision/detect") == []
+        self.outputs(vision, b"\xff", b"two")
+        vision.head_n = 0
+        assert [one.data for one in client.invoke("vision/detect", b"x")] == [b"\xff", b"two"]
+
+    def test_one_that_gives_up(self, client: Client, vision: FakeNamespace) -> None:
+        id = invocation_id("detect", "chicago", 1, 1, 0)
+        vision.results[id] = Result("dead", "handler-failed")
+        with pytest.raises(InvocationDead) as caught:
+            client.invoke("vision/detect", b"x")
+        assert (caught.value.code, caught.value.details["reason"], caught.value.details["dead_letter"]) == (
+            "invocation-dead",
+            "handler-failed",
+            id,
+        )
+
+    def test_one_that_takes_longer(self, client: Client, vision: FakeNamespace) -> None:
+        with pytest.raises(InvocationPending) as caught:
+            client.invoke("vision/detect", b"x", timeout_s=0.01)
+        assert (caught.value.code, caught.value.details["invocation"]) == (
+            "invocation-pending",
+            invocation_id("detect", "chicago", 1, 1, 0),
+        )
+
+    def test_a_repeat_has_the_same_id(self) -> None:
+        client, requests = scripted([problem(503, "store-unavailable"), httpx.ReadError("cut"), httpx.Response(204)])
+        assert client.invoke("vision/detect", b"x", timeout_s=2) == []
+        assert len({request.headers["ce-id"] for request in requests}) == 1
+        assert requests[0].url.params["timeout"] == "2000ms"
+
+    def test_too_much_at_once_says_when_to_come_again(self) -> None:
+        answer = problem(429, "quota-exceeded")
+        answer.headers["retry-after"] = "3"
+        client, _ = scripted([answer])
+        with pytest.raises(Throttled) as caught:
+            client.invoke("vision/detect", b"x")
+        assert caught.value.retry_after_s == 3
+
+    @pytest.mark.parametrize("function", ["detect", "vision/", "vision/a/b"])
+    def test_names(self, function: str) -> None:
+        client, requests = scripted([])
+        with pytest.raises(BadRequest):
+            client.invoke(function)
+        assert not requests
+
+    def test_dead_letters(self, client: Client, vision: FakeNamespace) -> None:
+        vision.letters = [DeadLetter(f"de000{n}", "detect", "r1", "handler-failed", "", 1, 3) for n in range(2)]
+        assert client.redrive_dead_letter("vision", "de0000") == "invocation"
+        assert client.delete_dead_letter("vision", "de0001")
+        assert not client.delete_dead_letter("vision", "de0001")
+        with pytest.raises(NotFound):
+            client.redrive_dead_letter("vision", "de0001")
 
 
 class TestSeen:
