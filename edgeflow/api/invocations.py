@@ -197,15 +197,16 @@ def _answer(api: Api, namespace: str, name: str, id: str, timeout: str, result: 
     if result is None:
         where = " or ".join(pops_of(find_function(api, namespace, name)))
         raise InvocationPending(
-            f"{namespace}/{name} has not ended invocation {id} within {timeout}; it runs at PoP {where}", details=about
-        )
+            f"{namespace}/{name} has not ended invocation {id} within {timeout}; it runs at PoP {where}",
+            hint=InvocationPending.hint.replace("<invocation>", id), details=about,
+        )  # fmt: skip
     if result.status != "committed":
         about["reason"] = result.reason
         if result.status == "dead":
             raise InvocationDead(
                 f"{namespace}/{name} gave up invocation {id}: {result.reason or 'no reason is known'}",
-                details={**about, "dead_letter": id},
-            )
+                hint=InvocationDead.hint.replace("<invocation>", id), details={**about, "dead_letter": id},
+            )  # fmt: skip
         why = result.reason or result.status
         raise InvocationDropped(f"{namespace}/{name} did not carry out invocation {id}: {why}", details=about)
     handle = api.store.namespace(namespace)

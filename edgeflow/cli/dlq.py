@@ -34,7 +34,7 @@ Target = tuple[str, Operator, str]
 
 IdsArgument = Annotated[
     list[str] | None,
-    typer.Argument(help="Ids, or their beginnings; else all that match the options", metavar="[ID]..."),
+    typer.Argument(help="Ids, or their beginnings; else all that match the options", metavar="ID"),
 ]
 NamespaceOption = Annotated[
     str | None, typer.Option("--namespace", "-n", help="Only of this namespace; all if not given.")

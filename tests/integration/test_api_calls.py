@@ -283,7 +283,9 @@ class TestInvoke:
         for number, answer in answers.items():
             assert answer.json()["size"] == number if number % 2 else answer.content == b"X" * number
 
-    def test_the_asked_pop_restarts_its_control_process(self, cluster: LocalCluster) -> None:
+    def test_the_asked_pop_restarts_its_control_process(
+        self, cluster: LocalCluster, clients: dict[str, Operator], wait_until: Wait
+    ) -> None:
         """The same id again gives the result of the first call."""
         done: list[httpx.Response] = []
 
@@ -298,7 +300,7 @@ class TestInvoke:
 
         asking = threading.Thread(target=ask)
         asking.start()
-        time.sleep(0.7)  # it may strike before, in or after the call: each must come out the same
+        wait_until(lambda: clients["chicago"].function("work", "echo")["inbox"]["claimed"], "it is worked on")
         cluster.kill("chicago", "control")
         asking.join(60)
         assert done[0].content == b"SLOW THREE"

@@ -180,7 +180,7 @@ class TestInvoke:
         )
         assert time.monotonic() - begin_s < 5
         assert "chicago" in problem["detail"]
-        assert "edgeflow get invocation" in problem["hint"]
+        assert f"edgeflow get invocation {first_id()}" in problem["hint"]
 
     def test_a_function_at_another_pop_is_called_the_same_way(self, http: httpx.Client, vision: FakeNamespace) -> None:
         vision.results[first_id("distant")] = Result("committed", "", [output("vision/far")])
