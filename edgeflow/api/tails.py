@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Any
 
 import structlog
@@ -291,11 +292,13 @@ class TailHub:
         for _ in range(SCAN_CHUNKS):
             found = handle.scan_release(place.n, SCAN_COUNT)
             self._check(outages)
-            for position in found:
-                if position.n != place.n + 1 or position.part < 0 or not covers(known, position.log, position.seq):
-                    return place, True
-                place = Place(position.n, position.mark, place.vector)
-            if len(found) < SCAN_COUNT:
+            covered = list(takewhile(lambda one: one.part >= 0 and covers(known, one.log, one.seq), found))
+            # A hole is told by who reads.
+            while covered and covered[-1].n != place.n + len(covered):
+                covered.pop()
+            if covered:
+                place = Place(covered[-1].n, covered[-1].mark, place.vector)
+            if len(covered) < SCAN_COUNT:
                 return place, True
         return place, False
 

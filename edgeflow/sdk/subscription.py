@@ -236,6 +236,8 @@ def _place(cursor: str) -> str:
 class Subscription(Iterator[ReceivedEvent | Gap]):
     """The events of a channel or filter, for ever; made by `Client.subscribe`. It belongs to one thread.
 
+    It connects when the first event is asked for, or at the beginning of a `with` block: what is published inside the block is not missed.
+
     Of a durable consumer an event is acknowledged when the next one is asked for, or by `close()`. A `with` block that an exception ends, and an
     iteration that is merely left, do not acknowledge the last event: it comes again.
     """
@@ -245,6 +247,7 @@ class Subscription(Iterator[ReceivedEvent | Gap]):
         self._reader = reader
         self._items = reader.items()
         self._taken: str | None = None
+        self._is_connected = False
 
     @property
     def url(self) -> str:
@@ -257,14 +260,20 @@ class Subscription(Iterator[ReceivedEvent | Gap]):
     def __next__(self) -> ReceivedEvent | Gap:
         try:
             self._acknowledge_taken()
-            item = next(self._items)
+            item = None
+            while item is None:
+                item = next(self._items)
         except BaseException:
             self.close()
             raise
+        self._is_connected = True
         self._taken = item.cursor
         return item
 
     def __enter__(self) -> Self:
+        if not self._is_connected:
+            next(self._items)
+            self._is_connected = True
         return self
 
     def __exit__(
@@ -338,8 +347,8 @@ class Reader:
         if not response.is_success:
             raise self._error_of(response)
 
-    def items(self) -> Generator[ReceivedEvent | Gap, None, None]:
-        """What is new, for ever."""
+    def items(self) -> Generator[ReceivedEvent | Gap | None, None, None]:
+        """What is new, for ever; None each time that a PoP has answered, from when on nothing is missed."""
         cursor: str | None = None
         at = 0
         failing_since: float | None = None
@@ -368,6 +377,7 @@ class Reader:
                         log.warning("durable consumer %s: goes on at %s", self._durable, pop.url)
                         self._at = at
                     failing_since, wait_s = None, FIRST_WAIT_S
+                    yield None
                     for frame_id, kind, text in parse_sse(response.iter_bytes()):
                         cursor = frame_id or cursor
                         if not text:

@@ -407,6 +407,12 @@ class TestDurable:
             assert [next(items).cursor[:4] for _ in range(3)] == ["la:1", "la:2", "la:3"]
         assert scene.acked == []
 
+    def test_a_block_begins_when_it_is_connected(self, client: Client, vision: FakeNamespace) -> None:
+        with client.subscribe("vision/a") as plain, client.subscribe("vision/a", durable="pager") as durable:
+            assert [one["name"] for one in client.consumers("vision")] == ["pager"]
+            client.publish("vision/a", b"", id="in the block")
+            assert [next(items).id for items in (plain, durable)] == ["in the block"] * 2  # type: ignore[union-attr]
+
     def test_it_goes_on_at_the_next_pop_and_says_so(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
