@@ -7,7 +7,7 @@ What must stay true: each armed point strikes once, in one process, and leaves a
 
 A test sets EDGEFLOW_FAILPOINTS to a folder before the cluster starts. A file `<folder>/<name>` arms a point. Its content is `kill` or `stop`
 (SIGKILL or SIGSTOP of the process that comes by), then optionally `skip N` (let N passes of a process go by first) and `pid P` (only that process).
-The process that strikes renames the file to `<name>.fired` and writes its pid into it.
+The process that strikes takes the file away, writes its pid into it, and leaves it as `<name>.fired`.
 """
 
 import os
@@ -75,10 +75,12 @@ def _strike(armed: Path, before: Callable[[], object] | None) -> None:
         return
     if before is not None:
         before()
-    fired = armed.with_suffix(".fired")
+    taken = armed.with_suffix(f".{os.getpid()}")
     try:
-        armed.rename(fired)
+        armed.rename(taken)
     except OSError:
         return
-    fired.write_text(str(os.getpid()))
+    taken.write_text(str(os.getpid()))
+    # At last, so that whoever sees it can read it.
+    taken.rename(armed.with_suffix(".fired"))
     signal.raise_signal(signal.SIGKILL if action == "kill" else signal.SIGSTOP)
