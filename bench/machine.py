@@ -91,11 +91,16 @@ def used(before: Usage, after: Usage) -> dict[str, float]:
     return seconds
 
 
+def resident_mib(pid: int) -> float:
+    """rss of a process; 0 when it has ended."""
+    rss = re.search(r"VmRSS:\s*(\d+)", _read(f"/proc/{pid}/status"))
+    return round(int(rss.group(1)) / 1024, 1) if rss else 0.0
+
+
 def memory_mib(pid: int) -> dict[str, float]:
     """rss and pss (shared pages divided among those who share them) of a process."""
-    rss = re.search(r"VmRSS:\s*(\d+)", _read(f"/proc/{pid}/status"))
     pss = re.search(r"Pss:\s*(\d+)", _read(f"/proc/{pid}/smaps_rollup"))
-    return {name: round(int(found.group(1)) / 1024, 1) for name, found in (("rss", rss), ("pss", pss)) if found}
+    return {"rss": resident_mib(pid), **({"pss": round(int(pss.group(1)) / 1024, 1)} if pss else {})}
 
 
 def _read(path: str) -> str:

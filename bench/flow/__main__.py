@@ -33,7 +33,7 @@ POPS = ("chicago", "la", "ny")
 MEASURED = "la"
 OUTPUT = Path("bench-output/bench-flow.json")
 INSTANCES = (1, 2, 3, 4)
-FULL = Plan(rounds=3, low_s=0.8, full_s=1.5, overload_s=6.0)
+FULL = Plan(rounds=3, low_s=0.8, full_s=1.5, overload_s=4.0)
 QUICK = Plan(rounds=1, low_s=0.4, full_s=0.6, overload_s=2.0)
 
 
@@ -121,11 +121,14 @@ def measure(plan: Plan, nats_program: Path, say: Any) -> dict[str, Any]:
             cells.measure([slow], plan, {**own, **stage.pids()}, say, results)
         say("applying what is overloaded")
         stage.apply(functions.write_overloaded(root / "bench-application", SOLO))
-        alone = report.cell_json(results[f"edgeflow: {functions.slow(1).name}"])
-        capacity_per_s = alone["full"]["events_per_s"]
+        capacities = {functions.SLOW: functions.slow(1), "echo": functions.chain(1)}
+        capacity_per_s = {
+            handler: report.cell_json(results[f"edgeflow: {shape.name}"])["full"]["events_per_s"]
+            for handler, shape in capacities.items()
+        }
         document["overload"] = {
-            "capacity_per_s": capacity_per_s, "times": overload.TIMES, "seconds": plan.overload_s, "max_pending": functions.MAX_PENDING,
-            "subjects": functions.SUBJECTS, "policies": overload.all_policies(stage, capacity_per_s, plan.overload_s, say),
+            "times": overload.TIMES, "seconds": plan.overload_s, "max_pending": functions.MAX_PENDING, "subjects": functions.SUBJECTS,
+            "results": overload.all_policies(stage, capacity_per_s, plan.overload_s, say),
         }  # fmt: skip
     with running(POPS, MEASURED, say, functions.write_chain_of_one) as stage:
         three = cells.edgeflow(stage, functions.THREE_POPS)

@@ -103,24 +103,32 @@ def slow(instances: int) -> Shape:
 
 POLICIES = ("refuse", "drop-oldest", "keep-latest")
 """What a channel may do when an inbox behind it is full."""
+OVERLOADED = (SLOW, "echo")
+"""Handlers of the overloaded functions: where the function is too slow, and where the PoP is."""
 MAX_PENDING = 200
 SUBJECTS = 50
 """Of the messages under overload: what `keep-latest` keeps the latest of."""
 
 
-def overloaded(policy: str) -> Shape:
-    """The slow function behind a channel with that policy."""
-    return Shape(f"on_full: {policy}", [_channel(f"{policy}/in")], _channel(f"{policy}/out"), subjects=SUBJECTS)
+def overloaded(handler: str, policy: str) -> Shape:
+    """A function with that handler behind a channel with that policy."""
+    return Shape(
+        f"{handler}, on_full: {policy}",
+        [_channel(f"{handler}-{policy}/in")],
+        _channel(f"{handler}-{policy}/out"),
+        subjects=SUBJECTS,
+    )
 
 
 def write_overloaded(folder: Path, pop: str) -> Path:
-    """A slow function behind a channel of each policy."""
+    """A function of each handler behind a channel of each policy."""
+    names = [(handler, policy, f"{handler}-{policy}") for handler in OVERLOADED for policy in POLICIES]
     return _write(
         folder,
         {
-            "channels": {f"{policy}/in": {"max_pending": MAX_PENDING, "on_full": policy} for policy in POLICIES},
+            "channels": {f"{name}/in": {"max_pending": MAX_PENDING, "on_full": policy} for _, policy, name in names},
             "functions": {
-                policy: _function("./slow", _event(f"{policy}/in"), f"{policy}/out", pop) for policy in POLICIES
+                name: _function(f"./{handler}", _event(f"{name}/in"), f"{name}/out", pop) for handler, _, name in names
             },
         },
     )

@@ -1,4 +1,4 @@
-"""More than goes through: a slow function is offered five times what it can do, behind a channel of each `on_full` policy.
+"""More than goes through: functions are offered five times what they can do, behind a channel of each `on_full` policy.
 
 What it is: an open loop, which offers messages at a rate whatever comes back, and the store's own counters before and after.
 What must stay true: every message that was offered was handled once, refused or dropped, and the counters say how many of each; what is missing is in the result. A
@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from bench.flow import cells, functions
 from bench.flow.functions import Shape
 from bench.generator import LISTEN_S, Generator, quantile
-from bench.machine import memory_mib
+from bench.machine import resident_mib
 from bench.stage import NAMESPACE, Say, Stage
 
 TIMES = 5
@@ -24,7 +24,8 @@ SETTLE_S = 60.0
 """How long what waits may take to be handled when nothing more is offered."""
 WATCHED = ("data", "control", "redis")
 SAMPLE_S = 0.2
-WAIT_S = 0.005
+STEP_S = 0.002
+"""How often the generator looks: what is due is sent together, so that it leaves the cores to what it measures."""
 
 Counters = Mapping[str, int]
 
@@ -81,11 +82,11 @@ def measure(stage: Stage, shape: Shape, rate_per_s: float, seconds: float, say: 
     """Offer `rate_per_s` for so many seconds, then wait until everything is accounted for."""
     say(f"overload: {shape.name}, {rate_per_s:,.0f}/s")
     pids = {name: pid for name, pid in stage.pids().items() if name.partition("/")[2] in WATCHED}
-    memory = {name.partition("/")[2]: [memory_mib(pid)["rss"]] for name, pid in pids.items()}
+    memory = {name.partition("/")[2]: [resident_mib(pid)] for name, pid in pids.items()}
 
     def sample() -> None:
         for name, pid in pids.items():
-            memory[name.partition("/")[2]].append(memory_mib(pid)["rss"])
+            memory[name.partition("/")[2]].append(resident_mib(pid))
 
     before = counters(stage)
     with cells.edgeflow(stage, shape).open(0) as generator:
@@ -142,7 +143,8 @@ class _Offer:
         """Take answers for so long."""
         until_s = time.perf_counter() + seconds
         while True:
-            for number, _ in self._generator.answered(WAIT_S):
+            time.sleep(STEP_S)
+            for number, _ in self._generator.answered(0.0):
                 due_s = self._due_s.pop(number, None)
                 if due_s is None:
                     self.twice += self._first <= number < self._first + self.offered
@@ -161,9 +163,15 @@ def _grown(before: Mapping[str, int], after: Mapping[str, int], what: str) -> di
     }
 
 
-def all_policies(stage: Stage, capacity_per_s: float, seconds: float, say: Say) -> dict[str, dict[str, Any]]:
-    """The overload of each policy, by its name."""
-    return {
-        policy: measure(stage, functions.overloaded(policy), capacity_per_s * TIMES, seconds, say).to_json()
+def all_policies(stage: Stage, capacity_per_s: Mapping[str, float], seconds: float, say: Say) -> list[dict[str, Any]]:
+    """The overload of each policy, for each handler of which the capacity is given."""
+    return [
+        {
+            "handler": handler,
+            "policy": policy,
+            "capacity_per_s": capacity,
+            **measure(stage, functions.overloaded(handler, policy), capacity * TIMES, seconds, say).to_json(),
+        }
+        for handler, capacity in capacity_per_s.items()
         for policy in functions.POLICIES
-    }
+    ]

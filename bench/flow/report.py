@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.flow.cells import Measured
-from bench.flow.functions import CHAIN, FAN, FAN_OUT, FAST, KEEP, RELAXED, THREE_POPS, chain, join, slow
+from bench.flow.functions import CHAIN, FAN, FAN_OUT, FAST, KEEP, RELAXED, SLOW, THREE_POPS, chain, join, slow
 from bench.generator import Flood
 
 Cells = Mapping[str, Mapping[str, Any]]
@@ -128,29 +128,28 @@ def _instances(cells: Cells, document: Mapping[str, Any]) -> str:
 
 
 def _overload(document: Mapping[str, Any]) -> str:
-    overload = document["overload"]
-    settings = document["settings"]
-    what = f"{overload['times']} x {overload['capacity_per_s']:,.0f}/s into a function of {settings['slow_handler_ms']:g} ms"
-    lines = _head(
-        what,
-        "offered",
-        "handled",
-        "refused",
-        "dropped",
-        "p50 / p99 meanwhile",
-        *(f"{name}, MiB" for name in _MEMORY),
-    )
-    for policy, one in overload["policies"].items():
+    overload, slow_ms = document["overload"], document["settings"]["slow_handler_ms"]
+    handlers = {SLOW: f"a function of {slow_ms:g} ms", "echo": "a function that only answers"}
+    titles = ("offered", "handled", "refused", "dropped", "handled meanwhile", "p50 / p99 meanwhile")
+    lines = _head("too much for", "`on_full`", *titles, *(f"{name}, MiB" for name in _MEMORY))
+    for one in overload["results"]:
         wrong = f" ({one['missing']} MISSING, {one['twice']} TWICE)" if one["missing"] or one["twice"] else ""
-        times = f"{one['p50_ms']:,.0f} / {one['p99_ms']:,.0f} ms"
-        memory = [" / ".join(f"{mib:.0f}" for mib in one["memory_mib"][name]) for name in _MEMORY]
-        ended = [_reasons(one[kind]) for kind in ("refused", "dropped")]
         lines.append(
-            _line(f"`on_full: {policy}`", f"{one['offered']:,}", f"{one['handled']:,}{wrong}", *ended, times, *memory)
+            _line(
+                f"{handlers[one['handler']]}, {one['capacity_per_s']:,.0f}/s",
+                f"`{one['policy']}`",
+                f"{one['offered']:,}",
+                f"{one['handled']:,}{wrong}",
+                *(_reasons(one[kind]) for kind in ("refused", "dropped")),
+                f"{one['handled_per_s']:,.0f}/s",
+                f"{one['p50_ms']:,.0f} / {one['p99_ms']:,.0f} ms",
+                *(" / ".join(f"{mib:.0f}" for mib in one["memory_mib"][name]) for name in _MEMORY),
+            )
         )
     return "\n".join(lines) + (
-        f"\n\nFor {overload['seconds']:g} s, `max_pending: {overload['max_pending']}`, {overload['subjects']} subjects; times from when a message was due, of what was handled while more was offered; resident memory "
-        "before / at most / after.\n"
+        f"\n\nOffered {overload['times']} times as much as goes through, for {overload['seconds']:g} s, over MQTT; `max_pending: {overload['max_pending']}`, "
+        f"{overload['subjects']} subjects. Times run from when a message was due, and are of what was answered while more was offered; resident memory before / at most / "
+        "after.\n"
     )
 
 

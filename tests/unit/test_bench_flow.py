@@ -171,8 +171,12 @@ def flood(rate: float, lost: int = 0) -> Flood:
     return Flood(rate, 1.0, 2.0, 100, lost, 0, {"solo/data": 200.0, "solo/instance chain1 x": 30.0, "elsewhere": 50.0})
 
 
-OVERLOAD = {"capacity_per_s": 180.0, "times": 5, "seconds": 6.0, "max_pending": 200, "subjects": 50}
+OVERLOAD = {"times": 5, "seconds": 6.0, "max_pending": 200, "subjects": 50}
 POLICY = {
+    "handler": "slow",
+    "policy": "refuse",
+    "capacity_per_s": 180.0,
+    "handled_per_s": 160.0,
     "offered": 5000,
     "handled": 1000,
     "refused": {"full": 4000},
@@ -195,7 +199,7 @@ def document(lost: int) -> dict[str, Any]:
         "settings": {**settings, "slow_handler_ms": 5.0},
         "nats": {"version": "2.9", "sync_always": False},
         "fdatasync_ms": {"p50": 0.2, "p99": 0.4},
-        "overload": {**OVERLOAD, "policies": {"refuse": dict(POLICY)}},
+        "overload": {**OVERLOAD, "results": [dict(POLICY)]},
         "busy_elsewhere_percent": 3.0,
     }
 
@@ -211,10 +215,11 @@ def test_tables_show_medians_and_what_was_lost() -> None:
 
 def test_overload_shows_what_became_of_each() -> None:
     wrong = document(0)
-    wrong["overload"]["policies"]["keep-latest"] = {**POLICY, "missing": 3}
+    wrong["overload"]["results"].append({**POLICY, "policy": "keep-latest", "missing": 3})
     text = report.markdown(wrong)
-    assert "| `on_full: refuse` | 5,000 | 1,000 | 4,000 (full) | 0 | 900 / 1,100 ms | 10 / 30 / 20 |" in text
-    assert "| `on_full: keep-latest` | 5,000 | 1,000 (3 MISSING, 0 TWICE) |" in text
+    first = "| a function of 5 ms, 180/s | `refuse` | 5,000 | 1,000 | 4,000 (full) | 0 | 160/s | 900 / 1,100 ms | 10 / 30 / 20 |"
+    assert first in text
+    assert "| `keep-latest` | 5,000 | 1,000 (3 MISSING, 0 TWICE) |" in text
 
 
 def test_processor_time_is_by_kind_and_without_others() -> None:
