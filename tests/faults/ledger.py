@@ -63,6 +63,7 @@ class Released:
     """origin, epoch, seq, index."""
     channel: str
     prev: int
+    id: str
     subject: str
 
 
@@ -186,7 +187,7 @@ def read(socket: str, namespace: str, pop: str) -> Ledger:
                 continue
             packed = msgpack.unpackb(fields[b"e"], raw=True)
             position = (fields[b"o"].decode(), int(fields[b"h"]), int(fields[b"s"]), int(fields[b"i"]))
-            ledger.released.append(Released(position, packed[CHANNEL].decode(), int(packed[PREV]), _subject(packed)))
+            ledger.released.append(Released(position, packed[CHANNEL].decode(), int(packed[PREV]), *_named(packed)))
         ledger.waiting = under_way(door, prefix)
     return ledger
 
@@ -220,8 +221,9 @@ def _entry(raw: bytes) -> Entry:
     return Entry(fields[b"k"].decode(), ends, list(fields[b"ev"] or ()), list(fields[b"va"] or ()))
 
 
-def _subject(packed: list[Any]) -> str:
-    return str(msgpack.unpackb(packed[HEAD]).get("u", ""))
+def _named(packed: list[Any]) -> tuple[str, str]:
+    head = msgpack.unpackb(packed[HEAD])
+    return str(head["i"]), str(head.get("u", ""))
 
 
 def _log_id(name: bytes) -> tuple[str, int]:

@@ -121,8 +121,8 @@ class MqttClient:
 
     def __init__(self, cluster: LocalCluster, pop: str, name: str, *, subscribe: str | None = None) -> None:
         access = cluster.pop(pop)
-        self.messages: list[tuple[str, str]] = []
-        """(id, subject) of what came."""
+        self.messages: list[tuple[str, str, str]] = []
+        """(channel, id, subject) of what came from the PoP."""
         self._subscribe = subscribe
         self._subscribed = threading.Event()
         self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=name, protocol=mqtt.MQTTv5)
@@ -159,7 +159,8 @@ class MqttClient:
 
     def _message(self, _client: Any, _data: Any, message: Any) -> None:
         attributes = dict(message.properties.UserProperty)
-        self.messages.append((attributes["id"], attributes.get("subject", "")))
+        if "id" in attributes:
+            self.messages.append((message.topic, attributes["id"], attributes.get("subject", "")))
 
 
 class World:
@@ -175,7 +176,7 @@ class World:
         self._clients = {pop: self._client(pop) for pop in POPS}
         self.watchers = {pop: Watcher(self._client(pop)) for pop in POPS}
         self._publisher = MqttClient(cluster, "la", "faults-publisher")
-        self.subscriber = MqttClient(cluster, "la", "faults-subscriber", subscribe=RESULTS)
+        self.subscriber = MqttClient(cluster, "la", "faults-subscriber", subscribe=f"{NAMESPACE}/#")
 
     @classmethod
     @contextlib.contextmanager
@@ -316,11 +317,11 @@ class World:
         if ledgers["la"].logs != ledgers["ny"].logs:
             problems.append("the PoPs hold different logs")
         # Plain MQTT is at least once, with the same id each time.
-        until(
-            lambda: {subject for _, subject in self.subscriber.messages} >= set(self.sent), "the results over MQTT", 20
-        )
-        repeated = Counter(subject for _, subject in set(self.subscriber.messages))
-        problems += [f"{subject} came over MQTT under {times} ids" for subject, times in repeated.items() if times > 1]
+        if mqtt_too:
+            made = {(one.channel, one.id) for one in ledgers["la"].released if one.channel != f"{NAMESPACE}/start"}
+            until(lambda: made <= {message[:2] for message in self.subscriber.messages}, "all events over MQTT", 20)
+        results = Counter(message[2] for message in set(self.subscriber.messages) if message[0] == RESULTS)
+        problems += [f"{subject} came over MQTT under {times} ids" for subject, times in results.items() if times > 1]
         return problems
 
     def _values(self, pop: str, prefix: str) -> Iterator[Any]:
