@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from edgeflow.errors import EdgeflowError
 from edgeflow.host.local import LocalCluster
 from edgeflow.sdk.client import Client, Gap, ReceivedEvent
 from edgeflow.settings import PopSettings
@@ -176,7 +177,7 @@ def test_its_pop_is_killed_in_the_middle(cluster: LocalCluster, wait_until: Wait
             gone.set()
             killer.join()
         items.close()
-    cluster.wait_ready(timeout_s=90)
+    wait_until(lambda: is_ready(cluster), "the killed PoP to be back", 90, every_s=0.5)
     print(f"\nmoved after {moved_s:.1f} s; {len(sent)} events, {len(taken.ids)} yielded, {len(taken.gaps)} gaps")
     taken.check(sent)
     with client_at(cluster, "chicago") as client, client.subscribe("killed/#", durable="c") as items:
@@ -260,9 +261,12 @@ def test_what_retention_took_is_told_channel_by_channel(cluster: LocalCluster, w
         with client_at(cluster, pop) as client:
             with client.subscribe("old/alerts", durable="quiet") as quiet:
                 client.publish("old/alerts", b"", id=f"new-{pop}")
-                item = next(quiet)
-                assert isinstance(item, ReceivedEvent), item
-                assert item.id == f"new-{pop}"
+                seen = [next(quiet)]
+                # What was acknowledged a moment ago at another PoP may not be known here yet.
+                while not (isinstance(seen[-1], ReceivedEvent) and seen[-1].id == f"new-{pop}"):
+                    seen.append(next(quiet))
+                assert not [item for item in seen if isinstance(item, Gap)]
+                assert len(seen) <= 2
             # Without taking it: each PoP is asked the same.
             everything = client.subscribe("old/#", durable="all")
             gap = next(everything)
@@ -272,6 +276,15 @@ def test_what_retention_took_is_told_channel_by_channel(cluster: LocalCluster, w
             assert details["to"] - details["from"] >= 49
             print(f"\n{pop}: {details}")
             del everything
+
+
+def is_ready(cluster: LocalCluster) -> bool:
+    """Whether all PoPs are there; one that was killed over and over is only tried again after a while."""
+    try:
+        cluster.wait_ready(timeout_s=1)
+    except EdgeflowError:
+        return False
+    return True
 
 
 def forget_released(cluster: LocalCluster, pop: str, namespace: str) -> None:
