@@ -79,7 +79,10 @@ def check_consumer(name: str) -> str:
 def load(handle: Namespace, name: str) -> Consumer | None:
     """The consumer as this PoP knows it. Raises BadName."""
     value = handle.get(PREFIX + check_consumer(name))
-    return None if value is None else Consumer(name=name, **json.loads(value.data))
+    if value is None:
+        return None
+    document = json.loads(value.data)
+    return Consumer(name, document["filter"], document["cursor"], document["acked_ms"])
 
 
 def save(handle: Namespace, consumer: Consumer) -> None:

@@ -19,6 +19,7 @@ import os
 import random
 import time
 import uuid
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -106,6 +107,7 @@ class Client:
         self.url = url.rstrip("/")
         self._retry_s = retry_s
         self._source = f"urn:edgeflow:client:{uuid.uuid4().hex[:12]}"
+        self._readers: weakref.WeakSet[Reader] = weakref.WeakSet()
         self._pops = [
             Pop(
                 address.rstrip("/"),
@@ -139,7 +141,9 @@ class Client:
         return cls(access["url"], token, **{"others": [other for other in others if other is not None], **options})
 
     def close(self) -> None:
-        """Close the connections."""
+        """Send the last acknowledgements of durable subscriptions, and close the connections."""
+        for reader in list(self._readers):
+            reader.close(wait=True)
         for pop in self._pops:
             pop.http.close()
 
@@ -237,6 +241,7 @@ class Client:
             fetch=self._fetch,
             error_of=_error,
         )
+        self._readers.add(reader)
         return Subscription(reader)
 
     def consumers(self, namespace: str) -> Rows[dict[str, Any]]:

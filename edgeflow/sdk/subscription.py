@@ -396,10 +396,8 @@ class Reader:
                             self.take(frame_id)
             except httpx.TransportError as error:
                 trouble: EdgeflowError = Unavailable(f"the stream from {pop.url} broke: {error!r}")
-            except Unavailable as error:
-                trouble = error
             except EdgeflowError as error:
-                if at == self._at:
+                if at == self._at and not error.retryable:
                     raise
                 trouble = error
             else:

@@ -363,6 +363,14 @@ class TestDurable:
         wait_until(lambda: not [one for one in threading.enumerate() if one.name == "acks-pager"], "its thread ends")
         assert scene.acked == ["la:1"]
 
+    def test_the_end_of_the_client_waits_for_them(self) -> None:
+        scene = Scene()
+        with scene.client as client:
+            for number, _ in enumerate(client.subscribe("vision/a", durable="pager")):
+                if number == 2:
+                    break
+        assert scene.acked[-1] == "la:2"
+
     def test_acknowledgements_are_bundled(self, wait_until: Callable[..., Any]) -> None:
         many = b"".join(frame(f"la:{n}.00000000", id=str(n)) for n in range(1, 501))
         scene = Scene(frames=many)
