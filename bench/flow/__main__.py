@@ -33,7 +33,7 @@ POPS = ("chicago", "la", "ny")
 MEASURED = "la"
 OUTPUT = Path("bench-output/bench-flow.json")
 INSTANCES = (1, 2, 3, 4)
-FULL = Plan(rounds=3, low_s=0.8, full_s=1.5, overload_s=4.0)
+FULL = Plan(rounds=3, low_s=0.7, full_s=1.3, overload_s=4.0)
 QUICK = Plan(rounds=1, low_s=0.4, full_s=0.6, overload_s=2.0)
 
 
