@@ -63,6 +63,8 @@ class Released:
     """origin, epoch, seq, index."""
     channel: str
     prev: int
+    via: str
+    """"mqtt" for what came in over this PoP's broker."""
     id: str
     subject: str
 
@@ -187,7 +189,9 @@ def read(socket: str, namespace: str, pop: str) -> Ledger:
                 continue
             packed = msgpack.unpackb(fields[b"e"], raw=True)
             position = (fields[b"o"].decode(), int(fields[b"h"]), int(fields[b"s"]), int(fields[b"i"]))
-            ledger.released.append(Released(position, packed[CHANNEL].decode(), int(packed[PREV]), *_named(packed)))
+            ledger.released.append(
+                Released(position, packed[CHANNEL].decode(), int(packed[PREV]), fields[b"v"].decode(), *_named(packed))
+            )
         ledger.waiting = under_way(door, prefix)
     return ledger
 
