@@ -36,6 +36,14 @@ def test_the_points_are_those_in_the_code_each_once() -> None:
     assert _names_in_code() == Counter(failpoints.POINTS.keys())
 
 
+def test_the_sweep_has_each_of_them() -> None:
+    sweep = ast.parse((Path(__file__).parents[1] / "faults" / "test_sweep.py").read_text())
+    lists = [
+        node.value for node in sweep.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SWEPT"
+    ]
+    assert [ast.literal_eval(one) for one in lists] == [tuple(failpoints.POINTS)]
+
+
 def test_an_armed_point_kills_one_process_at_that_pass(tmp_path: Path) -> None:
     (tmp_path / "tick-before").write_text("kill skip 2")
     process = _passes(tmp_path, times=5)
