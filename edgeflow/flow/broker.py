@@ -131,7 +131,8 @@ class BrokerSession:
         self._boot = None
         # retainHandling=2 on the data: noLocal does not keep the broker from handing our own retained publishes back.
         data = SubscribeOptions(qos=int(self._durable), noLocal=self._durable, retainAsPublished=True, retainHandling=2)
-        boot = SubscribeOptions(qos=1, noLocal=False, retainAsPublished=True, retainHandling=0)
+        # QoS 0: the boot id comes past what waits for room in the window.
+        boot = SubscribeOptions(qos=0, noLocal=False, retainAsPublished=True, retainHandling=0)
         self._client.subscribe([(BOOT_TOPIC, boot), (self._filter, data)])
 
     def _subscribed(
@@ -163,7 +164,6 @@ class BrokerSession:
 
     def _message(self, _client: Client, _data: Any, message: Any) -> None:
         if message.topic == BOOT_TOPIC:
-            self.ack(message)
             if self._boot is None and message.payload:
                 self._ready(message.payload.decode(errors="replace"))
         elif self._boot is None:

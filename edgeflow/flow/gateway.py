@@ -3,7 +3,8 @@
 What it is: for one namespace, the durable MQTT subscription of its functions, and the receipts on response topics.
 What it is not: what goes out to MQTT subscribers (`publisher.py`).
 What must stay true: a message is acknowledged to the broker only after it is in the log on disk, or refused by name; a redelivery that is in the
-ring is acknowledged and not ingested again.
+ring is acknowledged and not ingested again; messages are acknowledged in the order in which they came. (Mosquitto counts an acknowledgement far from
+the head of its window as room and lets a new message past those that wait: seen with 2.0.11.)
 
 MQTT 5.0: 3.3.2.3.5 response topic, 4.4 delivery retry; CloudEvents MQTT protocol binding 1.0.2, binary and structured mode.
 """
@@ -32,7 +33,8 @@ from edgeflow.store.namespace import now_ms
 
 log = structlog.get_logger(__name__)
 
-_Taken = tuple[Message, Arrival | EdgeflowError]
+_Taken = tuple[Message, Arrival | EdgeflowError | None]
+"""A message and what it asks for; None: only to be acknowledged in its turn."""
 
 STRUCTURED = "application/cloudevents+json"
 REFUSALS_EVERY_S = 1.0
@@ -57,8 +59,6 @@ class Gateway:
         self._boot = ""
         self._is_marker: Callable[[str], bool] | None = None
         self._past_marker = False
-        self._covered: list[Message] = []
-        self._batch_covered: list[Message] = []
         self._held: list[Message] = []
         self.session: BrokerSession | None = None
 
@@ -70,7 +70,6 @@ class Gateway:
         """The session is gone: what it brought and was not ingested yet comes again as a redelivery."""
         self._connections += 1
         self._pending = [(message, arrival) for message, arrival in self._pending if not message.qos]
-        self._covered.clear()
         self._held.clear()
         self._past_marker = False
 
@@ -92,12 +91,12 @@ class Gateway:
             self.collect(message)
         elif self._is_marker(message.topic):
             self._past_marker = True
-            if self.session is not None:
-                self.session.ack(message)
+            self._pending.append((message, None))
         elif self._past_marker:
             self._held.append(message)
         else:
-            self._covered.append(message)
+            # A copy of what came, or is about to come, over the covering session.
+            self._pending.append((message, None))
 
     def collect(self, message: Message) -> None:
         """Keep one message for the next round."""
@@ -115,7 +114,7 @@ class Gateway:
     @property
     def waiting(self) -> bool:
         """Whether a round should take what was collected."""
-        return bool(self._pending or self._covered)
+        return bool(self._pending)
 
     @property
     def channels(self) -> set[str]:
@@ -126,9 +125,6 @@ class Gateway:
         """What waits to be ingested, in order, at most `limit` of it; `finish` gets the results."""
         self._batch_of = self._connections
         self._batch, self._pending = self._pending[:limit], self._pending[limit:] if limit is not None else []
-        if not self._pending:
-            # Their copies came over the covering session, and are in this round or were in an earlier one.
-            self._batch_covered, self._covered = self._covered, []
         if self._batch:
             hit("gateway-before-ingest")
         return [arrival for _, arrival in self._batch if isinstance(arrival, Arrival)]
@@ -141,9 +137,7 @@ class Gateway:
         if self._batch_of != self._connections:
             # The connection was lost meanwhile: what it brought comes again by itself.
             self._batch = [(message, arrival) for message, arrival in self._batch if not message.qos]
-            self._batch_covered = []
         self._batch, self._pending = [], self._batch + self._pending
-        self._batch_covered, self._covered = [], self._batch_covered + self._covered
 
     def finish(self, results: Sequence[Receipt | Refusal]) -> None:
         """Send receipts and acknowledge what `collected` returned."""
@@ -152,15 +146,12 @@ class Gateway:
             hit("gateway-after-ingest")
         answers = iter(results)
         for message, arrival in batch:
-            result = next(answers) if isinstance(arrival, Arrival) else Refusal("", arrival)
-            if isinstance(result, Refusal):
-                self._note_refusal(message, result.error)
-            self._answer(message, result)
+            if arrival is not None:
+                result = next(answers) if isinstance(arrival, Arrival) else Refusal("", arrival)
+                if isinstance(result, Refusal):
+                    self._note_refusal(message, result.error)
+                self._answer(message, result)
             # A message id of a connection that was lost meanwhile may mean another message by now.
-            if self.session is not None and self._batch_of == self._connections:
-                self.session.ack(message)
-        covered, self._batch_covered = self._batch_covered, []
-        for message in covered:
             if self.session is not None and self._batch_of == self._connections:
                 self.session.ack(message)
         if batch and self.session is not None:
