@@ -98,6 +98,14 @@ def handle(ctx, numbers):
     n = numbers.json()
     return n * FACTOR if n % 2 else n
 """,
+    "price": """
+from edgeflow import function
+
+
+@function
+def handle(ctx, orders):
+    return orders.json() * FACTOR
+""",
 }
 MANIFEST = """
 namespace: work
@@ -111,6 +119,7 @@ functions:
   switch: {build: ./switch, subscribe: jobs, publish: done, place: {pops: [la]}, retry: {attempts: 1}}
   narrow: {build: ./narrow, subscribe: trickle, publish: drops, place: {pops: [chicago]}}
   scale: {build: ./scale, subscribe: numbers, publish: scaled, place: {pops: [la]}}
+  price: {build: ./price, subscribe: orders, publish: priced, place: {pops: [la]}}
 """
 
 
@@ -451,6 +460,51 @@ class TestReplays:
         assert caught.value.status == 404
         info = json_of("replay", "work/numbers", "--into", f"scale@{current}", "--to", "30m", "--follow")
         assert (info["read"], info["state"]) == (0, "done")
+
+    def test_a_revision_that_was_replaced(
+        self, cluster: LocalCluster, clients: dict[str, Operator], folder: Path, wait_until: Wait
+    ) -> None:
+        here, access = clients["la"], cluster.pop("la")
+
+        def apply(factor: int) -> str:
+            apply_file(write_app(folder, factor), Target(access.api_url, access.token), timeout_s=120)
+            return str(here.function("work", "price")["revision"])
+
+        def priced() -> list[int]:
+            return [json.loads(data) for _, data in outputs(here, "priced")]
+
+        def wait_for_only(revision: str) -> None:
+            wait_until(
+                lambda: {one["revision"] for one in here.function("work", "price")["instances"]} == {revision},
+                f"instances of {revision} alone", 60,
+            )  # fmt: skip
+
+        number = 20
+        first = apply(5)
+        for n in range(1, number + 1):
+            here.publish("work/orders", n)
+        by_first = [n * 5 for n in range(1, number + 1)]
+        wait_until(lambda: priced() == by_first, "the results of the first revision", 60)
+        second = apply(7)
+        assert second != first
+        wait_for_only(second)
+
+        done = json_of("replay", "work/orders", "--into", f"price@{first}", "--follow")
+        assert (done["state"], done["revision"], done["committed"], done["dead"]) == ("done", first, number, 0)
+        assert priced() == by_first * 2
+        shadow = json_of("replay", "work/orders", "--into", f"price@{first}", "--shadow", "--follow")
+        assert (shadow["committed"], shadow["same"], shadow["different"]) == (number, number, [])
+        current = json_of("replay", "work/orders", "--into", f"price@{second}", "--shadow", "--follow")
+        assert (current["committed"], current["same"], len(current["different"])) == (number, 0, number)
+        (diff, *_) = here._call("GET", f"/v1/replays/work/{current['id']}/diff").json()["items"]
+        (recorded,), (made,) = diff["recorded"], diff["shadow"]
+        assert recorded["data"] * 7 == made["data"] * 5
+        assert priced() == by_first * 2
+
+        # What ran for the replay alone leaves again, and new events are the current revision's.
+        wait_for_only(second)
+        here.publish("work/orders", 100)
+        wait_until(lambda: priced()[len(by_first) * 2 :] == [700], "the result of the current revision", 30)
 
     def test_cancel(self, clients: dict[str, Operator], wait_until: Wait) -> None:
         info = clients["la"].start_replay("work", {"channel": "numbers", "function": "scale", "shadow": True})
