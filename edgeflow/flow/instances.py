@@ -32,7 +32,7 @@ from edgeflow.flow.reactor import READ, Reactor
 from edgeflow.flow.sessions import Held, InstanceSpec, Session
 from edgeflow.flow.timings import Timings
 from edgeflow.settings import Limits
-from edgeflow.store import Claim, Claimed, Commit, Input, RoundResult, Store, Value
+from edgeflow.store import Claim, Claimed, Commit, RoundResult, Store, Value
 from edgeflow.store.blobs import check_digest
 from edgeflow.store.namespace import now_ms
 
@@ -477,14 +477,14 @@ class Instances:
         for claimed in items:
             # Ready before the instance asked: it waited for a free instance. Ready after: the hand-over is the platform's time.
             waiting_us = max(0.0, idle_since_us - claimed.ready_us)
-            hop = max(item.event.hop for item in claimed.inputs)
+            hop = max(stored.get("h", 0) for _, stored in claimed.stored)
             session.held[claimed.id] = Held(claimed, hop, waiting_us)
             work.append(
                 {
                     "invocation": claimed.id,
                     "attempt": claimed.attempt,
                     "deadline_ms": deadline_ms,
-                    "inputs": [_input(session.route, item) for item in claimed.inputs],
+                    "inputs": [_input(session.route, name, stored) for name, stored in claimed.stored],
                     "context": context,
                     **_about(claimed),
                 }
@@ -612,13 +612,9 @@ _HANDLERS: dict[str, Callable[[Instances, Session, Message], None]] = {
 }  # fmt: skip
 
 
-def _input(route: FunctionRoute, item: Input) -> dict[str, Any]:
-    captures = route.captures_of(item.name, item.event.channel)
-    return {
-        "name": item.name,
-        "event": item.event.encode_positioned(),
-        **({"captures": captures} if captures else {}),
-    }
+def _input(route: FunctionRoute, name: str, stored: dict[str, Any]) -> dict[str, Any]:
+    captures = route.captures_of(name, stored["c"])
+    return {"name": name, "event": stored, **({"captures": captures} if captures else {})}
 
 
 def _about(claimed: Claimed) -> dict[str, Any]:

@@ -50,7 +50,7 @@ from edgeflow.store.records import (
     pack_event,
     pack_value,
     unpack_event,
-    unpack_inputs,
+    unpack_stored,
 )
 
 RING_SIZE = 1024
@@ -748,7 +748,7 @@ def _released(item_id: bytes, flat: Any) -> Released:
 
 def _claimed(item: Sequence[Any]) -> Claimed:
     id, attempt, accepted, ready, packed, about = item
-    known = (id.decode(), attempt, int(accepted), int(ready), unpack_inputs(packed))
+    known = (id.decode(), attempt, int(accepted), int(ready), unpack_stored(packed))
     if not about:
         return Claimed(*known)
     window = about.get(b"w")

@@ -137,6 +137,13 @@ class Claim(NamedTuple):
     lease_ms: int
 
 
+class StoredInput(NamedTuple):
+    """One arrival of an invocation, its event in the stored form with its log position: what an instance is sent, so that nobody makes an `Event` on the way."""
+
+    name: str
+    event: dict[str, Any]
+
+
 @dataclass(frozen=True, slots=True)
 class Claimed:
     """One claimed attempt. Times in microseconds since the epoch."""
@@ -145,7 +152,7 @@ class Claimed:
     attempt: int
     accepted_us: int
     ready_us: int
-    inputs: Sequence[Input]
+    stored: Sequence[StoredInput]
     key: str = ""
     """Key of its join or its turn."""
     window: tuple[int, int] | None = None
@@ -156,6 +163,11 @@ class Claimed:
     """That state as it is now; bodies that are blobs come without their data."""
     replay: str = ""
     shadow: bool = False
+
+    @property
+    def inputs(self) -> list[Input]:
+        """The arrivals with their events."""
+        return [Input(name, Event.decode(stored)) for name, stored in self.stored]
 
 
 @dataclass(slots=True)
@@ -373,21 +385,30 @@ def pack_event(event: Event) -> list[Any]:
 def unpack_event(fields: Sequence[Any], origin: str, epoch: int, seq: int, index: int) -> Event:
     """Inverse of `pack_event`, with the log position. Raises CorruptEntry when a checksum does not match."""
     try:
+        return Event.decode(_stored_event(fields, origin, epoch, seq, index))
+    except CorruptEntry:
+        raise
+    except Exception as error:
+        raise CorruptEntry(f"event {index} of entry {origin}/{epoch}/{seq} cannot be read: {error!r}") from None
+
+
+def _stored_event(fields: Sequence[Any], origin: str, epoch: int, seq: int, index: int) -> dict[str, Any]:
+    try:
         _check_event(fields, origin, epoch, seq, index)
         channel, prev, head, _, digest, size, data, _, content_type = fields
-        stored = msgpack.unpackb(head)
+        stored: dict[str, Any] = msgpack.unpackb(head)
         if digest:
-            stored["r"] = (digest.decode(), size)
+            stored["r"] = [digest.decode(), size]
         else:
             stored["d"] = data
         if content_type:
             stored["m"] = content_type.decode()
-        stored["p"] = (origin, epoch, seq, index, prev)
+        stored["p"] = [origin, epoch, seq, index, prev]
         if stored.get("c") != channel.decode():
             raise CorruptEntry(
                 f"event {index} of entry {origin}/{epoch}/{seq} is on another channel than its entry says"
             )
-        return Event.decode(stored)
+        return stored
     except CorruptEntry:
         raise
     except Exception as error:
@@ -439,6 +460,14 @@ def unpack_input(fields: Sequence[Any]) -> Input:
 def unpack_inputs(packed: bytes) -> list[Input]:
     """The inputs of an invocation."""
     return [unpack_input(fields) for fields in msgpack.unpackb(packed, raw=True)]
+
+
+def unpack_stored(packed: bytes) -> list[StoredInput]:
+    """The inputs of an invocation, their events as they are stored. Raises CorruptEntry."""
+    return [
+        StoredInput(name.decode(), _stored_event(event, origin.decode(), epoch, seq, index))
+        for name, origin, epoch, seq, index, event in msgpack.unpackb(packed, raw=True)
+    ]
 
 
 def unpack_entry(raw: bytes) -> dict[bytes, Any]:
