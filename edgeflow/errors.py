@@ -15,6 +15,8 @@ class EdgeflowError(Exception):
     status = 500
     hint = "Look at the agent's log (`edgeflow logs`), and report it if the log does not explain it."
     retryable = False
+    retry_after_s: float | None = None
+    """When it makes sense to try again (s from now); None: nobody said."""
 
     def __init__(
         self, message: str | None = None, *, hint: str | None = None, details: Mapping[str, object] | None = None
@@ -166,6 +168,7 @@ class Throttled(EdgeflowError):
     status = 429
     hint = "Try again after the seconds in Retry-After."
     retryable = True
+    retry_after_s: float
 
     def __init__(self, message: str | None = None, *, hint: str | None = None, retry_after_s: float = 1.0) -> None:
         """`retry_after_s`: how long to wait before it makes sense to try again."""

@@ -26,6 +26,8 @@ router = APIRouter(tags=["dead letters"])
 PAGE = 500
 BUDGET_S = 2.0
 """How long one request works on many letters before it answers with `next`."""
+STORE_RETRY_S = 1.0
+"""When to ask again after the store went away in the middle."""
 
 FunctionFilter = Annotated[str | None, Query(description="Only of this function")]
 ReasonFilter = Annotated[str | None, Query(description="Only with this reason")]
@@ -80,7 +82,13 @@ class RedriveView(BaseModel):
     failed: list[FailedView]
     next: str | None = Field(description="`after` of the next request; null when all that matched have had their turn")
     retry_after_s: float | None = Field(
-        default=None, description="There is no room right now: ask again with `next` after so many seconds"
+        default=None, description="It stopped for lack of room: ask again with `next` after so many seconds"
+    )
+    code: str | None = Field(
+        default=None, description="Why it stopped early, for programs: `queue-full`, `store-unavailable`"
+    )
+    detail: str | None = Field(
+        default=None, description="The same for people: it names the function whose inbox is full"
     )
 
 
@@ -156,12 +164,13 @@ def redrive_dead_letters(
 
     try:
         following = sweep.run(redrive, limit, at_once=1)
-    except Throttled as error:
-        return RedriveView(redriven=redriven, failed=failed, next=sweep.cursor, retry_after_s=error.retry_after_s)
-    except StoreUnavailable:
-        if not redriven and not failed:
+    except (Throttled, StoreUnavailable) as error:
+        if isinstance(error, StoreUnavailable) and not redriven and not failed:
             raise
-        return RedriveView(redriven=redriven, failed=failed, next=sweep.cursor, retry_after_s=1.0)
+        return RedriveView(
+            redriven=redriven, failed=failed, next=sweep.cursor, code=error.code, detail=error.message,
+            retry_after_s=error.retry_after_s if isinstance(error, Throttled) else STORE_RETRY_S,
+        )  # fmt: skip
     if not sweep.matched and not after:
         _check_here(api, namespace, function)
     return RedriveView(redriven=redriven, failed=failed, next=following)

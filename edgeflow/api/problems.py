@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 
-from edgeflow.errors import BadRequest, EdgeflowError, Throttled, Unavailable
+from edgeflow.errors import BadRequest, EdgeflowError, Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -122,10 +122,10 @@ def problem_response(error: EdgeflowError, headers: Mapping[str, str] | None = N
     extra = dict(headers or {})
     if error.status == HTTPStatus.UNAUTHORIZED:
         extra["WWW-Authenticate"] = "Bearer"
-    if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
-        extra.setdefault("Retry-After", "1")
-    if isinstance(error, Throttled):
+    if error.retry_after_s is not None:
         extra["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    elif error.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        extra.setdefault("Retry-After", "1")
     if error.status in (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT):
         extra["Connection"] = "close"
     return JSONResponse(problem_document(error), error.status, extra, PROBLEM_TYPE)

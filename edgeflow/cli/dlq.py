@@ -19,7 +19,7 @@ from edgeflow.cli.reach import (
     show,
 )
 from edgeflow.core.events import time_text
-from edgeflow.errors import AtAnotherPop, EdgeflowError, NotFound
+from edgeflow.errors import AtAnotherPop, EdgeflowError, NotFound, QueueFull
 
 app = typer.Typer(
     help="Invocations that were given up: look at them, try them again, forget them.", no_args_is_help=True
@@ -27,6 +27,8 @@ app = typer.Typer(
 
 DETAIL_CHARS = 100
 SHOWN_FAILURES = 20
+STUCK_S = 60.0
+"""How long redriving waits for a full inbox that takes nothing."""
 
 Filters = dict[str, str | None]
 Target = tuple[str, Operator, str]
@@ -109,6 +111,7 @@ def redrive(
     """Try dead letters again, with the revision that their function has now. Those given up while this runs are not touched.
 
     What cannot be tried again (its data is not kept any more, the function is gone) is listed and stays; the exit status is 1 then.
+    While the inbox of a function is full it waits, up to a minute without one that was taken; then it stops and says how many were.
     """
     namespace, filters = _filters(namespace, function, reason, older)
     if ids:
@@ -243,6 +246,7 @@ def _redrive_ids(ids: list[str], namespace: str | None, pop: str | None) -> tupl
 
 def _redrive_matching(namespace: str | None, filters: Filters, pop: str | None) -> tuple[int, list[dict[str, Any]]]:
     done, failed, total = 0, [], 0
+    moved_s = time.monotonic()
     try:
         with Progress() as progress:
             for name, client, one in _targets(namespace, filters, pop):
@@ -253,7 +257,14 @@ def _redrive_matching(namespace: str | None, filters: Filters, pop: str | None) 
                     done += answer["redriven"]
                     failed += [{"pop": name, **item} for item in answer["failed"]]
                     wait_s = answer["retry_after_s"]
-                    note = "; no room right now, waiting" if wait_s else ""
+                    if answer["redriven"] or answer["failed"]:
+                        moved_s = time.monotonic()
+                    elif wait_s and time.monotonic() - moved_s > STUCK_S:
+                        raise QueueFull(
+                            f"{done} redriven, the others stay where they are: {answer['detail']}, and took nothing for {STUCK_S:g} s",
+                            hint="`edgeflow get functions` shows whether the function runs; redrive again when it has caught up.",
+                        )
+                    note = f"; waiting: {answer['detail']}" if wait_s else ""
                     progress.say(f"{done} of {total} redriven, {len(failed)} failed{note}")
                     after = answer["next"]
                     if wait_s:

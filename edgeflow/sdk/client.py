@@ -23,6 +23,8 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,7 +33,7 @@ from urllib.parse import quote, unquote
 import httpx
 
 from edgeflow.core.channels import check_channel, check_filter
-from edgeflow.errors import BadRequest, EdgeflowError, NotFound, Throttled, Unavailable
+from edgeflow.errors import BadRequest, EdgeflowError, NotFound, Unavailable
 from edgeflow.sdk.subscription import FIRST_WAIT_S, LONGEST_WAIT_S, ApiError, Pop, Reader, Subscription, received
 from edgeflow.sdk.subscription import Gap as Gap
 from edgeflow.sdk.subscription import ReceivedEvent as ReceivedEvent
@@ -93,7 +95,9 @@ class Value(ValueInfo):
 
 
 class Client:
-    """One PoP's API. Thread-safe except that each `subscribe` iterator belongs to one thread. Raises EdgeflowError and its subclasses only."""
+    """One PoP's API. Thread-safe except that each `subscribe` iterator belongs to one thread. Raises EdgeflowError and its subclasses only;
+    their `retry_after_s` is what the PoP said about when to try again (429: always, 503: mostly), else None.
+    """
 
     def __init__(
         self, url: str, token: str, *, timeout_s: float = 30.0, retry_s: float = 30.0, transport: httpx.BaseTransport | None = None,
@@ -513,10 +517,21 @@ def _error(response: httpx.Response) -> EdgeflowError:
         error = ApiError(detail, hint=hint)
     error.code, error.status = code, response.status_code
     error.details = {name: value for name, value in problem.items() if name not in _PROBLEM}
-    if isinstance(error, Throttled):
-        with suppress(ValueError):
-            error.retry_after_s = float(response.headers.get("retry-after", ""))
+    wait_s = _retry_after_s(response)
+    if wait_s is not None:
+        error.retry_after_s = wait_s
     return error
+
+
+def _retry_after_s(response: httpx.Response) -> float | None:
+    """What Retry-After says: whole seconds, or the time of day that a proxy may write; None when it says nothing that can be."""
+    text = response.headers.get("retry-after", "").strip()
+    if text.isascii() and text.isdigit() and len(text) <= 9:
+        return float(text)
+    with suppress(ValueError):
+        at = parsedate_to_datetime(text)
+        return max(0.0, (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - time.time())
+    return None
 
 
 def _known_errors() -> dict[str, type[EdgeflowError]]:

@@ -18,7 +18,7 @@ from edgeflow.core.channels import matches
 from edgeflow.core.events import Event
 from edgeflow.core.ids import invocation_id
 from edgeflow.core.routing import Directive, FunctionRoute, compile_routes
-from edgeflow.errors import BadRequest, CorruptEntry, NotFound, Unavailable
+from edgeflow.errors import BadRequest, CorruptEntry, NotFound, QueueFull, Unavailable
 from edgeflow.store.connection import Command
 from edgeflow.store.namespace import Namespace, Rows, now_ms
 from edgeflow.store.records import (
@@ -232,7 +232,7 @@ class OverseenNamespace(Namespace):
 
         Returns "invocation" when it became one at once, "arrivals" when its events arrived again (they never were an invocation, so filters, keys
         and joins are looked at anew). Raises NotFound for an unknown id or a function that is not placed here (any more), Unavailable when its data
-        is not here, BadRequest when its events do not fit the function as it is now.
+        is not here, BadRequest when its events do not fit the function as it is now, QueueFull when the function's inbox has no room.
         """
         letter = self.dead_letter(id)
         if letter is None:
@@ -249,7 +249,7 @@ class OverseenNamespace(Namespace):
                     f"function {letter.function} is not placed at {self.pop} any more",
                     hint="Apply a manifest with it first, or purge the dead letter.",
                 )
-            call: dict[str, Any] = {"id": id, "rv": self.routes().version}
+            call: dict[str, Any] = {"id": id, "rv": self.routes().version, "mx": self._limits.inbox_pending}
             if arrives:
                 call["each"] = [self._again(route, one.event) for one in letter.inputs]
                 if not any(call["each"]):
@@ -261,7 +261,13 @@ class OverseenNamespace(Namespace):
                 call["d"] = self.routes().whole(route, pairs, self.body_of)
             return [self._command("ef_redrive", call)]
 
-        status = self._routed(prepare)[-1]
+        status, *about = self._routed(prepare)[-1]
+        if status == b"full":
+            function, retry_ms = about
+            raise QueueFull(
+                f"the inbox of function {function.decode()} is full; dead letter {id} stays until it has room",
+                retry_after_s=retry_ms / 1000,
+            )
         if status == b"absent" and not repeated:
             raise NotFound(f"dead letter {id!r} was redriven or purged meanwhile")
         if status == b"missing":

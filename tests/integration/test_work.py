@@ -420,6 +420,38 @@ def test_a_dead_letter_is_announced_once_redriven_once_and_can_be_purged(pops: C
     assert_conserved(ns)
 
 
+@pytest.mark.parametrize("on_full", ["refuse", "drop-oldest", "keep-latest"])
+def test_a_redrive_takes_nobody_s_place(pops: Callable[..., Pop], clock: Clock, on_full: str) -> None:
+    ns = pops().ns
+    functions = (
+        "functions:\n  f: {image: i, subscribe: x}\n  pair: {image: i, subscribe: {join: [left, right], within: 1s}}\n"
+    )
+    apply(ns, f"channels:\n  '#': {{max_pending: 2, on_full: {on_full}}}\n{functions}")
+    for id in ("1", "2"):
+        send(ns, event("x", id, subject=id))
+    for one in claim(ns, "f"):
+        ns.fail(one.id, one.attempt, "handler-failed", "", None)
+    send(ns, event("left", "lonely"))
+    clock.ms += 2000
+    ns.tick()
+    for id in ("3", "4"):
+        send(ns, event("x", id, subject=id), event("left", f"l{id}", subject=id), event("right", f"r{id}", subject=id))
+    letters = {letter.function: letter.id for letter in ns.dead_letters()}
+    for function, id in letters.items():
+        with pytest.raises(QueueFull) as caught:
+            ns.redrive(id)
+        assert f"inbox of function {function} is full" in caught.value.message and caught.value.retry_after_s > 0
+        assert ns.dead_letter(id) is not None
+    assert ns.counters().get("dead_letters_redriven", 0) == 0
+    done = claim(ns, "f")
+    assert sorted(one.inputs[0].event.id for one in done) == ["3", "4"]
+    commit(ns, Commit(done[0].id, done[0].attempt))
+    assert ns.redrive(letters["f"]) == "invocation"
+    commit(ns, *(Commit(one.id, one.attempt) for one in claim(ns, "pair")))
+    assert ns.redrive(letters["pair"]) == "arrivals"
+    assert_conserved(ns)
+
+
 def test_what_never_was_an_invocation_arrives_again_by_the_rules_of_now(pops: Callable[..., Pop], clock: Clock) -> None:
     ns = pops().ns
     apply(ns, "functions:\n  f: {image: i, subscribe: {join: [x, y], within: 1s}}\n")

@@ -11,7 +11,7 @@ import pytest
 from api_fakes import TOKEN, FakeNamespace, FakeStore, make_api, served
 from typer.testing import CliRunner, Result
 
-from edgeflow.cli import reach
+from edgeflow.cli import dlq, reach
 from edgeflow.cli.main import app
 from edgeflow.core.events import Event
 from edgeflow.core.ids import invocation_id
@@ -234,6 +234,13 @@ class TestDeadLetters:
         here.stuck["de0001"] = QueueFull("full", retry_after_s=0.2)
         threading.Timer(0.5, here.stuck.clear).start()
         assert json_of("dlq", "redrive", "--function", "vision/detect")["redriven"] == 5
+
+    def test_one_that_stays_full_is_named(self, here: FakeNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(dlq, "STUCK_S", 0.1)
+        here.stuck["de0001"] = QueueFull("the inbox of function detect is full", retry_after_s=0.2)
+        stopped = run("dlq", "redrive", "--function", "vision/detect", status=1)
+        assert "1 redriven, the others stay where they are: the inbox of function detect is full" in stopped.stderr
+        assert here.redriven == ["de0000"] and here.dead_letter("de0001") is not None
 
     def test_a_function_elsewhere_with_a_pop_named(self) -> None:
         result = run("dlq", "redrive", "--function", "vision/distant", "--pop", "chicago", status=1)

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from edgeflow.core.manifest import parse, resolve
 from edgeflow.errors import (
     BadName,
     BadRequest,
+    EdgeflowError,
     InvocationDead,
     InvocationPending,
     NotFound,
+    QueueFull,
     Throttled,
     TooLarge,
     Unauthorized,
@@ -529,6 +532,34 @@ class TestInvoking:
         client, _ = scripted([answer])
         with pytest.raises(Throttled) as caught:
             client.invoke("vision/detect", b"x")
+        assert caught.value.retry_after_s == 3
+
+    @pytest.mark.parametrize("status", [429, 503])
+    @pytest.mark.parametrize(
+        ("header", "low", "high"), [("7", 7, 7), (None, None, None), ("soon", None, None), ("-1", None, None), ("nan", None, None), ("a time of day", 50, 60)],
+    )  # fmt: skip
+    def test_what_a_refusal_says_about_time(
+        self, status: int, header: str | None, low: float | None, high: float | None
+    ) -> None:
+        answer = problem(status, "queue-full" if status == 429 else "store-unavailable")
+        if header is not None:
+            later = formatdate(time.time() + 59, usegmt=True)
+            answer.headers["retry-after"] = later if header == "a time of day" else header
+        client, _ = scripted([answer], retry_s=0)
+        with pytest.raises(EdgeflowError) as caught:
+            client.publish("vision/a", b"x")
+        wait_s = caught.value.retry_after_s
+        if low is None or high is None:
+            # A 429 always has one: a second, when nobody says more.
+            assert wait_s == (1.0 if status == 429 else None)
+        else:
+            assert wait_s is not None and low <= wait_s <= high
+
+    def test_the_pop_says_it(self, client: Client, vision: FakeNamespace) -> None:
+        vision.stuck["de0000"] = QueueFull("full", retry_after_s=2.5)
+        vision.letters = [DeadLetter("de0000", "detect", "r1", "handler-failed", "", 1, 3)]
+        with pytest.raises(QueueFull) as caught:
+            client.redrive_dead_letter("vision", "de0000")
         assert caught.value.retry_after_s == 3
 
     @pytest.mark.parametrize("function", ["detect", "vision/", "vision/a/b"])

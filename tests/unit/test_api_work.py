@@ -393,6 +393,7 @@ class TestDeadLetters:
         vision.stuck["d00002"] = QueueFull("full", retry_after_s=0.5)
         answer = http.post("/v1/dead-letters/vision/redrive").json()
         assert (answer["redriven"], answer["failed"], answer["retry_after_s"]) == (1, [], 0.5)
+        assert (answer["code"], answer["detail"]) == ("queue-full", "full")
         vision.stuck.clear()
         answer = http.post("/v1/dead-letters/vision/redrive", params={"after": answer["next"]}).json()
         assert (answer["redriven"], answer["next"]) == (2, None)
@@ -401,7 +402,7 @@ class TestDeadLetters:
         vision.letters = [letter(1), letter(2)]
         vision.stuck["d00002"] = StoreUnavailable()
         answer = http.post("/v1/dead-letters/vision/redrive").json()
-        assert (answer["redriven"], answer["retry_after_s"]) == (1, 1.0)
+        assert (answer["redriven"], answer["retry_after_s"], answer["code"]) == (1, 1.0, "store-unavailable")
         check_problem(http.post("/v1/dead-letters/vision/redrive"), 503, "store-unavailable")
 
     def test_purge(self, http: httpx.Client, vision: FakeNamespace) -> None:

@@ -32,9 +32,14 @@ local function write_quota(p, c, quota)
 end
 
 local FULL_RETRY_MS = 1000
+-- What is dead-lettered or only kept needs no room.
+local function has_no_room(p, c, d)
+  return d.k ~= 'reject' and d.k ~= 'latest' and pending(p, c, d.f .. ':' .. d.r) >= (d.mx or c.mx)
+end
+
 local function full_inbox(p, c, directives)
   for _, d in ipairs(directives) do
-    if (d.of or 'refuse') == 'refuse' and d.k ~= 'reject' and d.k ~= 'latest' and pending(p, c, d.f .. ':' .. d.r) >= (d.mx or c.mx) then return d.f end
+    if (d.of or 'refuse') == 'refuse' and has_no_room(p, c, d) then return d.f end
   end
 end
 redis.register_function('ef_ingest', function(keys, args)

@@ -7,16 +7,22 @@ local function forget_letter(p, id)
 end
 
 -- c.id; c.d = {directive} that makes one invocation of all inputs, or c.each = per input its directives (then they arrive again).
--- Returns "ok" | "absent" | "missing" (data of its inputs is not readable here).
+-- Returns {status}: "ok" | "absent" | "missing" (data of its inputs is not readable here) | "full", function, retry in ms. A full inbox stays as it
+-- is whatever the channel says: what is tried again takes nobody's place.
 redis.register_function('ef_redrive', function(keys, args)
   local p, c = start_call(keys, args)
   if not own_epoch(p, c) then return redis.error_reply('NOEPOCH') end
   if not routes_are_current(p, c) then return redis.error_reply('STALEROUTES') end
   local packed = call('HGET', p .. 'dead:' .. c.id, 'in')
-  if not packed then return 'absent' end
+  if not packed then return {'absent'} end
   local inputs = cmsgpack.unpack(packed)
   for _, input in ipairs(inputs) do
-    if not readable(p, input[6][EV_DIGEST]) then return 'missing' end
+    if not readable(p, input[6][EV_DIGEST]) then return {'missing'} end
+  end
+  for _, directives in ipairs(c.d and {{c.d}} or c.each) do
+    for _, d in ipairs(directives) do
+      if has_no_room(p, c, d) then return {'full', d.f, FULL_RETRY_MS} end
+    end
   end
   forget_letter(p, c.id)
   count(c, 'dead_letters_redriven')
@@ -31,7 +37,7 @@ redis.register_function('ef_redrive', function(keys, args)
     end
   end
   finish_call(p, c, true)
-  return 'ok'
+  return {'ok'}
 end)
 
 local function purge_letter(p, c, id)
