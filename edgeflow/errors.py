@@ -282,6 +282,74 @@ class LinkRefused(EdgeflowError):
     retryable = True
 
 
+class BadSession(BadRequest):
+    """The session token is not one of this namespace."""
+
+    code = "bad-session"
+    hint = "Send the `Edgeflow-Session` of the last answer as it came; without one a session begins."
+
+
+class BadPolicy(BadRequest):
+    """The policies of a namespace are not valid."""
+
+    code = "bad-policy"
+    hint = "docs/ekv.md, Policies, says what a rule is."
+
+
+class Behind(Unavailable):
+    """This PoP has not got yet what the session has seen, or the version that was asked for."""
+
+    code = "behind"
+    hint = "Try again after the seconds in Retry-After, or ask with a longer `wait`; `edgeflow kv lag` shows what is missing."
+
+
+class Stale(Unavailable):
+    """What this PoP has may be older than `max_staleness` allows."""
+
+    code = "stale"
+    hint = "Ask another PoP, or allow more; `edgeflow kv lag` shows how old it is."
+
+
+class NotReplicated(EdgeflowError):
+    """Not as many other PoPs as were asked for have confirmed the write in that time; it is durable here, and goes on its way."""
+
+    code = "not-replicated"
+    status = 504
+    hint = "Do not send it again: `receipt` is the write's, and `edgeflow kv has` says later which PoP has it."
+
+
+class NoHome(BadRequest):
+    """No policy gives this key a home, so there is no PoP that could decide."""
+
+    code = "no-home"
+    status = 422
+    hint = "Give its prefix a home with `edgeflow kv policy set`, or read and write without `strong`."
+
+
+class HomeElsewhere(EdgeflowError):
+    """The key's writes are decided at its home, which is another PoP; nothing was written."""
+
+    code = "home-elsewhere"
+    status = 421
+    hint = "Write through `/v1/ekv` or `Client.ekv`, which go to the home, or place the function there."
+
+
+class HomeUnreachable(Unavailable):
+    """The key's home cannot be reached from this PoP; nothing is known to be written."""
+
+    code = "home-unreachable"
+    hint = "Try again; `edgeflow kv policy move` gives the prefix another home, with `--force` also while this one is away."
+
+
+class StaleHome(EdgeflowError):
+    """The home of the key changed since this call was prepared; nothing was written."""
+
+    code = "stale-home"
+    status = 409
+    hint = "Try again: the new home answers as soon as it has everything that the old one had."
+    retryable = True
+
+
 class BadExpression(BadRequest):
     """The expression is not JMESPath."""
 
