@@ -130,9 +130,11 @@ class LocalCluster:
         """Until every PoP is ready."""
         return wait_ready(self.home, timeout_s=timeout_s)
 
-    def set_link(self, a: str, b: str, *, delay_ms: float | None = None, cut: bool | None = None) -> None:
-        """Change the link between two PoPs; takes effect within 0.1 s."""
-        wan.change_link(self.home.wan_file, a, b, delay_ms=delay_ms, cut=cut)
+    def set_link(
+        self, a: str, b: str, *, delay_ms: float | None = None, cut: bool | None = None, kbit_s: float | None = None
+    ) -> None:
+        """Change the link between two PoPs: one-way delay, cut, width (0 = no bound); takes effect within 0.1 s."""
+        wan.change_link(self.home.wan_file, a, b, delay_ms=delay_ms, cut=cut, kbit_s=kbit_s)
 
     def kill_supervisor(self) -> int:
         """SIGKILL the supervisor (which ends its processes); its pid."""

@@ -1,13 +1,14 @@
-"""A user-space TCP proxy on the links between PoPs: gives a pair of PoPs a one-way delay, or cuts it.
+"""A user-space TCP proxy on the links between PoPs: gives a pair of PoPs a one-way delay, a narrow line, or cuts it.
 
 What it is: the wide area network of a cluster on one machine. It is always in the path; with delay 0 it only copies bytes.
-What it is not: a model of loss or bandwidth, or a part of the link protocol. It does not look into the (encrypted) bytes.
+What it is not: a model of loss, or a part of the link protocol. It does not look into the (encrypted) bytes.
 What must stay true: bytes of a connection stay in order whatever the delay does; memory is bounded (a slow receiver slows its sender down);
 a cut holds bytes back as a dead line does, connections stay open, and nothing is lost or altered when it heals.
 
 The document it is controlled by (read again every 100 ms when it changed):
 `{"links": [{"a": "chicago", "b": "la", "listen_host": "127.0.0.1", "listen_port": 7201, "target_host": "127.0.0.1", "target_port": 7102,
-"delay_ms": 0, "cut": false}]}`. `a` dials, `b` answers; `delay_ms` applies in each direction.
+"delay_ms": 0, "cut": false, "kbit_s": 0}]}`. `a` dials, `b` answers; `delay_ms` and `kbit_s` (0 = as fast as it goes) apply in each direction; what `kbit_s` allows is shared
+by all connections of the pair.
 """
 
 import argparse
@@ -31,6 +32,11 @@ from edgeflow.host.files import write_json
 POLL_S = 0.1
 QUEUE_BYTES = 32 * 1024 * 1024
 """Most bytes on their way in one direction of one connection: 100 ms at 320 MB/s."""
+SLICE_S = 0.01
+"""A narrow line carries so much at a time, at least a packet; connections of the pair take turns."""
+LINE_QUEUE_S = 0.25
+"""What may wait for a narrow line, at least 64 KiB."""
+PACKET_BYTES = 1500
 DIAL_RETRY_S = 0.2
 DIAL_TRIES = 10
 
@@ -49,6 +55,7 @@ class Link:
     target_port: int
     delay_ms: float = 0.0
     cut: bool = False
+    kbit_s: float = 0.0
 
 
 def load_links(path: Path) -> list[Link]:
@@ -62,8 +69,12 @@ def save_links(path: Path, links: Iterable[Link]) -> None:
     write_json(path, {"links": [asdict(link) for link in links]}, owner=owner)
 
 
-def change_link(path: Path, a: str, b: str, *, delay_ms: float | None = None, cut: bool | None = None) -> Link:
-    """Change delay (ms, one way) or cut of the pair `a`,`b` (in either order). Raises BadClusterSpec if there is no such pair."""
+def change_link(
+    path: Path, a: str, b: str, *, delay_ms: float | None = None, cut: bool | None = None, kbit_s: float | None = None
+) -> Link:
+    """Change delay (ms, one way), cut or width (kbit/s, 0 = no bound) of the pair `a`,`b` (in either order). Raises BadClusterSpec if there is no such pair."""
+    if kbit_s is not None and kbit_s < 0:
+        raise BadClusterSpec(f"A line of {kbit_s} kbit/s is not possible.", hint="Give 0 (no bound) or more.")
     if delay_ms is not None and not 0 <= delay_ms <= 60_000:
         raise BadClusterSpec(f"A delay of {delay_ms} ms is not possible.", hint="Give 0 to 60000 ms.")
     links = load_links(path)
@@ -73,6 +84,7 @@ def change_link(path: Path, a: str, b: str, *, delay_ms: float | None = None, cu
                 link,
                 delay_ms=link.delay_ms if delay_ms is None else float(delay_ms),
                 cut=link.cut if cut is None else cut,
+                kbit_s=link.kbit_s if kbit_s is None else float(kbit_s),
             )
             links[position] = changed
             save_links(path, links)
@@ -87,6 +99,8 @@ class LinkState:
     def __init__(self, link: Link) -> None:
         self.link = link
         self.sides: set[Side] = set()
+        self.free_s = {True: 0.0, False: 0.0}
+        """When the line has carried what was put on it, towards the answering PoP and back (loop time)."""
 
     def update(self, link: Link) -> None:
         self.link = link
@@ -97,12 +111,17 @@ class LinkState:
     def delay_s(self) -> float:
         return self.link.delay_ms / 1000.0
 
+    @property
+    def bytes_per_s(self) -> float:
+        return self.link.kbit_s * 125.0
+
 
 class Side(asyncio.Protocol):
     """One end of a carried connection: what arrives here is held as long as the link says, then written to the other end."""
 
-    def __init__(self, state: LinkState) -> None:
+    def __init__(self, state: LinkState, *, dialled: bool = False) -> None:
         self.state = state
+        self._dialled = dialled
         self.other: Side | None = None
         self.transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
@@ -165,13 +184,27 @@ class Side(asyncio.Protocol):
         now_s = self._loop.time()
         while self._held and self._may_write():
             due_s = self._held[0][0] + self.state.delay_s
+            if self.state.bytes_per_s:
+                due_s = max(due_s, self.state.free_s[self._dialled])
             if due_s > now_s:
                 self._timer = self._loop.call_at(due_s, self.forward)
                 break
-            _, data = self._held.popleft()
+            data = self._take(now_s)
             self._held_bytes -= len(data)
             self._write(data)
         self._throttle()
+
+    def _take(self, now_s: float) -> bytes:
+        """What goes on the line now: all of the next piece, or as much of it as a narrow line carries in one turn."""
+        came_s, data = self._held.popleft()
+        rate = self.state.bytes_per_s
+        if rate:
+            most = max(PACKET_BYTES, int(rate * SLICE_S))
+            if len(data) > most:
+                self._held.appendleft((came_s, data[most:]))
+                data = data[:most]
+            self.state.free_s[self._dialled] = max(now_s, self.state.free_s[self._dialled]) + len(data) / rate
+        return data
 
     def _may_write(self) -> bool:
         other = self.other
@@ -198,7 +231,9 @@ class Side(asyncio.Protocol):
 
     def _throttle(self) -> None:
         """Stop reading when too much is held, go on when it is not."""
-        should_read = self._held_bytes <= QUEUE_BYTES and (
+        rate = self.state.bytes_per_s
+        most = min(QUEUE_BYTES, max(65536, int(rate * (LINE_QUEUE_S + self.state.delay_s)))) if rate else QUEUE_BYTES
+        should_read = self._held_bytes <= most and (
             self.other is None or self.other._is_writable or self.state.delay_s > 0
         )
         if self.transport is None or self._is_lost or self.transport.is_closing() or should_read == self._is_reading:
@@ -259,7 +294,15 @@ class Proxy:
                     self._servers[name] = await self._listen(state)
             else:
                 continue
-            log.info("link_set", a=link.a, b=link.b, delay_ms=link.delay_ms, cut=link.cut, port=link.listen_port)
+            log.info(
+                "link_set",
+                a=link.a,
+                b=link.b,
+                delay_ms=link.delay_ms,
+                cut=link.cut,
+                kbit_s=link.kbit_s,
+                port=link.listen_port,
+            )
         for name in set(self._states) - {(link.a, link.b) for link in links}:
             self._servers.pop(name).close()
             del self._states[name]
@@ -284,7 +327,7 @@ class Proxy:
                 await asyncio.sleep(POLL_S)
             try:
                 _, far = await loop.create_connection(
-                    lambda: Side(state), state.link.target_host, state.link.target_port
+                    lambda: Side(state, dialled=True), state.link.target_host, state.link.target_port
                 )
             except OSError as error:
                 log.debug("dial_failed", a=state.link.a, b=state.link.b, attempt=attempt, error=str(error))

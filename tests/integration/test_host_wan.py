@@ -153,6 +153,29 @@ def test_cut_holds_back_and_heals_without_loss(tmp_path):
     through_proxy(tmp_path, work)
 
 
+def test_a_narrow_line_carries_so_much_a_second_and_no_more(tmp_path):
+    async def work(config, connect, far):
+        wan.change_link(config, "a", "b", kbit_s=4000)
+        pairs = [await connect() for _ in range(2)]
+        data = random.Random(3).randbytes(250_000)
+        await until(lambda: round_trip_ms(*pairs[0], b"y" * 100_000), lambda ms: ms > 150)
+        began = time.perf_counter()
+
+        async def echo(reader, writer):
+            writer.write(data)
+            assert await asyncio.wait_for(reader.readexactly(len(data)), 20) == data
+
+        await asyncio.gather(*(echo(*pair) for pair in pairs))
+        took = time.perf_counter() - began
+        assert 0.95 < took < 2.5  # 500,000 bytes at 500,000 a second, and back at the same time
+        wan.change_link(config, "a", "b", kbit_s=0)
+        await until(lambda: round_trip_ms(*pairs[0], data), lambda ms: ms < 400)
+        for _, writer in pairs:
+            writer.close()
+
+    through_proxy(tmp_path, work)
+
+
 def test_slow_receiver_slows_the_sender_down(tmp_path, monkeypatch):
     monkeypatch.setattr(wan, "QUEUE_BYTES", 1 << 20)
     far = Far(echo=False)
