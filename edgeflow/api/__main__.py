@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import structlog
 import uvicorn
@@ -34,6 +35,7 @@ STORE_RETRY_S = 1.0
 """Longest time a request holds a worker thread while Redis is away, before it answers 503."""
 STORE_POLL_S = 0.5
 LEAVE_S = 5
+LATE_S = 0.05
 FRAME_OVERHEAD_BYTES = 1024 * 1024
 """Room for the topic and properties of an MQTT packet beside the largest body."""
 DEAD_CLIENT_MS = 60_000
@@ -50,7 +52,19 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._api.hub.stop()
         self._api.results.stop()
-        await super().shutdown(sockets)
+        latecomers = asyncio.create_task(self._end_latecomers(set(self.server_state.connections)))
+        try:
+            await super().shutdown(sockets)
+        finally:
+            latecomers.cancel()
+
+    async def _end_latecomers(self, told: set[Any]) -> None:
+        """uvicorn tells each connection once to end; one that was being accepted just then would be kept alive until the time is up."""
+        while True:
+            await asyncio.sleep(LATE_S)
+            for connection in self.server_state.connections - told:
+                told.add(connection)
+                connection.shutdown()
 
 
 def main(arguments: list[str] | None = None) -> int:

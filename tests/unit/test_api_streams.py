@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 from api_fakes import TOKEN, FakeNamespace, FakeStore, make_api, served
 
 from edgeflow.api import streams, tails
+from edgeflow.api.__main__ import LEAVE_S, Server, listen, serve_options
 from edgeflow.api.context import Api
 from edgeflow.api.problems import BadParameter
 from edgeflow.api.streams import ChannelStream, parse_start
@@ -551,6 +553,44 @@ class TestOverHttp:
             vision.is_away = False
             publish(vision, "vision/a", b"", "e2")
             assert next(frames)["id"] == "e2"
+
+    def test_stopping_ends_a_connection_that_was_just_being_accepted(self, api: Api) -> None:
+        """What is accepted in the very moment of leaving is not among the connections that uvicorn tells to end."""
+        ours, theirs = socket.socketpair()
+        accepting: list[asyncio.Task[Any]] = []
+
+        async def run() -> float:
+            listener = listen("127.0.0.1", 0)
+            config = serve_options(api)
+            server = Server(config, api)
+            loop = asyncio.get_running_loop()
+
+            def accept() -> asyncio.Protocol:
+                protocol: asyncio.Protocol = config.http_protocol_class(
+                    config=config, server_state=server.server_state, app_state={}
+                )  # type: ignore[call-arg]
+                return protocol
+
+            stop = api.hub.stop
+
+            def stop_while_one_comes() -> None:
+                stop()
+                accepting.append(loop.create_task(loop.connect_accepted_socket(accept, theirs)))
+
+            api.hub.stop = stop_while_one_comes  # type: ignore[method-assign]
+            serving = loop.create_task(server.serve([listener]))
+            while not server.started:  # noqa: ASYNC110 - uvicorn offers no event to wait for
+                await asyncio.sleep(0.01)
+            began_s = time.monotonic()
+            server.should_exit = True
+            await serving
+            return time.monotonic() - began_s
+
+        assert asyncio.run(run()) < LEAVE_S - 1
+        assert accepting[0].done()
+        ours.settimeout(5)
+        assert ours.recv(1) == b""
+        ours.close()
 
     def test_stopping_ends_streams_at_once(
         self, api: Api, vision: FakeNamespace, wait_until: Callable[..., Any]
