@@ -7,7 +7,7 @@ What must stay true: every write is one atomic call; a call is repeated after an
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,21 +17,22 @@ import redis
 from edgeflow.core.channels import SYSTEM_NAMESPACE, check_key, matches
 from edgeflow.core.cursors import Position, Vector, low_water
 from edgeflow.core.events import BlobRef, Event, parse_ekv_ref
-from edgeflow.core.routing import Directive, RouteTable
+from edgeflow.core.routing import Directive
 from edgeflow.errors import (
     EdgeflowError,
     ExpressionFailed,
     NotFound,
     QueueFull,
     QuotaExceeded,
-    StaleRoutes,
     TooLarge,
     Unavailable,
     VersionMismatch,
 )
-from edgeflow.settings import Limits
-from edgeflow.store.blobs import BlobFiles, Room, check_digest, digest_of
-from edgeflow.store.connection import Command, Connection, Meanwhile, error_of
+from edgeflow.store.blobs import digest_of
+from edgeflow.store.bodies import Bodies, Body
+from edgeflow.store.calls import Rows
+from edgeflow.store.calls import now_ms as now_ms
+from edgeflow.store.connection import Command, Meanwhile, error_of
 from edgeflow.store.records import (
     Arrival,
     Claim,
@@ -61,18 +62,6 @@ FULL_KEYS = "full/"
 FULL_EVERY_S = 1.0
 _SYSTEM = f"ef:{{{SYSTEM_NAMESPACE}}}:"
 
-Rows = list
-"""`list` by another name: inside the class, `list` is the method."""
-
-
-def now_ms() -> int:
-    """Wall clock, ms since the epoch. It dates things; it never decides what is safe."""
-    return time.time_ns() // 1_000_000
-
-
-_Body = tuple[str, bytes]
-"""(digest, data)."""
-
 
 class _PackedArrival(NamedTuple):
     position: int
@@ -82,131 +71,13 @@ class _PackedArrival(NamedTuple):
     put: list[Any] | None
 
 
-class Namespace:
+class Namespace(Bodies):
     """A handle; opening one costs nothing. Methods raise StoreUnavailable when Redis stays away longer than the settings allow."""
 
-    def __init__(
-        self, name: str, pop: str, connection: Connection, files: BlobFiles, limits: Limits, open_log: Callable[[], object], by: str, room: Room
-    ) -> None:  # fmt: skip
-        self.name = name
-        self.pop = pop
-        self.prefix = f"ef:{{{name}}}:"
-        self._connection = connection
-        self._files = files
-        self._limits = limits
-        self._open_log = open_log
-        self._by = by
-        self._room = room
-        self._table = RouteTable()
-        self._fetched_routes = False
-        self._full: tuple[str, ...] = ()
-        self._full_read_s = 0.0
+    _full: tuple[str, ...] = ()
+    _full_read_s = 0.0
 
-    # -- calls ---------------------------------------------------------------------------------------------------------
-
-    def _command(self, operation: str, payload: dict[str, Any]) -> Command:
-        """One FCALL on this namespace."""
-        payload.setdefault("ns", self.name)
-        payload.setdefault("pop", self.pop)
-        micros = time.time_ns() // 1000
-        payload.setdefault("now", micros // 1000)
-        payload.setdefault("us", micros)
-        # cmsgpack in Redis knows no bin type: text and bytes are the same raw type to it.
-        return ("FCALL", operation, 1, self.prefix, msgpack.packb(payload, use_bin_type=False))
-
-    def _call(self, operation: str, **payload: Any) -> Any:
-        return self._routed(lambda _again: [self._command(operation, {**payload, "rv": self.routes().version})])[-1]
-
-    def _routed(self, prepare: Callable[[bool], Rows[Command]], *, again: bool = False) -> Rows[Any]:
-        """Run what `prepare(again)` returns; prepare again when the routes were stale or the log is not open yet."""
-
-        def after_outage() -> Rows[Command]:
-            nonlocal again
-            again = True
-            return prepare(True)
-
-        for _ in range(20):
-            replies = self._connection.run(prepare(again), on_outage=after_outage)
-            trouble = next((reply for reply in replies if isinstance(reply, redis.ResponseError)), None)
-            if trouble is None:
-                return replies
-            if "STALEROUTES" in str(trouble):
-                self._fetched_routes = False
-            elif "NOEPOCH" in str(trouble):
-                self._open_log()
-            else:
-                raise error_of(trouble)
-            again = True
-        raise StaleRoutes()
-
-    # -- routes --------------------------------------------------------------------------------------------------------
-
-    def routes(self) -> RouteTable:
-        """The routing table of this PoP, as last seen. A call made with an older one is refused by the store and repeated."""
-        if not self._fetched_routes:
-            version, table = self._connection.one("MGET", self.prefix + "routes:version", self.prefix + "routes")
-            self._table = RouteTable.from_json(version.decode(), table.decode()) if version else RouteTable()
-            self._fetched_routes = True
-        return self._table
-
-    def refresh_routes(self) -> RouteTable:
-        """Look whether the table changed, and return the current one."""
-        version = self._connection.one("GET", self.prefix + "routes:version")
-        if (version or b"").decode() != self._table.version:
-            self._fetched_routes = False
-        return self.routes()
-
-    def set_routes(self, table: RouteTable) -> bool:
-        """Install the table of this PoP; True when it changed."""
-        inboxes = [route.inbox for route in table.functions]
-        shapes = {route.function: f"{route.revision}:{route.shape}" for route in table.functions}
-        call = {"version": table.version, "table": table.to_json(), "inboxes_here": inboxes, "shapes": shapes}
-        changed = self._connection.one(*self._command("ef_routes", call))
-        self._fetched_routes = False
-        return bool(changed)
-
-    # -- blobs ---------------------------------------------------------------------------------------------------------
-
-    def put_blob(self, data: bytes) -> BlobRef:
-        """Store a body durably, addressed by its SHA-256. Collected after a while unless an entry or a value refers to it."""
-        digest = digest_of(data)
-        self._store_blobs([(digest, data)])
-        return BlobRef(digest, len(data))
-
-    def add_blob(self, digest: str, data: bytes) -> None:
-        """Store a body that came from elsewhere, and open the gates that waited for it. Raises CorruptBlob."""
-        check_digest(digest, data)
-        self._store_blobs([(digest, data)])
-
-    def read_blob(self, digest: str) -> bytes | None:
-        """A body, checked against its digest; None when it is not here. Raises CorruptBlob."""
-        data: bytes | None = self._connection.one("GET", f"{self.prefix}blob:{digest}")
-        if data is None:
-            data = self._files.read(digest)
-        if data is not None:
-            check_digest(digest, data)
-        return data
-
-    def read_blob_range(self, digest: str, offset: int, length: int) -> bytes:
-        """`length` bytes of a body from `offset`, not checked (the reader of the whole checks). Raises NotFound."""
-        if self._connection.one("EXISTS", f"{self.prefix}blob:{digest}"):
-            part: bytes | None = self._connection.one(
-                "GETRANGE", f"{self.prefix}blob:{digest}", offset, offset + length - 1
-            )
-        else:
-            part = self._files.read(digest, offset, length)
-        if part is None:
-            raise NotFound(f"blob {digest} is not at {self.pop}")
-        return part
-
-    def blob_size(self, digest: str) -> int | None:
-        """Size (bytes) of a body that is readable here, else None."""
-        size = self._connection.one("HGET", self.prefix + "blobs", digest)
-        return None if size is None else int(size)
-
-    def missing_blobs(self) -> Rows[str]:
-        """Digests that gates here wait for."""
-        return sorted(digest.decode() for digest in self._connection.one("SMEMBERS", self.prefix + "missing"))
+    # -- events and their bodies ------------------------------------------------------------------------------------------
 
     def data_of(self, event: Event) -> bytes:
         """The body of an event. Raises NotFound when its blob is not here, which the gate rules out for released events that are retained."""
@@ -234,31 +105,6 @@ class Namespace:
                 "its data was not readable here when it arrived", hint="Put the value before the event."
             )
         return data
-
-    def _store_blobs(self, blobs: Sequence[tuple[str, bytes]]) -> None:
-        large, small = self._by_size(blobs)
-        if large:
-            with self._files.lock():
-                for digest, data in large:
-                    self._files.write(digest, data)
-                self._routed(lambda _again: [self._blob_mark(digest, len(data)) for digest, data in large])
-        if small:
-            self._routed(lambda _again: self._small_blobs(small))
-
-    def _by_size(self, blobs: Sequence[_Body]) -> tuple[Rows[_Body], Rows[_Body]]:
-        """Those that become files, and those that Redis keeps."""
-        limit = self._limits.redis_blob_bytes
-        return [body for body in blobs if len(body[1]) >= limit], [body for body in blobs if len(body[1]) < limit]
-
-    def _small_blobs(self, blobs: Sequence[tuple[str, bytes]]) -> Rows[Command]:
-        commands: Rows[Command] = []
-        for digest, data in blobs:
-            commands.append(("SET", f"{self.prefix}blob:{digest}", data))
-            commands.append(self._blob_mark(digest, len(data)))
-        return commands
-
-    def _blob_mark(self, digest: str, size: int) -> Command:
-        return self._command("ef_blob", {"digest": digest, "size": size, "rv": self.routes().version})
 
     # -- the round: ingest, commits and claims together ----------------------------------------------------------------
 
@@ -634,7 +480,7 @@ class Namespace:
 
     # -- work ----------------------------------------------------------------------------------------------------------
 
-    def _pack_event(self, event: Event, blobs: Rows[_Body]) -> Rows[Any]:
+    def _pack_event(self, event: Event, blobs: Rows[Body]) -> Rows[Any]:
         """An event as the scripts take it; a body above `inline_bytes` goes to `blobs`, and its digest into the event."""
         fields = pack_event(event)
         data = event.data or b""

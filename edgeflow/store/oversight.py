@@ -19,8 +19,9 @@ from edgeflow.core.events import Event
 from edgeflow.core.ids import invocation_id
 from edgeflow.core.routing import Directive, FunctionRoute, compile_routes
 from edgeflow.errors import BadRequest, CorruptEntry, NotFound, QueueFull, Unavailable
+from edgeflow.store.calls import Rows, now_ms
 from edgeflow.store.connection import Command
-from edgeflow.store.namespace import Namespace, Rows, now_ms
+from edgeflow.store.namespace import Namespace
 from edgeflow.store.records import (
     ChannelInfo,
     DeadLetter,
