@@ -51,7 +51,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._api.hub.stop()
-        self._api.results.stop()
+        self._api.waits.stop()
         latecomers = asyncio.create_task(self._end_latecomers(set(self.server_state.connections)))
         try:
             await super().shutdown(sockets)

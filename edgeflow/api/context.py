@@ -1,4 +1,4 @@
-"""What every endpoint needs: the settings, the store, the hubs of event streams and of results.
+"""What every endpoint needs: the settings, the store, the hubs of event streams and of waits.
 
 What it is: one object on `app.state`, made by the composition root (`__main__`) or by a test.
 What must stay true: nothing here is global; two apps in one process share nothing.
@@ -13,8 +13,8 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from edgeflow.api.problems import Busy
-from edgeflow.api.results import ResultHub
 from edgeflow.api.tails import TailHub
+from edgeflow.api.waits import WaitHub
 from edgeflow.core.channels import check_namespace
 from edgeflow.errors import NotFound
 from edgeflow.settings import PopSettings
@@ -53,7 +53,7 @@ class Api:
     runner_alive: Callable[[], bool]
     """Whether the reconciler thread of this process runs."""
     budget: BodyBudget = field(default_factory=BodyBudget)
-    results: ResultHub = field(default_factory=ResultHub)
+    waits: WaitHub = field(default_factory=WaitHub)
 
     @property
     def blobs_url(self) -> str:

@@ -19,6 +19,7 @@ from edgeflow.api.channels import ingest_one
 from edgeflow.api.context import Api, ApiDep, now_ms
 from edgeflow.api.places import Function, absent, find_function, pops_of
 from edgeflow.api.problems import BadParameter, responses
+from edgeflow.api.results import wait_result
 from edgeflow.api.times import parse_duration_s
 from edgeflow.api.views import event_view
 from edgeflow.core.channels import INVOKE_LEVEL
@@ -176,7 +177,7 @@ def _check_readable(api: Api, namespace: str, dataref: str) -> None:
 
 async def _wait(api: Api, request: Request, namespace: str, id: str, timeout_s: float) -> Result | None:
     """The result of an invocation; None when it has none in time, or when the client has left."""
-    waiting = asyncio.create_task(api.results.wait(api.store, namespace, id, timeout_s))
+    waiting = asyncio.create_task(wait_result(api.waits, api.store, namespace, id, timeout_s))
     leaving = asyncio.create_task(_until_disconnected(request))
     try:
         await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)

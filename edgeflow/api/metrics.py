@@ -51,8 +51,8 @@ class _PopCollector(Collector):
         streams = GaugeMetricFamily("edgeflow_streams", "Followers of channels over HTTP")
         streams.add_metric([], self._api.hub.subscribers())
         yield streams
-        waiting = GaugeMetricFamily("edgeflow_invokes_waiting", "Requests that wait for the result of an invoke")
-        waiting.add_metric([], self._api.results.waiting())
+        waiting = GaugeMetricFamily("edgeflow_requests_waiting", "Requests that wait for a result, a version, or what a session has seen")
+        waiting.add_metric([], self._api.waits.waiting())
         yield waiting
         bodies = GaugeMetricFamily("edgeflow_request_bodies_bytes", "Bytes of request bodies held right now")
         bodies.add_metric([], self._api.budget.held_bytes)

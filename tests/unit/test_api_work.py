@@ -138,7 +138,7 @@ class TestInvoke:
         answers: list[Any] = []
         asking = threading.Thread(target=lambda: answers.append(http.post(INVOKE, content=b"x", timeout=20)))
         asking.start()
-        wait_until(lambda: served_api[0].results.waiting() == 1, "somebody who waits")
+        wait_until(lambda: served_api[0].waits.waiting() == 1, "somebody who waits")
         vision.blobs[digest_of(large)] = large
         asking.join(10)
         assert answers[0].content == large
@@ -150,11 +150,11 @@ class TestInvoke:
         asking = threading.Thread(target=lambda: answers.append(http.post(INVOKE, content=b"x", timeout=20)))
         asking.start()
         api = served_api[0]
-        wait_until(lambda: vision.arrivals and api.results.waiting() == 1, "the event, and somebody who waits")
+        wait_until(lambda: vision.arrivals and api.waits.waiting() == 1, "the event, and somebody who waits")
         vision.results[first_id()] = Result("committed", "", [output()])
         asking.join(10)
         assert answers[0].status_code == 200
-        wait_until(lambda: api.results.waiting() == 0, "nobody waits")
+        wait_until(lambda: api.waits.waiting() == 0, "nobody waits")
 
     def test_many_wait_at_once(self, http: httpx.Client, vision: FakeNamespace) -> None:
         ids = {invocation_id("detect", "chicago", 1, seq, 0) for seq in range(1, 61)}
@@ -261,7 +261,7 @@ class TestInvoke:
         answers: list[Any] = []
         asking = threading.Thread(target=lambda: answers.append(http.post(INVOKE, content=b"x", timeout=20)))
         asking.start()
-        wait_until(lambda: served_api[0].results.waiting() == 1, "somebody who waits")
+        wait_until(lambda: served_api[0].waits.waiting() == 1, "somebody who waits")
         vision.is_away = True
         vision.results[first_id()] = Result("committed")
         asking.join(0.2)
@@ -275,7 +275,7 @@ class TestInvoke:
     ) -> None:
         with pytest.raises(httpx.ReadTimeout):
             http.post(INVOKE, content=b"x", timeout=0.3)
-        wait_until(lambda: served_api[0].results.waiting() == 0, "nobody waits")
+        wait_until(lambda: served_api[0].waits.waiting() == 0, "nobody waits")
 
     def test_leaving_ends_the_waits(
         self, vision: FakeNamespace, store: FakeStore, tmp_path: Any, wait_until: Callable[..., Any]
@@ -288,7 +288,7 @@ class TestInvoke:
                 target=lambda: answers.append(httpx.post(url + INVOKE, headers=headers, timeout=20, trust_env=False))
             )
             asking.start()
-            wait_until(lambda: api.results.waiting() == 1, "somebody who waits")
+            wait_until(lambda: api.waits.waiting() == 1, "somebody who waits")
         asking.join(10)
         check_problem(answers[0], 503, "unavailable")
 
