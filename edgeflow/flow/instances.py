@@ -289,6 +289,10 @@ class Instances:
 
     def _on_get(self, session: Session, message: Message) -> None:
         self._reply(session, message, lambda: {"value": self._get(session, message)})
+    def _on_leave(self, session: Session, _message: Message) -> None:
+        # What it has not ended by now it has not begun: that is nobody's fault, and goes back when the socket closes.
+        session.state, session.claim_max = "draining", 0
+
 
     def _get(self, session: Session, message: Message) -> dict[str, Any] | None:
         namespace, key = self._store.namespace(session.spec.namespace), check_key(str(message.get("key")))
@@ -607,7 +611,7 @@ class Instances:
 _HANDLERS: dict[str, Callable[[Instances, Session, Message], None]] = {
     "ready": Instances._on_ready, "claim": Instances._on_claim, "commit": Instances._on_commit, "fail": Instances._on_fail,
     "release": Instances._on_release, "blob": Instances._on_blob, "fetch": Instances._on_fetch, "get": Instances._on_get,
-    "list": Instances._on_list, "parked": Instances._on_parked,
+    "list": Instances._on_list, "parked": Instances._on_parked, "leave": Instances._on_leave,
     "grant": Instances._on_grant, "stats": Instances._on_stats, "context": Instances._on_context,
 }  # fmt: skip
 

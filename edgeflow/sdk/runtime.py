@@ -585,6 +585,9 @@ class Session:
     def _farewell(self) -> int:
         """The end: gives back what has not begun, and waits a while until the last commits are answered."""
         self._release()
+        if self._mode is not Mode.DRAINING:
+            # The answer to a claim may be on its way, and nobody will read it.
+            self._connection.queue({"t": "leave"})
         self._flush()
         deadline_s = time.monotonic() + FAREWELL_S
         try:

@@ -557,6 +557,7 @@ def test_stop_finishes_the_current_invocation_and_returns_the_rest(start: Start)
     commit = peer.expect("commit")
     assert commit["invocation"] == "a"
     assert peer.expect("release")["invocations"] == [["b", 2]]
+    peer.expect("leave")
     peer.send({"t": "work", "items": [item("late")]}, peer.committed(commit))
     assert peer.expect("release")["invocations"] == [["late", 1]]
     assert peer.ended()
@@ -570,6 +571,7 @@ def test_stop_while_idle_ends_at_once(start: Start) -> None:
     thread.end()
     assert thread.status == 0
     assert time.monotonic() - started_s < 2
+    peer.expect("leave")
     assert peer.ended()
 
 
