@@ -44,6 +44,7 @@ class Calls:
         self._room = room
         self._table = RouteTable()
         self._fetched_routes = False
+        self._home_term: int | None = None
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 
@@ -54,6 +55,8 @@ class Calls:
         micros = time.time_ns() // 1000
         payload.setdefault("now", micros // 1000)
         payload.setdefault("us", micros)
+        if self._home_term is not None:
+            payload.setdefault("home", self._home_term)
         # cmsgpack in Redis knows no bin type: text and bytes are the same raw type to it.
         return ("FCALL", operation, 1, self.prefix, msgpack.packb(payload, use_bin_type=False))
 

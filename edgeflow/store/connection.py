@@ -18,7 +18,7 @@ import structlog
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from edgeflow.errors import StoreFull, StoreTooOld, StoreUnavailable
+from edgeflow.errors import HomeElsewhere, StaleHome, StoreFull, StoreTooOld, StoreUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +35,18 @@ def error_of(reply: redis.ResponseError) -> Exception:
     """The error that an error reply stands for."""
     if isinstance(reply, redis.exceptions.OutOfMemoryError) or "OOM command not allowed" in str(reply):
         return StoreFull("this PoP's Redis has reached its memory limit")
-    return reply
+    return home_error(str(reply)) or reply
+
+
+def home_error(text: str) -> HomeElsewhere | StaleHome | None:
+    """What a script says of a key whose writes are not decided here."""
+    why, _, about = text.partition(" ")
+    pop, _, key = about.partition(" ")
+    if why == "STALEHOME":
+        return StaleHome(f"the home of {key!r} is {pop!r} now", details={"home": pop})
+    if why == "HOMEELSEWHERE":
+        return HomeElsewhere(f"the home of {key!r} is {pop!r}", details={"home": pop})
+    return None
 
 
 def library_text() -> str:

@@ -21,6 +21,7 @@ from edgeflow.core.routing import Directive
 from edgeflow.errors import (
     EdgeflowError,
     ExpressionFailed,
+    HomeElsewhere,
     NotFound,
     QueueFull,
     QuotaExceeded,
@@ -32,7 +33,7 @@ from edgeflow.store.blobs import digest_of
 from edgeflow.store.bodies import Bodies, Body
 from edgeflow.store.calls import Rows
 from edgeflow.store.calls import now_ms as now_ms
-from edgeflow.store.connection import Command, Meanwhile, error_of
+from edgeflow.store.connection import Command, Meanwhile, error_of, home_error
 from edgeflow.store.records import (
     Arrival,
     Claim,
@@ -173,7 +174,8 @@ class Namespace(Bodies):
             outcomes, inboxes = msgpack.unpackb(writes.pop())
             woken.update(inboxes)
             for commit, (status, detail, epoch, seq, n, prevs) in zip(commits, outcomes, strict=True):
-                ended.append(Ended("committed" if status == "ok" else status, detail))
+                refused = home_error(detail) if status == "elsewhere" else None
+                ended.append(Ended("committed" if status == "ok" else status, refused.message if refused else detail))
                 for index, (event, prev) in enumerate(zip(commit.events, prevs, strict=False)):
                     released.append(OwnRelease(n + index, event.at(self.pop, epoch, seq, index, prev)))
         if taken:
@@ -235,6 +237,8 @@ class Namespace(Bodies):
         if status == "full":
             text = f"the inbox of function {version} is full; {arrival.event.channel} takes no more until it has room"
             return Refusal(arrival.event.id, QueueFull(text, retry_after_s=seq / 1000))
+        if status == "elsewhere":
+            return Refusal(arrival.event.id, home_error(version) or HomeElsewhere(version))
         if status == "quota":
             text = f"namespace {self.name} sends more {version} a second than its quota at {self.pop} allows"
             return Refusal(arrival.event.id, QuotaExceeded(text, retry_after_s=seq / 1000))

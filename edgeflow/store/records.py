@@ -184,7 +184,8 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What a commit did: "committed", "stale" (nothing was written), or "missing" (a blob it refers to is not here; nothing was written)."""
+    """What a commit did: "committed", "stale" (nothing was written), or "missing" (a blob it refers to is not here; nothing was
+    written), or "elsewhere" (a key that it writes has its home at another PoP; nothing was written)."""
 
     status: str
     detail: str = ""

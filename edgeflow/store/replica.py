@@ -13,10 +13,11 @@ from edgeflow.core.routing import Directive, RouteTable
 from edgeflow.errors import LogGap
 from edgeflow.store.connection import Command
 from edgeflow.store.oversight import OverseenNamespace
+from edgeflow.store.homes import HomedNamespace
 from edgeflow.store.records import LogId, MirrorResult, check_entry, entry_refs, unpack_event
 
 
-class ReplicatedNamespace(OverseenNamespace):
+class ReplicatedNamespace(OverseenNamespace, HomedNamespace):
     """A namespace that can be replicated."""
 
     def logs(self) -> dict[LogId, int]:

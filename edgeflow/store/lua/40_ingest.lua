@@ -1,7 +1,7 @@
 -- ingest: the one way in. arrivals = list of
 --   {ev=event, d=directives, via="mqtt"|"http", ref={key, version} or nil, put=value or nil, id=dedup id or nil, ring=text or nil, again=bool}
 -- Returns per arrival {status, epoch, seq, version, n}: "ok" | "again" (known already) | "waiting" (for its dataref) | "full" (version names
--- the function whose inbox is full) | "quota" (version says which); of the last two seq is the time in ms after which to try again. n is the
+-- the function whose inbox is full) | "elsewhere" (version says where the home of its key is) | "quota" (version says which); of the last two seq is the time in ms after which to try again. n is the
 -- event's number in the release stream.
 
 -- Token buckets of a namespace: so many events and bytes a second, and what `burst` seconds bring at once.
@@ -57,11 +57,16 @@ redis.register_function('ef_ingest', function(keys, args)
     end
     local full = not known and full_inbox(p, c, arrival.d)
     local over, wait_ms
-    if quota and not known and not full then over, wait_ms = take_quota(quota, 1, arrival.ev[EV_SIZE]) end
+    local elsewhere = not known and arrival.put and not_home(p, c, arrival.put[VA_KEY])
+    if quota and not known and not full and not elsewhere then over, wait_ms = take_quota(quota, 1, arrival.ev[EV_SIZE]) end
     if known then
       count(c, 'events_duplicate')
       results[i] = known
     elseif full then
+    elseif elsewhere then
+      results[i] = {'elsewhere', 0, 0, elsewhere, 0}
+    elseif kind and kind ~= 'r' then
+      results[i] = {'wrong-type', 0, 0, '', 0}
       count(c, 'events_refused:full')
       results[i] = {'full', 0, FULL_RETRY_MS, full, 0}
     elseif over then

@@ -101,6 +101,18 @@ local function keep_shadow(p, c, id, replay, status, inputs, sides, events, valu
   call('HINCRBY', p .. 'replay:' .. replay, status, 1)
   count(c, 'invocations_shadowed')
 end
+-- Why what a commit writes must not be written here: a home is elsewhere.
+local function commit_elsewhere(p, c, commit)
+  for _, value in ipairs(commit.va) do
+    local why = not_home(p, c, value[VA_KEY])
+    if why then return why end
+  end
+  for _, add in ipairs(commit.inc or {}) do
+    local why = not_home(p, c, add[1])
+    if why then return why end
+  end
+end
+
 
 -- One log entry ends an attempt: its events, its values and the done mark appear together or not at all. `commits` are independent of each other.
 -- Returns {per commit {status, detail, epoch, seq, number of its first event in the release stream, prev per event}, inboxes that got work}.
@@ -113,8 +125,11 @@ redis.register_function('ef_commit', function(keys, args)
     -- All of it at once: the parts that `attempt_state`, `finish` and this look at.
     local all = call('HMGET', p .. 'inv:' .. commit.id, 'n', 'st', 'f', 'r', 'by', 'q', 'sj', 'in', 'y', 'rp', 'sh', 'sd')
     local state = c.ended[commit.id] and 'stale' or attempt_state(p, commit.id, commit.attempt, all)
+    local elsewhere = state == 'current' and not missing and commit_elsewhere(p, c, commit)
     local missing = state == 'current' and missing_digest(p, commit)
     if missing then
+    elseif elsewhere then
+      results[i] = {'elsewhere', elsewhere, 0, 0, 0, {}}
       results[i] = {'missing', missing, 0, 0, 0, {}}
     elseif state == 'current' then
       local f, packed, reply, replay, shadow = all[3], all[8], all[9], all[10], all[11]
