@@ -51,7 +51,9 @@ class _PopCollector(Collector):
         streams = GaugeMetricFamily("edgeflow_streams", "Followers of channels over HTTP")
         streams.add_metric([], self._api.hub.subscribers())
         yield streams
-        waiting = GaugeMetricFamily("edgeflow_requests_waiting", "Requests that wait for a result, a version, or what a session has seen")
+        waiting = GaugeMetricFamily(
+            "edgeflow_requests_waiting", "Requests that wait for a result, a version, or what a session has seen"
+        )
         waiting.add_metric([], self._api.waits.waiting())
         yield waiting
         bodies = GaugeMetricFamily("edgeflow_request_bodies_bytes", "Bytes of request bodies held right now")

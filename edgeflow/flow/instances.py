@@ -430,6 +430,10 @@ class Instances:
                     f"the output refers to {ended.detail}, which was never sent",
                 )
                 continue
+            if ended.status == "elsewhere":
+                why = f"{ended.detail}: a function writes it at that PoP only"
+                self._refuse(session, commit.id, commit.attempt, "home-elsewhere", why)
+                continue
             self._committed(session, commit, message, ended.status, done_us)
         if collected.commits:
             hit("commit-answered", self.flush_sockets)
@@ -474,10 +478,6 @@ class Instances:
         context = self._context(session)
         idle_since_us = session.idle_since_us
         session.claim_max = 0
-            if ended.status == "elsewhere":
-                why = f"{ended.detail}: a function writes it at that PoP only"
-                self._refuse(session, commit.id, commit.attempt, "home-elsewhere", why)
-                continue
         if not session.held:
             session.progress_s = time.monotonic()
         deadline_ms = int(now_us / 1000) + session.route.retry.timeout_ms

@@ -1,8 +1,8 @@
 -- ingest: the one way in. arrivals = list of
 --   {ev=event, d=directives, via="mqtt"|"http", ref={key, version} or nil, put=value or nil, id=dedup id or nil, ring=text or nil, again=bool}
 -- Returns per arrival {status, epoch, seq, version, n}: "ok" | "again" (known already) | "waiting" (for its dataref) | "full" (version names
--- the function whose inbox is full) | "elsewhere" (version says where the home of its key is) | "quota" (version says which); of the last two seq is the time in ms after which to try again. n is the
--- event's number in the release stream.
+-- the function whose inbox is full) | "elsewhere" (version says where the home of its key is) | "quota" (version says which); of "full" and
+-- "quota" seq is the time in ms after which to try again. n is the event's number in the release stream.
 
 -- Token buckets of a namespace: so many events and bytes a second, and what `burst` seconds bring at once.
 local function read_quota(p, c)
@@ -62,11 +62,9 @@ redis.register_function('ef_ingest', function(keys, args)
     if known then
       count(c, 'events_duplicate')
       results[i] = known
-    elseif full then
     elseif elsewhere then
       results[i] = {'elsewhere', 0, 0, elsewhere, 0}
-    elseif kind and kind ~= 'r' then
-      results[i] = {'wrong-type', 0, 0, '', 0}
+    elseif full then
       count(c, 'events_refused:full')
       results[i] = {'full', 0, FULL_RETRY_MS, full, 0}
     elseif over then
@@ -121,6 +119,8 @@ redis.register_function('ef_put', function(keys, args)
     local known = call('HGET', p .. 'ids', c.id)
     if known then return known end
   end
+  local elsewhere = not_home(p, c, c.value[VA_KEY])
+  if elsewhere then return redis.error_reply(elsewhere) end
   if (c.if_version and c.if_version ~= current) or (c.if_absent and current ~= '') then
     return cmsgpack.pack({'mismatch', 0, 0, current})
   end
