@@ -125,12 +125,12 @@ redis.register_function('ef_commit', function(keys, args)
     -- All of it at once: the parts that `attempt_state`, `finish` and this look at.
     local all = call('HMGET', p .. 'inv:' .. commit.id, 'n', 'st', 'f', 'r', 'by', 'q', 'sj', 'in', 'y', 'rp', 'sh', 'sd')
     local state = c.ended[commit.id] and 'stale' or attempt_state(p, commit.id, commit.attempt, all)
-    local elsewhere = state == 'current' and not missing and commit_elsewhere(p, c, commit)
     local missing = state == 'current' and missing_digest(p, commit)
+    local elsewhere = state == 'current' and not missing and commit_elsewhere(p, c, commit)
     if missing then
+      results[i] = {'missing', missing, 0, 0, 0, {}}
     elseif elsewhere then
       results[i] = {'elsewhere', elsewhere, 0, 0, 0, {}}
-      results[i] = {'missing', missing, 0, 0, 0, {}}
     elseif state == 'current' then
       local f, packed, reply, replay, shadow = all[3], all[8], all[9], all[10], all[11]
       local about = {f, all[4], all[5], all[6], all[7]}
