@@ -284,6 +284,7 @@ class Written:
     key: str
     value: str | None
     version: str | None = None
+    """None: it was not said, so it may be any."""
     outcome: Outcome = "unknown"
     forgivable: bool = False
     """Acknowledged at a PoP that was destroyed before anybody else had it, at a class that says no more."""
@@ -313,10 +314,10 @@ def kept(writes: Iterable[Written], there: Mapping[str, tuple[str, str]], now_s:
         by_key[one.key].append(one)
     for key in sorted(by_key.keys() | there.keys()):
         mine = by_key.get(key, [])
-        sure = [one for one in mine if one.outcome == "ok"]
-        result.acknowledged += len(sure)
+        sure = [one for one in mine if one.outcome == "ok" and one.version is not None]
+        result.acknowledged += sum(one.outcome == "ok" for one in mine)
         floor = max((one for one in sure if not one.forgivable), key=lambda one: one.version or "", default=None)
-        unsure = [one for one in mine if one.outcome == "unknown"]
+        unsure = [one for one in mine if one.outcome == "unknown" or (one.outcome == "ok" and one.version is None)]
         if key not in there:
             could = floor is None or floor.value is None or floor.expires_s <= now_s
             later = [one for one in sure if floor is not None and (one.version or "") > (floor.version or "")]

@@ -270,6 +270,7 @@ def test_deleted_and_expired_values_are_gone() -> None:
     assert kept([one, deleted], {}).ok
     assert kept([one, deleted], {"k": ("10@a", "1")}).lost  # the deletion was
     assert kept([one, Written("k", None)], {}).ok
+    assert kept([one, replace(deleted, version=None)], {}).ok  # nobody said which
     brief = Written("k", "2", "11@b", "ok", expires_s=5.0)
     assert kept([one, brief], {}, now_s=6.0).ok
     assert kept([one, brief], {}, now_s=4.0).lost
