@@ -363,3 +363,44 @@ class ExpressionFailed(EdgeflowError):
     code = "expression-failed"
     status = 422
     hint = "Look at the dead letter's event, and correct the expression in the manifest."
+
+
+def describe(error: Exception) -> dict[str, object]:
+    """An error as it travels from process to process, or from PoP to PoP."""
+    if isinstance(error, EdgeflowError):
+        known: dict[str, object] = {
+            "code": error.code,
+            "message": error.message,
+            "hint": error.hint,
+            "details": dict(error.details),
+        }
+        if isinstance(error, Throttled):
+            known["retry_after_s"] = error.retry_after_s
+        return known
+    return {"code": EdgeflowError.code, "message": (EdgeflowError.__doc__ or "").strip()}
+
+
+def described(known: object) -> EdgeflowError:
+    """Inverse of `describe`, also of what came from a stranger: one whose code is not known here is an EdgeflowError with that code."""
+    found = known if isinstance(known, dict) else {}
+    code, message, hint = (str(found.get(name) or "")[:4000] for name in ("code", "message", "hint"))
+    kind = _by_code().get(code, EdgeflowError)
+    error = kind(message or None, hint=hint or None)
+    if code:
+        error.code = code
+    details = found.get("details")
+    error.details = dict(details) if isinstance(details, dict) else {}
+    after_s = found.get("retry_after_s")
+    if isinstance(error, Throttled) and isinstance(after_s, int | float):
+        error.retry_after_s = float(after_s)
+    return error
+
+
+def _by_code() -> dict[str, type[EdgeflowError]]:
+    known: dict[str, type[EdgeflowError]] = {}
+    pending: list[type[EdgeflowError]] = [EdgeflowError]
+    while pending:
+        kind = pending.pop(0)
+        known.setdefault(kind.code, kind)
+        pending += kind.__subclasses__()
+    return known

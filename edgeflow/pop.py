@@ -37,6 +37,7 @@ from edgeflow.flow.rounds import Rounds
 from edgeflow.settings import PopSettings
 from edgeflow.store import OwnRelease, Store
 from edgeflow.store.client import LOCAL, Wakeups
+from edgeflow.store.mailbox import MAIL
 
 log = structlog.get_logger(__name__)
 
@@ -230,8 +231,10 @@ class DataProcess:
         self._watch_wakeups()
         if LOCAL in changed:
             self._instances.sync()
+        if MAIL in changed:
+            self._links.serve()
         for name, inboxes in changed.items():
-            if name != LOCAL:
+            if name not in (LOCAL, MAIL):
                 self._released(name)
                 self._instances.notify(name, inboxes)
 
@@ -279,6 +282,7 @@ class DataProcess:
             self._outages = self._store.outages
             self._store.check_epochs()
         self._woken(self._wakeups)
+        self._links.serve()
         self._sync_namespaces()
         self._instances.sync()
         for name in self._gateways:

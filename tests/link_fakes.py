@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 
 import msgpack
 
+from edgeflow.cluster.calls import Body, Done
+from edgeflow.cluster.linkproto import Call
 from edgeflow.cluster.session import Session
+from edgeflow.cluster.standing import Stand, Standing
 from edgeflow.cluster.tail import Tail
 from edgeflow.cluster.wants import Wants
 from edgeflow.core.events import BlobRef
@@ -30,6 +33,7 @@ class MemoryNamespace:
         self.blobs: dict[str, bytes] = {}
         self.missing: set[str] = set()
         self.mirror_calls = 0
+        self.floor = ""
         self.events: list[str] = []
         """What happened, in order: "entry <n>" and "blob <digest>"."""
 
@@ -44,6 +48,17 @@ class MemoryNamespace:
 
     def logs(self) -> dict[LogId, int]:
         return {log: self.first.get(log, 1) + len(entries) - 1 for log, entries in self.entries.items()}
+
+    def standing(self) -> tuple[str, dict[LogId, int]]:
+        """All of the own logs, and of others what stands in front of the first entry whose blobs are not all here."""
+        applied = {}
+        for log, entries in self.entries.items():
+            whole = entries if log.origin == self.pop else itertools.takewhile(self._is_whole, entries)
+            applied[log] = self.first.get(log, 1) - 1 + sum(1 for _ in whole)
+        return self.floor, applied
+
+    def _is_whole(self, raw: bytes) -> bool:
+        return all(ref.digest in self.blobs for ref in self.entry_blobs(raw))
 
     def read_log(self, log: LogId, after: int, *, count: int, max_bytes: int) -> list[tuple[int, bytes]]:
         first = self.first.get(log, 1)
@@ -138,13 +153,17 @@ class Side:
         self.store = MemoryStore(self.pop)
         self.wants = Wants()
         self.tail = Tail(self.store)
+        self.answers: list[tuple[str, Call, Body, Done]] = []
+        """Calls of peers that came in, with where the answer goes."""
         self.session: Session | None = None
 
     def connect(self, peer: str, now_s: float) -> Session:
         self.wants.peer_lost(peer, now_s)
+        self.standing = Standing(self.pop, [peer], lambda ns: Stand(*self.store.namespace(ns).standing()))
+        self.standing.touch(self.store.spaces)
         self.session = Session(
             self.store, tail=self.tail, me=self.pop, cluster=self.cluster, peer=peer, limits=self.limits, wants=self.wants,
-            heads=self.store.heads(), now_s=now_s,
+            standing=self.standing, answerer=lambda *call: self.answers.append(call), heads=self.store.heads(), now_s=now_s,
         )  # fmt: skip
         return self.session
 
@@ -153,7 +172,9 @@ class Side:
         for name, space in self.store.spaces.items():
             self.wants.settle(name, space.missing_blobs(), now_s)
         self.wants.tick(now_s)
+        self.standing.touch(self.store.spaces)
         if self.session is not None:
+            self.session.beat(now_s)
             self.session.tick(self.store.heads(), now_s)
 
 

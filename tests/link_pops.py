@@ -76,6 +76,17 @@ class MemoryDocs:
         return dict(self.documents)
 
 
+class MemoryMail:
+    """The mailbox of a store in memory: questions are put in by hand."""
+
+    def __init__(self) -> None:
+        self.questions: list[Any] = []
+
+    def take(self) -> list[Any]:
+        taken, self.questions = self.questions, []
+        return taken
+
+
 class LinkPop:
     """One PoP. Everything but `start` and `stop` happens in its loop."""
 

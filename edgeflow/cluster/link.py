@@ -10,20 +10,22 @@ import random
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
 from edgeflow.cluster import tls
+from edgeflow.cluster.calls import Answerer, Done
 from edgeflow.cluster.dial import Dial
 from edgeflow.cluster.ports import Handle, Heads, LinkStore, Reactor
-from edgeflow.cluster.session import Session, last_words
+from edgeflow.cluster.session import CALL_ANSWERS_BYTES, Session, last_words
+from edgeflow.cluster.standing import Standing
 from edgeflow.cluster.tail import Tail
 from edgeflow.cluster.wants import Wants
 from edgeflow.core.failpoints import hit
-from edgeflow.errors import EdgeflowError, LinkRefused
+from edgeflow.errors import EdgeflowError, LinkRefused, Unavailable
 from edgeflow.settings import Peer, PopSettings
 from edgeflow.store.records import LogId
 
@@ -48,6 +50,9 @@ class Site:
     on_released: Callable[[str], None]
     heads: Callable[[], Heads]
     tail: Tail
+    standing: Standing
+    answerer: Answerer
+    on_pong: Callable[[], None] = lambda: None
     wants: Wants = field(default_factory=Wants)
     clock: Callable[[], float] = time.monotonic
 
@@ -101,13 +106,15 @@ class Connection:
 
     def on_data(self, data: bytes) -> None:
         def step(session: Session) -> None:
-            was_open = session.is_open
+            was_open, pongs = session.is_open, session.pongs
             try:
                 session.receive(data, self._site.clock())
             finally:
                 if session.is_open and not was_open and self._link is not None:
                     self._opened_s = self._site.clock()
                     self._link.came_up()
+            if session.pongs != pongs:
+                self._site.on_pong()
 
         self.guard(step)
 
@@ -147,6 +154,8 @@ class Connection:
         session, self.session = self.session, None
         if session is not None and session.sender is not None and self._link is not None:
             self._link.acked = session.sender.acked
+        if session is not None:
+            session.calls.close()
 
 
 class Link:
@@ -194,6 +203,24 @@ class Link:
         """Something was appended to these namespaces; it is sent before the loop waits again."""
         if self._connection is not None:
             self._connection.guard(lambda session: session.notify(namespaces, self._site.clock()))
+            self._plan_flush()
+
+    def beat(self) -> None:
+        """Several times a second: asks the peer where it stands."""
+        if self._connection is not None:
+            self._connection.guard(lambda session: session.beat(self._site.clock()))
+            self._plan_flush()
+
+    def call(self, kind: str, ns: str, body: Mapping[str, Any], timeout_s: float, done: Done) -> None:
+        """Asks the peer's data process; `done` is called once."""
+        connection = self._connection
+        session = connection.session if connection is not None else None
+        if connection is None or session is None or not session.is_open:
+            done(Unavailable(f"the link to {self.peer} is down"))
+        elif session.queued_bytes > CALL_ANSWERS_BYTES:
+            done(Unavailable(f"the link to {self.peer} is busy"))
+        else:
+            session.calls.call(kind, ns, body, timeout_s, done, self._site.clock())
             self._plan_flush()
 
     def tick(self, heads: Heads) -> None:
@@ -246,7 +273,7 @@ class Link:
         settings = self._site.settings
         return Session(
             self._site.store, tail=self._site.tail, me=settings.pop, cluster=settings.cluster, peer=self.peer, limits=settings.limits,
-            wants=self._site.wants, heads=self._site.heads(), now_s=self._site.clock(),
+            wants=self._site.wants, standing=self._site.standing, answerer=self._site.answerer, heads=self._site.heads(), now_s=self._site.clock(),
         )  # fmt: skip
 
     def came_up(self) -> None:

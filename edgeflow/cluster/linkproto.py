@@ -16,7 +16,7 @@ from edgeflow.core.wire import Message as Frame
 from edgeflow.core.wire import encode_frame
 from edgeflow.errors import ProtocolError
 
-VERSION = 1
+VERSION = 2
 WINDOW_BYTES = 4 * 1024 * 1024
 """Payload bytes that may be under way without an ack."""
 CHUNK_WINDOW_BYTES = 3 * 1024 * 1024
@@ -26,11 +26,14 @@ BATCH_BYTES = 256 * 1024
 CHUNK_BYTES = 64 * 1024
 LIST_ITEMS = 1000
 """Digests per `want` or `nohave`."""
+CALL_BYTES = 1024 * 1024
+"""Longest body of a `call` or an `answer`."""
 
 Position = tuple[str, str, int, int]
 """(namespace, origin, epoch, seq): a cursor into one log."""
 
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_FLOOR = re.compile(r"(\d{13}\.\d{5}@[a-z0-9~-]{1,64})?")
 _MAX_INT = 2**53
 
 
@@ -113,6 +116,34 @@ class Rewind:
 
 
 @dataclass(frozen=True, slots=True)
+class State:
+    """Where the sender stands, in the namespaces where that changed since it last said so (`spaces`: namespace -> [floor, [[origin, epoch, seq], ...]])."""
+
+    n: int
+    spaces: dict[str, tuple[str, list[tuple[str, int, int]]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A question to the peer's data process; it is answered within `within_ms`, or not at all."""
+
+    id: int
+    kind: str
+    ns: str
+    within_ms: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """To the call with that id: `body`, or the error whose code is `error` and whose description is `body`."""
+
+    id: int
+    error: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
     """`at` is the sender's monotonic clock in microseconds; it comes back as it is."""
 
@@ -121,9 +152,10 @@ class Ping:
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """The answer to a ping."""
+    """The answer to a ping. With `state` number `n`, which went before it, it says all that was written at the sender by now."""
 
     at: int
+    n: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +166,11 @@ class Error:
     message: str
 
 
-Message = Hello | Entries | Blob | Want | NoHave | Refuse | Ack | Rewind | Ping | Pong | Error
+Message = Hello | Entries | Blob | Want | NoHave | Refuse | Ack | Rewind | State | Call | Answer | Ping | Pong | Error
 
 KINDS: dict[str, type[Message]] = {
     "hello": Hello, "entries": Entries, "blob": Blob, "want": Want, "nohave": NoHave, "refuse": Refuse, "ack": Ack, "rewind": Rewind,
-    "ping": Ping, "pong": Pong, "error": Error,
+    "state": State, "call": Call, "answer": Answer, "ping": Ping, "pong": Pong, "error": Error,
 }  # fmt: skip
 
 
@@ -197,7 +229,7 @@ def _namespace(value: Any) -> str:
 
 
 def _digest(value: Any) -> str:
-    if not _DIGEST.fullmatch(value):
+    if not DIGEST.fullmatch(value):
         raise ValueError
     return str(value)
 
@@ -223,6 +255,25 @@ def _hello_logs(value: Any) -> dict[str, list[Any]]:
     return {_namespace(name): one(logs) for name, logs in value.items()} if type(value) is dict else _fail()
 
 
+def _floor(value: Any) -> str:
+    if not _FLOOR.fullmatch(value):
+        raise ValueError
+    return str(value)
+
+
+def _state_spaces(value: Any) -> dict[str, tuple[str, list[Any]]]:
+    if type(value) is not dict:
+        raise ValueError
+    one = _tuple_of(_floor, _list_of(_tuple_of(_text, _number, _number)))
+    return {_namespace(name): one(stand) for name, stand in value.items()}
+
+
+def _body(value: Any) -> bytes:
+    if len(_bytes(value)) > CALL_BYTES:
+        raise ValueError
+    return bytes(value)
+
+
 def _fail() -> Any:
     raise ValueError
 
@@ -234,6 +285,8 @@ _SPECIAL: dict[str, Callable[[Any], Any]] = {
     "coming": _list_of(_digest),
     "entries": _list_of(_bytes),
     "blobs": _list_of(_tuple_of(_namespace, _digest)),
+    "spaces": _state_spaces,
+    "body": _body,
 }
 _BY_TYPE: dict[Any, Callable[[Any], Any]] = {str: _text, int: _number, bytes: _bytes}
 

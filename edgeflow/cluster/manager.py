@@ -8,23 +8,29 @@ What must stay true: what happens to one link, or to a stranger at the listener,
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from selectors import EVENT_READ
 from typing import Any, Protocol
 
 import structlog
 
 from edgeflow.cluster import tls
+from edgeflow.cluster.calls import Done
+from edgeflow.cluster.desk import Desk
 from edgeflow.cluster.link import Connection, Link, Site
 from edgeflow.cluster.ports import Handle, Heads, LinkStore, Reactor
+from edgeflow.cluster.standing import Stand, Standing
 from edgeflow.cluster.tail import Tail
-from edgeflow.errors import LinkRefused, Unavailable
+from edgeflow.errors import BadRequest, LinkRefused, Unavailable
 from edgeflow.settings import PopSettings
+from edgeflow.store.mailbox import Asked
 from edgeflow.store.records import LogId
 
 log = structlog.get_logger(__name__)
 
 TICK_S = 1.0
+BEAT_S = 0.25
+"""How often peers are asked where they stand."""
 MAX_STRANGERS = 32
 """Accepted connections whose peer is not known yet."""
 
@@ -37,11 +43,19 @@ class LocalDocs(Protocol):
     def docs(self, kind: str) -> dict[str, dict[str, Any]]: ...
 
 
+class Mail(Protocol):
+    """Where the control process's questions come from."""
+
+    def take(self) -> list[Asked]: ...
+
+
 class ManagedStore(LinkStore, Protocol):
     """The store as the manager needs it."""
 
     @property
     def local(self) -> LocalDocs: ...
+    @property
+    def mailbox(self) -> Mail: ...
 
 
 class Links:
@@ -54,12 +68,20 @@ class Links:
         self._settings = settings
         self._store = store
         self._reactor = reactor
-        self._site = Site(settings, store, reactor, on_released, self._heads, Tail(store), clock=clock)
+        self._on_released = on_released
+        others = [peer for peer in settings.link.peers if peer != settings.pop]
+        self._standing = Standing(settings.pop, others, lambda ns: Stand(*store.namespace(ns).standing()))
+        self._site = Site(
+            settings, store, reactor, self._released, self._heads, Tail(store), self._standing, self._answer_call, self._on_pong,
+            clock=clock,
+        )  # fmt: skip
+        self._desk = Desk(settings.pop, store, self._standing, self._site.wants, self, clock)
         self._links: dict[str, Link] = {}
         self._server_context: ssl.SSLContext | None = None
         self._listener: socket.socket | None = None
         self._strangers: set[Connection] = set()
         self._timer: Handle | None = None
+        self._beat_timer: Handle | None = None
         self._written: dict[str, dict[str, Any]] = {}
 
     @property
@@ -93,12 +115,59 @@ class Links:
         for one in self._links.values():
             one.start()
         self._tick()
+        self._beat()
 
     def notify(self, namespaces: Iterable[str]) -> None:
         """Something was appended to this PoP's own logs of these namespaces."""
         namespaces = set(namespaces)
+        self._standing.touch(namespaces)
         for link in self._links.values():
             link.notify(namespaces)
+        for name in namespaces:
+            self._desk.changed(name)
+
+    def serve(self) -> None:
+        """Takes the control process's questions and answers them, now or later."""
+        while asked := self._store.mailbox.take():
+            for one in asked:
+                self._desk.serve(one)
+
+    # Where everybody stands
+
+    def passed(self, namespace: str) -> Mapping[LogId, int]:
+        """Per log the seq up to which every member, this PoP included, has applied it."""
+        return {LogId(*log_id): seq for log_id, seq in self._standing.passed(namespace).items()}
+
+    def floor(self, namespace: str) -> str:
+        """No member gives out a version below this any more, and everything below it is applied here; "" when that is not known."""
+        return self._standing.floor(namespace)
+
+    def staleness_ms(self, namespace: str) -> int | None:
+        """For how long something may have been written elsewhere that is not readable here; None = this PoP never was complete."""
+        return self._standing.staleness_ms(namespace, self._site.clock())
+
+    # What questions need (desk.Peers)
+
+    def peers(self) -> list[str]:
+        """The other PoPs of the cluster."""
+        return list(self._links)
+
+    def call(self, peer: str, kind: str, ns: str, body: Mapping[str, Any], timeout_s: float, done: Done) -> None:
+        """Asks a peer's data process; `done` is called once."""
+        link = self._links.get(peer)
+        if link is None:
+            done(BadRequest(f"{peer[:40]!r} is not a PoP of this cluster"))
+        else:
+            link.call(kind, ns, body, timeout_s, done)
+
+    def ping_all(self) -> None:
+        """Asks all peers where they stand, now."""
+        for link in self._links.values():
+            link.beat()
+
+    def push(self, ns: str) -> None:
+        """Sends what was appended to a namespace."""
+        self.notify({ns})
 
     def states(self) -> dict[str, dict[str, Any]]:
         """`link_state` per peer, as of now."""
@@ -114,8 +183,9 @@ class Links:
 
     def stop(self) -> None:
         """Closes everything. What was not acknowledged is sent at the next start."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._beat_timer):
+            if timer is not None:
+                timer.cancel()
         if self._listener is not None:
             self._reactor.unregister(self._listener)
             self._listener.close()
@@ -129,11 +199,32 @@ class Links:
     def _heads(self) -> Heads:
         return {name: self._store.namespace(name).logs() for name in self._store.namespaces()}
 
+    def _answer_call(self, *call: Any) -> None:
+        self._desk.answer_call(*call)
+
+    def _released(self, namespace: str) -> None:
+        self._standing.touch({namespace})
+        self._desk.changed(namespace)
+        self._on_released(namespace)
+
+    def _on_pong(self) -> None:
+        self._desk.heard()
+
+    def _beat(self) -> None:
+        self._beat_timer = self._reactor.call_later(BEAT_S, self._beat)
+        try:
+            for link in self._links.values():
+                link.beat()
+            self._desk.tick()
+        except Exception:  # the next beat tries again; the loop goes on
+            log.exception("link_beat_failed")
+
     def _tick(self) -> None:
         self._timer = self._reactor.call_later(TICK_S, self._tick)
         try:
             self._site.tail.forget()
             heads = self._heads()
+            self._standing.touch(heads)
             now_s = self._site.clock()
             for name in heads:
                 self._site.wants.settle(name, self._store.namespace(name).missing_blobs(), now_s)

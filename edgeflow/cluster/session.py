@@ -6,14 +6,18 @@ What must stay true: nothing but a hello is read before the hello; a peer is who
 refused by name.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable
 
 import structlog
 
 from edgeflow.cluster import linkproto
+from edgeflow.cluster.calls import Answerer, Calls
 from edgeflow.cluster.linkproto import (
     Ack,
+    Answer,
     Blob,
+    Call,
     Entries,
     Error,
     Hello,
@@ -23,6 +27,7 @@ from edgeflow.cluster.linkproto import (
     Pong,
     Refuse,
     Rewind,
+    State,
     Want,
     encode,
     in_lists,
@@ -30,6 +35,7 @@ from edgeflow.cluster.linkproto import (
 from edgeflow.cluster.ports import Heads, LinkStore
 from edgeflow.cluster.receiver import Receiver
 from edgeflow.cluster.sender import Sender
+from edgeflow.cluster.standing import Stand, Standing
 from edgeflow.cluster.tail import Tail
 from edgeflow.cluster.wants import Wants
 from edgeflow.core.wire import FrameReader
@@ -44,7 +50,11 @@ SILENCE_S = 15.0
 STALL_S = 3.0
 """Ticks further apart than this mean that this process itself stood still; the peer's silence is then counted anew."""
 MAX_ANSWERS_BYTES = 8 * 1024 * 1024
+CALL_ANSWERS_BYTES = 4 * 1024 * 1024
+"""No more calls are made while so much waits to be sent in front of them."""
 OUTPUT_BYTES = 256 * 1024
+OPEN_PINGS = 100
+"""Pings whose pong is still understood."""
 
 
 class Session:
@@ -60,6 +70,8 @@ class Session:
         peer: str,
         limits: Limits,
         wants: Wants,
+        standing: Standing,
+        answerer: Answerer,
         heads: Heads,
         now_s: float,
     ) -> None:
@@ -78,6 +90,12 @@ class Session:
         self.sender: Sender | None = None
         """None until the peer's hello came."""
         self.receiver = Receiver(store, me, peer, limits, wants, self._answer)
+        self.calls = Calls(peer, self._answer, answerer)
+        self._standing = standing
+        self._told: dict[str, int] = {}
+        self._told_n = self._heard_n = 0
+        self._pings: OrderedDict[int, float] = OrderedDict()
+        self.pongs = 0
         self.rtt_ms: float | None = None
         logs = {ns: [(*log_id, seq) for log_id, seq in logs.items()] for ns, logs in heads.items()}
         self._answer(Hello(linkproto.VERSION, cluster, me, logs))
@@ -86,6 +104,11 @@ class Session:
     def is_open(self) -> bool:
         """Whether the peer's hello was accepted."""
         return self.sender is not None
+
+    @property
+    def queued_bytes(self) -> int:
+        """What waits to be sent in front of anything new."""
+        return len(self._answers)
 
     def receive(self, data: bytes, now_s: float) -> None:
         """Deals with what came. Raises EdgeflowError when the connection must end."""
@@ -111,6 +134,20 @@ class Session:
         else:
             self._early.update(namespaces)
 
+    def ping(self, now_s: float) -> None:
+        """Asks the peer where it stands now."""
+        if self.sender is not None:
+            at = int(now_s * 1e6)
+            self._pings[at] = now_s
+            if len(self._pings) > OPEN_PINGS:
+                self._pings.popitem(last=False)
+            self._answer(Ping(at))
+
+    def beat(self, now_s: float) -> None:
+        """Several times a second."""
+        self.ping(now_s)
+        self.calls.expire(now_s)
+
     def tick(self, heads: Heads, now_s: float) -> None:
         """Once a second, with the present heads. Raises LinkRefused when the peer has been silent for too long."""
         if now_s - self._ticked_s > STALL_S:
@@ -118,7 +155,6 @@ class Session:
         self._ticked_s = now_s
         if now_s - self._heard_s > SILENCE_S:
             raise LinkRefused(f"{self._peer} said nothing for {SILENCE_S:g} s")
-        self._answer(Ping(int(now_s * 1e6)))
         if self.sender is not None:
             self.sender.poll(heads, now_s)
             self.receiver.flush(now_s)
@@ -149,10 +185,17 @@ class Session:
                 sender.on_refuse(message)
             case Rewind():
                 sender.on_rewind(message, now_s)
+            case State():
+                self._hear(message)
+            case Call():
+                self.calls.on_call(message, now_s)
+            case Answer():
+                self.calls.on_answer(message)
             case Ping():
-                self._answer(Pong(message.at))
+                self._tell()
+                self._answer(Pong(message.at, self._told_n))
             case Pong():
-                self._measure(now_s - message.at / 1e6)
+                self._on_pong(message, now_s)
             case Hello():
                 raise ProtocolError("a second hello")
 
@@ -167,7 +210,37 @@ class Session:
         self.sender.poll(self._heads, now_s)
         self.sender.notify(self._early, now_s)
         self._heads, self._early = {}, set()
-        self._answer(Ping(int(now_s * 1e6)))
+        self._tell()
+        self.ping(now_s)
+
+    def _tell(self) -> None:
+        """Where this PoP stands, as far as that is news to the peer."""
+        news = self._standing.news(self._told)
+        if news:
+            self._told_n += 1
+            spaces = {
+                ns: (stand.floor, [(origin, epoch, seq) for (origin, epoch), seq in stand.applied.items()])
+                for ns, stand in news.items()
+            }
+            self._answer(State(self._told_n, spaces))
+
+    def _hear(self, message: State) -> None:
+        if message.n != self._heard_n + 1:
+            raise ProtocolError(f"{self._peer} sends state {message.n} after {self._heard_n}")
+        self._heard_n = message.n
+        for ns, (floor, applied) in message.spaces.items():
+            self._standing.heard(
+                self._peer, ns, Stand(floor, {LogId(origin, epoch): seq for origin, epoch, seq in applied})
+            )
+
+    def _on_pong(self, message: Pong, now_s: float) -> None:
+        asked_s = self._pings.pop(message.at, None)
+        if asked_s is None:
+            return  # too old, or never sent
+        self._measure(now_s - asked_s)
+        self.pongs += 1
+        if message.n == self._heard_n:
+            self._standing.answered(self._peer, asked_s)
 
     def _compare(self, hello: Hello) -> Heads:
         """The peer's cursors of the logs to send: our own, and those of the peer itself of which it has lost the tail.

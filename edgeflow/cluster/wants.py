@@ -31,6 +31,7 @@ class Wants:
     def __init__(self) -> None:
         self._wants: dict[Key, _Want] = {}
         self._unasked: dict[Key, _Want] = {}
+        self._pinned: set[Key] = set()
 
     def __len__(self) -> int:
         return sum(not want.given_up for want in self._wants.values())
@@ -39,6 +40,17 @@ class Wants:
         """These are not here, and nobody has been asked unless the table says so."""
         for digest in digests:
             self._add((ns, digest), now_s)
+
+    def pin(self, ns: str, digests: Iterable[str], now_s: float) -> None:
+        """Somebody here waits for these, though no gate does; until `unpin`. Who still waits then pins them again."""
+        for digest in digests:
+            self._pinned.add((ns, digest))
+            self._add((ns, digest), now_s)
+
+    def unpin(self, ns: str, digests: Iterable[str]) -> None:
+        """Nobody waits for these any more."""
+        for digest in digests:
+            self._pinned.discard((ns, digest))
 
     def coming(self, ns: str, digests: Iterable[str], peer: str, now_s: float) -> None:
         """`peer` said that it sends these."""
@@ -88,7 +100,7 @@ class Wants:
 
     def settle(self, ns: str, missing: Iterable[str], now_s: float) -> None:
         """The store's own list for a namespace; what is no longer on it is forgotten."""
-        wanted = set(missing)
+        wanted = {*missing, *(digest for name, digest in self._pinned if name == ns)}
         gone = [key for key, want in self._wants.items() if key[0] == ns and key[1] not in wanted and not want.given_up]
         for key in gone:
             self.arrived(key)

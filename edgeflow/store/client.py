@@ -17,6 +17,7 @@ from edgeflow.settings import PopSettings
 from edgeflow.store.blobs import BlobFiles, Room
 from edgeflow.store.connection import Connection
 from edgeflow.store.epochs import EpochFile
+from edgeflow.store.mailbox import Mailbox
 from edgeflow.store.records import Quota
 from edgeflow.store.replica import ReplicatedNamespace
 
@@ -42,6 +43,7 @@ class Store:
         self._room = Room(settings.state_dir, settings.limits.disk_free_bytes)
         self._connection.load_library()
         self.local = LocalState(self._connection)
+        self.mailbox = Mailbox(self._connection)
         self.open_log(SYSTEM_NAMESPACE)
 
     @classmethod
@@ -142,6 +144,7 @@ class Store:
 
     def close(self) -> None:
         """Close the connections."""
+        self.mailbox.close()
         self._connection.close()
 
 

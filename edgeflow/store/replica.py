@@ -8,6 +8,7 @@ from typing import Any
 
 import msgpack
 
+from edgeflow.core.cursors import Vector
 from edgeflow.core.events import BlobRef
 from edgeflow.core.routing import Directive, RouteTable
 from edgeflow.errors import LogGap
@@ -28,6 +29,24 @@ class ReplicatedNamespace(OverseenNamespace, HomedNamespace):
             origin, _, epoch = name.decode().rpartition(":")
             found[LogId(origin, int(epoch))] = int(seq)
         return found
+
+    def applied(self) -> Vector:
+        """Per log up to which seq everything is merged and readable here."""
+        return self.low_water()[1]
+
+    def covers(self, vector: Vector) -> bool:
+        """Whether everything that `vector` names is merged and readable here."""
+        applied = self.applied()
+        return all(seq <= applied.get(log, 0) for log, seq in vector.items())
+
+    def standing(self) -> tuple[str, Vector]:
+        """What this PoP promises the others: a bound below which it gives out no version any more, and what is applied here.
+
+        The clock is read first: every version below the bound is in an entry that the vector covers.
+        """
+        ms, n = self._connection.one("HMGET", self.prefix + "clock", "ms", "n")
+        floor = f"{int(ms):013d}.{int(n or 0):05d}@~" if ms else ""
+        return floor, self.applied()
 
     @staticmethod
     def entry_blobs(raw: bytes) -> list[BlobRef]:

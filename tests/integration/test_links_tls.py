@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from link_fakes import MemoryStore, digest_of
-from link_pops import Line, LinkPop, MemoryDocs, free_port, make_settings
+from link_pops import Line, LinkPop, MemoryDocs, MemoryMail, free_port, make_settings
 
-from edgeflow.cluster.linkproto import Hello, Ping, encode
+from edgeflow.cluster.linkproto import VERSION, Hello, Ping, encode
 from edgeflow.settings import Peer
 
 Wait = Callable[..., Any]
@@ -21,6 +21,7 @@ class DocumentedStore(MemoryStore):
     def __init__(self, pop: str) -> None:
         super().__init__(pop)
         self.local = MemoryDocs()
+        self.mailbox = MemoryMail()
 
 
 class Cluster:
@@ -233,7 +234,7 @@ def read_all(sock: ssl.SSLSocket) -> bytes:
     [
         ("stranger", b"", b"'stranger' is not a peer of b"),
         ("z", b"", b"the smaller id dials"),
-        ("a", encode(Hello(1, "c1", "c", {})), b"the hello says 'c'"),
+        ("a", encode(Hello(VERSION, "c1", "c", {})), b"the hello says 'c'"),
         ("a", encode(Hello(9, "c1", "a", {})), b"link version 9"),
         ("a", encode(Ping(1)), b"ping before hello"),
         ("a", b"\xff\xff\xff\xff rubbish", b"announces 4294967295 bytes"),

@@ -4,7 +4,7 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from edgeflow.cluster import link, linkproto, session, wants
+from edgeflow.cluster import calls, desk, link, linkproto, manager, session, wants
 from edgeflow.cluster.linkproto import KINDS
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "links.md").read_text()
@@ -27,6 +27,9 @@ def test_the_figures_are_those_of_the_code() -> None:
     assert f"says nothing for {session.SILENCE_S:g} s" in TEXT
     assert f"after {link.BACKOFF_MIN_S:g} s, doubling to {link.BACKOFF_MAX_S:g} s" in TEXT
     assert f"nothing of it for {wants.STALL_S:g} s" in TEXT
+    assert f"At most {calls.OPEN_CALLS} open calls".lower() in TEXT
+    assert f"at most {linkproto.CALL_BYTES // kib // kib} MiB. |" in TEXT
+    assert f"Every {manager.BEAT_S * 1000:g} ms each side asks" in TEXT
     assert f"again every {wants.RETRY_S:g} s" in TEXT
 
 
@@ -34,4 +37,15 @@ def test_every_field_of_link_state_is_documented() -> None:
     source = Path(link.__file__).read_text()
     body = source[source.index("def document") : source.index("# What connections report")]
     for name in re.findall(r'"(\w+)":', body):
+        assert f"| `{name}` |" in TEXT, name
+
+
+def test_every_question_is_documented() -> None:
+    source = Path(desk.__file__).read_text()
+    questions = re.search(r"_questions.*?= \{(.*?)\}", source, re.S)
+    calls_there = re.search(r"_calls: .*?= \{(.*?)\}", source, re.S)
+    assert questions and calls_there
+    for name in re.findall(r'"(\w+)":', questions[1]):
+        assert f"`{name}`" in TEXT, name
+    for name in re.findall(r'"(\w+)":', calls_there[1]):
         assert f"| `{name}` |" in TEXT, name

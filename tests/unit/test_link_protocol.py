@@ -43,8 +43,11 @@ MESSAGES = [
     Refuse("ns", digest_of(b"z"), "busy", "later"),
     Ack(17, [("ns", "a", 1, 8)], [("ns", digest_of(b"z"))]),
     Rewind("ns", "a", 1, 3),
+    linkproto.State(1, {"ns": ("0000000000001.00000@~", [("a", 1, 8)]), "new": ("", [])}),
+    linkproto.Call(1, "has", "ns", 500, b"body"),
+    linkproto.Answer(1, "not-found", b"body"),
     Ping(12),
-    linkproto.Pong(12),
+    linkproto.Pong(12, 1),
     linkproto.Error("link-refused", "no"),
 ]
 
@@ -412,7 +415,7 @@ def test_what_was_never_lost_is_not_taken_back(pair: tuple[Side, Side]) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda hello: {**hello, "v": 2}, "version 2"),
+        (lambda hello: {**hello, "v": 9}, "version 9"),
         (lambda hello: {**hello, "cluster": "other"}, "cluster 'other'"),
         (lambda hello: {**hello, "pop": "c"}, "the hello says 'c'"),
         (lambda hello: {"t": "ping", "at": 1}, "ping before hello"),
@@ -448,7 +451,7 @@ def test_a_peer_sends_its_own_logs_only(pair: tuple[Side, Side]) -> None:
         Rewind("nowhere", "a", 1, 0),
         Blob("ns", digest_of(b""), 10, 5, b"x"),
         Blob("ns", digest_of(b""), 2, 0, b"xxx"),
-        Hello(1, "c1", "a", {}),
+        Hello(linkproto.VERSION, "c1", "a", {}),
         Entries("ns", "a", 1, 0, [b"x"], []),
         Entries("ns", "a", 1, 1, [], []),
     ],

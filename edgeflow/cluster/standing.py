@@ -1,0 +1,173 @@
+"""Where every member of the cluster stands: what it has applied, below which version it writes no more, and how fresh this PoP is.
+
+What it is: the vectors that peers report, and what follows from them, without I/O; time is an argument, always this PoP's own monotonic clock.
+What it is not: how far a peer has mirrored a log (the sender's cursors), or a read of the store: `read` is given.
+What must stay true: `passed` and `floor` never claim more than each member said and this PoP has applied itself; "complete as of t" is said only
+of what every other member had written by then; no clock is ever compared with another PoP's.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from edgeflow.core.cursors import Vector
+
+MARKS = 64
+"""Most questions of a peer that wait until this PoP has what the peer had; beyond that those in between are forgotten."""
+
+
+class Stand(NamedTuple):
+    """A member's word about one namespace."""
+
+    floor: str
+    """It gives out no version below this any more; "" = not known."""
+    applied: Vector
+
+
+NOWHERE = Stand("", {})
+
+
+class _Mark(NamedTuple):
+    """What a peer had written when it answered a ping that was sent at `at_s`."""
+
+    at_s: float
+    written: Vector
+    floor: str
+
+
+@dataclass(slots=True)
+class _Space:
+    stand: Stand = NOWHERE
+    written: Vector = field(default_factory=dict)
+    """The peer's own logs in `stand`."""
+    marks: deque[_Mark] = field(default_factory=deque)
+    fresh_s: float | None = None
+    floor: str = ""
+
+
+@dataclass(slots=True)
+class _Peer:
+    spaces: dict[str, _Space] = field(default_factory=dict)
+    fresh_s: float | None = None
+    """When it was last asked, as far as namespaces go of which it said nothing: there it has nothing."""
+
+
+class Standing:
+    """One per PoP. `read(namespace)` gives this PoP's own stand, `namespaces()` what is known here."""
+
+    def __init__(self, me: str, peers: Iterable[str], read: Callable[[str], Stand]) -> None:
+        self._me = me
+        self._read = read
+        self._peers = {peer: _Peer() for peer in peers}
+        self._own: dict[str, Stand] = {}
+        self._revisions: dict[str, int] = {}
+        self._dirty: set[str] = set()
+
+    # This PoP
+
+    def touch(self, namespaces: Iterable[str]) -> None:
+        """Something may have been applied in these namespaces."""
+        self._dirty.update(namespaces)
+
+    def own(self, ns: str) -> Stand:
+        """This PoP's own stand, as of the last `touch`."""
+        if ns in self._dirty or ns not in self._own:
+            stand = self._read(ns)
+            self._dirty.discard(ns)
+            if stand != self._own.get(ns):
+                self._own[ns] = stand
+                self._revisions[ns] = self._revisions.get(ns, 0) + 1
+                self._look(ns, stand)
+        return self._own.get(ns, NOWHERE)
+
+    def news(self, told: dict[str, int]) -> dict[str, Stand]:
+        """What changed here since `told`, which is brought up to date."""
+        for ns in list(self._dirty):
+            self.own(ns)
+        fresh = [ns for ns, revision in self._revisions.items() if told.get(ns) != revision]
+        for ns in fresh:
+            told[ns] = self._revisions[ns]
+        return {ns: self._own[ns] for ns in fresh}
+
+    # What peers say
+
+    def heard(self, peer: str, ns: str, stand: Stand) -> None:
+        """A peer's word. What it said before is replaced, also when that was more: it has lost its store then."""
+        known = self._peers.get(peer)
+        if known is not None:
+            space = known.spaces.setdefault(ns, _Space())
+            space.stand = stand
+            space.written = {log: seq for log, seq in stand.applied.items() if log[0] == peer}
+
+    def answered(self, peer: str, asked_s: float) -> None:
+        """A peer answered what it was asked at `asked_s`, after its word of that moment."""
+        known = self._peers.get(peer)
+        if known is None:
+            return
+        known.fresh_s = asked_s
+        for ns, space in known.spaces.items():
+            mark = _Mark(asked_s, space.written, space.stand.floor)
+            if _covers(self._own.get(ns, NOWHERE).applied, mark.written) or (
+                ns in self._dirty and _covers(self.own(ns).applied, mark.written)
+            ):
+                space.marks.clear()
+                _reach(space, mark)
+                continue
+            if len(space.marks) >= MARKS:
+                del space.marks[MARKS // 2]
+            space.marks.append(mark)
+
+    # What follows
+
+    def stand_of(self, peer: str, ns: str) -> Stand:
+        """A peer's last word."""
+        known = self._peers.get(peer)
+        return known.spaces[ns].stand if known is not None and ns in known.spaces else NOWHERE
+
+    def passed(self, ns: str) -> dict[tuple[str, int], int]:
+        """Per log up to which seq every member has applied it."""
+        stands = [self.own(ns).applied, *(self.stand_of(peer, ns).applied for peer in self._peers)]
+        return {log: least for log in stands[0] if (least := min(stand.get(log, 0) for stand in stands)) > 0}
+
+    def floor(self, ns: str) -> str:
+        """No member gives out a version below this any more, and all below it is applied here; "" when that is not known."""
+        floors = [self.own(ns).floor]
+        for known in self._peers.values():
+            space = known.spaces.get(ns)
+            floors.append(space.floor if space is not None else "")
+        return min(floors)
+
+    def complete_s(self, ns: str, peer: str) -> float | None:
+        """As of when (own clock) all that `peer` had written is applied here; None = not known."""
+        known = self._peers.get(peer)
+        if known is None:
+            return None
+        space = known.spaces.get(ns)
+        return known.fresh_s if space is None else space.fresh_s
+
+    def staleness_ms(self, ns: str, now_s: float) -> int | None:
+        """For how long there may be something written elsewhere that is not readable here; None = this PoP was never complete."""
+        oldest_s = now_s
+        for peer in self._peers:
+            complete_s = self.complete_s(ns, peer)
+            if complete_s is None:
+                return None
+            oldest_s = min(oldest_s, complete_s)
+        return max(0, round((now_s - oldest_s) * 1000))
+
+    def _look(self, ns: str, own: Stand) -> None:
+        """More is applied here: which questions does that settle?"""
+        for known in self._peers.values():
+            space = known.spaces.get(ns)
+            while space is not None and space.marks and _covers(own.applied, space.marks[0].written):
+                _reach(space, space.marks.popleft())
+
+
+def _reach(space: _Space, mark: _Mark) -> None:
+    space.fresh_s = mark.at_s
+    space.floor = mark.floor
+
+
+def _covers(applied: Vector, written: Mapping[tuple[str, int], int]) -> bool:
+    return all(seq <= applied.get(log, 0) for log, seq in written.items())
