@@ -220,9 +220,16 @@ class CorruptBlob(EdgeflowError):
     """A blob does not match its digest."""
 
     code = "corrupt-blob"
-    status = 502
-    hint = "It is fetched again from a peer that has it."
+    status = 503
+    hint = "It is fetched again from a peer that has it; try again after the seconds in Retry-After."
     retryable = True
+
+
+class BodyMissing(Unavailable):
+    """The body of this value is not at this PoP yet."""
+
+    code = "body-missing"
+    hint = "It is fetched from a peer that has it; try again after the seconds in Retry-After. `edgeflow status` shows the links."
 
 
 class LogGap(EdgeflowError):

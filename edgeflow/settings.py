@@ -119,8 +119,16 @@ class Limits(_Section):
     """Blobs below this size (bytes) live in Redis, larger ones in a file."""
     event_bytes: int = 16 * 1024 * 1024
     """Largest body (bytes) of one event."""
-    value_bytes: int = 64 * 1024 * 1024
+    value_bytes: int = 256 * 1024 * 1024
     """Largest value (bytes) in the EKV."""
+    set_elements: int = 10_000
+    """Most elements that a set in the EKV takes."""
+    map_fields: int = 10_000
+    """Most fields that a map in the EKV takes."""
+    skew_ms: int = 500
+    """How far (ms) the version of a peer's write may be ahead of this PoP's clock; what is further ahead is merged when its time has come."""
+    cache_bytes: int = 1024 * 1024 * 1024
+    """Bytes of bodies that a PoP keeps of each namespace though policies place them elsewhere; the least recently used go first."""
     mqtt_inline_bytes: int = 1024 * 1024
     """Largest body (bytes) that plain MQTT subscribers get as the payload; above it they get a reference."""
     attributes: int = 64

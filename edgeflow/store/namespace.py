@@ -30,7 +30,7 @@ from edgeflow.errors import (
     VersionMismatch,
 )
 from edgeflow.store.blobs import digest_of
-from edgeflow.store.bodies import Bodies, Body
+from edgeflow.store.bodies import Bodies, Body, Placed
 from edgeflow.store.calls import Rows
 from edgeflow.store.calls import now_ms as now_ms
 from edgeflow.store.connection import Command, Meanwhile, error_of, home_error
@@ -345,14 +345,17 @@ class Namespace(Bodies):
     # -- values --------------------------------------------------------------------------------------------------------
 
     def put(
-        self, key: str, data: bytes, *, content_type: str | None = None, if_version: str | None = None, if_absent: bool = False
+        self, key: str, data: bytes, *, ref: BlobRef | None = None, content_type: str | None = None, if_version: str | None = None,
+        if_absent: bool = False,
     ) -> Receipt:  # fmt: skip
-        """Write a value durably. Raises BadName, TooLarge, StoreFull, and VersionMismatch when a condition does not hold."""
+        """Write a value durably; `ref`: its body is stored already. Raises BadName, TooLarge, StoreFull, and VersionMismatch when a condition does not hold."""
         check_key(key)
         self._room.check()
         if len(data) > self._limits.value_bytes:
             raise TooLarge(f"the value has {len(data)} bytes, at most {self._limits.value_bytes} are taken")
-        ref = self.put_blob(data) if len(data) > self._limits.inline_bytes else None
+        if ref is None and len(data) > self._limits.inline_bytes:
+            with self.placed_body(data) as (placed, commands):
+                return self._write(pack_value(key, None, placed, content_type), if_version, if_absent, commands)
         return self._write(pack_value(key, None if ref else data, ref, content_type), if_version, if_absent)
 
     def delete(self, key: str, *, if_version: str | None = None) -> Receipt:
@@ -361,7 +364,7 @@ class Namespace(Bodies):
             raise NotFound(f"there is no value {key!r} in {self.name}")
         return self._write(pack_value(key, None, None, None), if_version, False)
 
-    def _write(self, value: Rows[Any], if_version: str | None, if_absent: bool) -> Receipt:
+    def _write(self, value: Rows[Any], if_version: str | None, if_absent: bool, before: Placed = list) -> Receipt:
         payload: dict[str, Any] = {
             "value": value,
             "id": "put|" + secrets.token_hex(16),
@@ -371,7 +374,10 @@ class Namespace(Bodies):
             payload["if_version"] = if_version
         if if_absent:
             payload["if_absent"] = True
-        status, epoch, seq, version = msgpack.unpackb(self._call("ef_put", **payload))
+        def commands(_again: bool) -> Rows[Command]:
+            return [*before(), self._command("ef_put", {**payload, "rv": self.routes().version})]
+
+        status, epoch, seq, version = msgpack.unpackb(self._routed(commands)[-1])
         if status == "quota":
             text = f"namespace {self.name} sends more {version} a second than its quota at {self.pop} allows"
             raise QuotaExceeded(text, retry_after_s=seq / 1000)
@@ -552,12 +558,7 @@ class Namespace(Bodies):
             orphans_from=now - max(600_000, 2 * self._limits.gate_timeout_ms),
             letters_from=now - self._limits.dead_letter_ms, letters_max=self._limits.dead_letters,
         )  # fmt: skip
-        if unlink:
-            with self._files.lock():
-                for digest in unlink:
-                    if not self._connection.one("HEXISTS", self.prefix + "blobs", digest):
-                        self._files.remove(digest.decode())
-        return len(unlink)
+        return self.remove_files(unlink) + self.sweep_files()
 
 
 def _value_info(key: str, fields: Sequence[Any]) -> ValueInfo | None:

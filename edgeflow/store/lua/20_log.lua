@@ -67,23 +67,31 @@ local function release_entry(p, c, origin, epoch, seq, entry, directives, via, o
   for i = 1, #entry.va do drain_waiting(p, c, entry.va[i][VA_KEY]) end
 end
 
-local function entry_digests(entry)
+-- The bodies that have to be readable here before an entry is released.
+local function needed_digests(p, c, origin, entry)
   local digests, known = {}, {}
   for _, event in ipairs(entry.ev) do
     local digest = event[EV_DIGEST]
     if digest ~= '' and not known[digest] then known[digest] = true; digests[#digests + 1] = digest end
   end
   for _, value in ipairs(entry.va) do
-    local digest = value[VA_DIGEST]
+    local digest = stays_here(p, c, origin, value[VA_KEY]) and value[VA_DIGEST] or ''
     if digest ~= '' and not known[digest] then known[digest] = true; digests[#digests + 1] = digest end
   end
   return digests
 end
 
-local function store_entry(p, origin, epoch, seq, packed, entry)
+local function store_entry(p, c, origin, epoch, seq, packed, entry)
   call('XADD', log_key(p, origin, epoch), string.format('%d-0', seq), 'e', packed)
-  for i = 1, #entry.ev do hold_blob(p, entry.ev[i][EV_DIGEST]) end
-  for i = 1, #entry.va do hold_blob(p, entry.va[i][VA_DIGEST]) end
+  for i = 1, #entry.ev do
+    place_body(p, entry.ev[i][EV_DIGEST], true)
+    hold_blob(p, entry.ev[i][EV_DIGEST])
+  end
+  for i = 1, #entry.va do
+    local value = entry.va[i]
+    place_body(p, value[VA_DIGEST], stays_here(p, c, origin, value[VA_KEY]))
+    hold_blob(p, value[VA_DIGEST])
+  end
 end
 
 -- Appends one entry to this PoP's own log and releases it here. All its data is readable: the caller made sure.
@@ -104,7 +112,7 @@ append = function(p, c, kind, ended, events, values, directives, via, increments
     c.prevs[lane] = seq
   end
   local entry = {v = 1, k = kind, t = c.now, x = ended, ev = events, va = values, inc = increments}
-  store_entry(p, c.pop, epoch, seq, cmsgpack.pack(entry), entry)
+  store_entry(p, c, c.pop, epoch, seq, cmsgpack.pack(entry), entry)
   local released = c.numbers and c.numbers['release:n'] or tonumber(call('GET', p .. 'release:n')) or 0
   release_entry(p, c, c.pop, epoch, seq, entry, directives, via, true)
   return epoch, seq, version, released + 1

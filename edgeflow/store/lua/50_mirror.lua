@@ -64,11 +64,11 @@ redis.register_function('ef_mirror', function(keys, args)
     local seq = c.first + i - 1
     if seq == head + 1 then
       local entry = cmsgpack.unpack(packed)
-      store_entry(p, c.origin, c.epoch, seq, packed, entry)
+      store_entry(p, c, c.origin, c.epoch, seq, packed, entry)
       head = seq
       grown = true
       local missing = {}
-      for _, digest in ipairs(entry_digests(entry)) do
+      for _, digest in ipairs(needed_digests(p, c, c.origin, entry)) do
         if not readable(p, digest) then
           missing[#missing + 1] = digest
           wanted[#wanted + 1] = digest
@@ -91,10 +91,11 @@ redis.register_function('ef_mirror', function(keys, args)
   return cmsgpack.pack({head, wanted, c.inboxes})
 end)
 
--- blob: a body became readable here (its bytes are stored already). Opens the gates that waited for it.
+-- blob: a body became readable here (its bytes are stored already). Opens the gates that waited for it. Returns digests of files of cached bodies
+-- that made room for it.
 redis.register_function('ef_blob', function(keys, args)
   local p, c = start_call(keys, args)
-  local fresh = call('HSETNX', p .. 'blobs', c.digest, c.size)
+  local unlink = call('HSETNX', p .. 'blobs', c.digest, c.size) == 1 and cache_body(p, c, c.digest, c.size) or {}
   if call('HEXISTS', p .. 'refs', c.digest) == 0 then call('ZADD', p .. 'orphans', c.now, c.digest) end
   local names = call('SMEMBERS', p .. 'wanted:' .. c.digest)
   call('DEL', p .. 'wanted:' .. c.digest)
@@ -106,7 +107,7 @@ redis.register_function('ef_blob', function(keys, args)
     end
   end
   finish_call(p, c, #names > 0)
-  return fresh
+  return unlink
 end)
 
 -- The data of a held entry never came: its events become gaps and dead letters, its values go on waiting without a lane.

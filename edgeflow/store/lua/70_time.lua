@@ -80,8 +80,9 @@ redis.register_function('ef_tidy', function(keys, args)
   for _, digest in ipairs(call('ZRANGEBYSCORE', p .. 'orphans', '-inf', c.orphans_from, 'LIMIT', 0, BATCH)) do
     call('ZREM', p .. 'orphans', digest)
     if call('HEXISTS', p .. 'refs', digest) == 0 then
-      call('HDEL', p .. 'blobs', digest)
-      if call('DEL', p .. 'blob:' .. digest) == 0 then unlink[#unlink + 1] = digest end
+      if forget_body(p, digest) then unlink[#unlink + 1] = digest end
+      call('SREM', p .. 'lazy', digest)
+      call('SREM', p .. 'missing', digest)
     end
   end
   finish_call(p, c, false)
