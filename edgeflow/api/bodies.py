@@ -27,14 +27,22 @@ STRUCTURED_OVERHEAD = 2
 """A structured event's JSON may be this many times as large as the limit of its data: base64 takes 4/3, the attributes the rest."""
 
 
+def announced_bytes(request: Request, limit_bytes: int) -> int | None:
+    """What Content-Length says. Raises TooLarge when that is more than `limit_bytes`."""
+    announced = request.headers.get("content-length")
+    if announced is None:
+        return None
+    if not announced.isdigit():
+        raise BadRequest("Content-Length is not a number")
+    if int(announced) > limit_bytes:
+        raise TooLarge(f"the body of {announced} bytes is larger than the limit of {limit_bytes} bytes")
+    return int(announced)
+
+
 @asynccontextmanager
 async def read_body(request: Request, limit_bytes: int, budget: BodyBudget) -> AsyncIterator[bytes]:
     """Yield the whole body once, and give its bytes back to the budget when the request is over."""
-    announced = request.headers.get("content-length")
-    if announced is not None and not announced.isdigit():
-        raise BadRequest("Content-Length is not a number")
-    if announced is not None and int(announced) > limit_bytes:
-        raise TooLarge(f"the body of {announced} bytes is larger than the limit of {limit_bytes} bytes")
+    announced_bytes(request, limit_bytes)
     held = 0
     chunks: list[bytes] = []
     stream = request.stream().__aiter__()
@@ -67,13 +75,6 @@ async def event_body(request: Request) -> AsyncIterator[bytes]:
         yield body
 
 
-async def value_body(request: Request) -> AsyncIterator[bytes]:
-    """The body of an EKV value or a bundle, up to limits.value_bytes."""
-    api = get_api(request)
-    async with read_body(request, api.settings.limits.value_bytes, api.budget) as body:
-        yield body
-
-
 async def manifest_body(request: Request) -> AsyncIterator[bytes]:
     """The body of a manifest, up to 1 MiB."""
     async with read_body(request, MANIFEST_BYTES, get_api(request).budget) as body:
@@ -99,6 +100,5 @@ def parse_json(model: type[Model], body: bytes) -> Model:
 
 
 EventBody = Annotated[bytes, Depends(event_body)]
-ValueBody = Annotated[bytes, Depends(value_body)]
 ManifestBody = Annotated[bytes, Depends(manifest_body)]
 SmallBody = Annotated[bytes, Depends(small_body)]

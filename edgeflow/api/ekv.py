@@ -7,9 +7,9 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from edgeflow.api.binding import OCTETS, stated_type
-from edgeflow.api.bodies import ValueBody
 from edgeflow.api.context import ApiDep
 from edgeflow.api.problems import BadParameter, Reserved, responses
+from edgeflow.api.uploads import ValueUpload
 from edgeflow.api.views import ReceiptView, ValueView, value_view
 from edgeflow.core.channels import SYSTEM_NAMESPACE, check_key
 from edgeflow.errors import NotFound, VersionMismatch
@@ -98,7 +98,7 @@ def put_value(
     api: ApiDep,
     namespace: str,
     key: str,
-    body: ValueBody,
+    body: ValueUpload,
     if_match: IfMatch = None,
     if_none_match: IfNoneMatch = None,
     content_type: Annotated[str | None, Header()] = None,
@@ -110,7 +110,12 @@ def put_value(
     handle = api.namespace_for_write(namespace)
     if_version = _expected(handle.head(key), if_match) if if_match is not None else None
     receipt = handle.put(
-        key, body, content_type=stated_type(content_type), if_version=if_version, if_absent=if_none_match is not None
+        key,
+        body.data or b"",
+        ref=body.ref,
+        content_type=stated_type(content_type),
+        if_version=if_version,
+        if_absent=if_none_match is not None,
     )
     return JSONResponse(receipt.to_json(), headers={"ETag": etag(receipt.version or "")})
 

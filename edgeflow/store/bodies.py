@@ -147,6 +147,10 @@ class Bodies(Calls):
         """Whether a body is readable here."""
         return bool(self._connection.one("HEXISTS", self.prefix + "blobs", digest))
 
+    def knows_blob(self, digest: str) -> bool:
+        """Whether something here refers to a body, readable here or not."""
+        return bool(self._connection.one("HEXISTS", self.prefix + "refs", digest))
+
     def blob_size(self, digest: str) -> int | None:
         """Size (bytes) of a body that is readable here, else None."""
         size = self._connection.one("HGET", self.prefix + "blobs", digest)

@@ -15,7 +15,7 @@ from edgeflow.api.streams import FrameEncoder
 from edgeflow.api.tails import TailHub, position_of
 from edgeflow.core.cursors import Position, Vector
 from edgeflow.core.events import BlobRef, Event
-from edgeflow.errors import NotFound, StoreUnavailable, VersionMismatch
+from edgeflow.errors import CorruptBlob, NotFound, StoreUnavailable, VersionMismatch
 from edgeflow.settings import PopSettings
 from edgeflow.store.blobs import digest_of
 from edgeflow.store.records import (
@@ -39,6 +39,41 @@ from edgeflow.store.records import (
 
 TOKEN = "test-token"
 INLINE_BYTES = 4096
+
+
+class FakeBody:
+    """A body that is open."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.size = len(data)
+
+    def read(self, offset: int = 0, length: int | None = None) -> bytes:
+        return self._data[offset : self.size if length is None else offset + length]
+
+    def close(self) -> None:
+        pass
+
+
+class FakeWriter:
+    """A body that comes piece by piece."""
+
+    def __init__(self, owner: "FakeNamespace") -> None:
+        self._owner = owner
+        self._data = bytearray()
+
+    def write(self, data: bytes) -> None:
+        self._data += data
+
+    def finish(self, digest: str | None = None) -> BlobRef:
+        data = bytes(self._data)
+        if digest not in (None, digest_of(data)):
+            raise CorruptBlob()
+        self._owner.blobs[digest_of(data)] = data
+        return BlobRef(digest_of(data), len(data))
+
+    def abort(self) -> None:
+        self._data.clear()
 
 
 class FakeNamespace:
@@ -165,13 +200,26 @@ class FakeNamespace:
     def blob_size(self, digest: str) -> int | None:
         return len(self.blobs[digest]) if digest in self.blobs else None
 
+    def knows_blob(self, digest: str) -> bool:
+        return digest in self.blobs
+
     def read_blob_range(self, digest: str, offset: int, length: int) -> bytes:
         return self.blobs[digest][offset : offset + length]
 
+    def open_blob(self, digest: str) -> "FakeBody | None":
+        self._check()
+        return FakeBody(self.blobs[digest]) if digest in self.blobs else None
+
+    def blob_writer(self, limit_bytes: int | None = None) -> "FakeWriter":
+        self._check()
+        return FakeWriter(self)
+
     def put(
-        self, key: str, data: bytes, *, content_type: str | None = None, if_version: str | None = None, if_absent: bool = False
+        self, key: str, data: bytes, *, ref: BlobRef | None = None, content_type: str | None = None, if_version: str | None = None,
+        if_absent: bool = False,
     ) -> Receipt:  # fmt: skip
         self._check()
+        data = data if ref is None else self.blobs[ref.digest]
         have = self.values.get(key)
         if (if_absent and have) or (if_version is not None and (have is None or have.version != if_version)):
             raise VersionMismatch()
