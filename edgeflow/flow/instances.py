@@ -269,6 +269,10 @@ class Instances:
             self._store.namespace(session.spec.namespace).release_claims(instance=session.spec.instance, ids=ids)
             self.notify(session.spec.namespace)
 
+    def _on_leave(self, session: Session, _message: Message) -> None:
+        # What it has not ended by now it has not begun: that is nobody's fault, and goes back when the socket closes.
+        session.state, session.claim_max = "draining", 0
+
     def _on_blob(self, session: Session, message: Message) -> None:
         digest, data = message.get("digest"), message.get("data")
         if not isinstance(digest, str) or not isinstance(data, bytes):
@@ -289,10 +293,6 @@ class Instances:
 
     def _on_get(self, session: Session, message: Message) -> None:
         self._reply(session, message, lambda: {"value": self._get(session, message)})
-    def _on_leave(self, session: Session, _message: Message) -> None:
-        # What it has not ended by now it has not begun: that is nobody's fault, and goes back when the socket closes.
-        session.state, session.claim_max = "draining", 0
-
 
     def _get(self, session: Session, message: Message) -> dict[str, Any] | None:
         namespace, key = self._store.namespace(session.spec.namespace), check_key(str(message.get("key")))
