@@ -25,7 +25,7 @@ STATES: dict[str, str] = {
     COMMITTED: "its outputs, values, state and increments are one log entry (a shadow's are kept beside its replay)",
     DEAD: "given up, with reason and inputs, as a dead letter",
     EXPIRED: "its channel's deadline had passed before it was claimed",
-    DROPPED: "its inbox was full and its channel says drop-oldest or keep-latest",
+    DROPPED: "its channel says drop-oldest or keep-latest: its inbox was full, or a newer one of its subject came",
 }
 
 FINAL = frozenset({COMMITTED, DEAD, EXPIRED, DROPPED})
@@ -46,15 +46,16 @@ STEPS: tuple[Step, ...] = (
     Step(None, WAITING, "accepted, its key is busy"),
     Step(None, DROPPED, "accepted, no room can be made"),
     Step(WAITING, READY, "the one before it has ended"),
-    Step(WAITING, DROPPED, "makes room for a newer one"),
+    Step(WAITING, DROPPED, "a newer one of its subject takes its place"),
     Step(READY, CLAIMED, "claim: attempt + 1"),
     Step(READY, EXPIRED, "claim after its deadline"),
-    Step(READY, DROPPED, "makes room for a newer one"),
+    Step(READY, DROPPED, "makes room for a newer one, or one of its subject takes its place"),
     Step(CLAIMED, COMMITTED, "commit of the current attempt"),
     Step(CLAIMED, DELAYED, "failure, timeout or crash: try again later"),
     Step(CLAIMED, DEAD, "failure: attempts used up, or not to be tried again"),
     Step(CLAIMED, READY, "given back: not begun, or not known whom to blame"),
     Step(DELAYED, READY, "its time has come"),
+    Step(DELAYED, DROPPED, "a newer one of its subject takes its place"),
 )
 
 

@@ -398,7 +398,7 @@ class Policy(Part):
     max_pending: Pending | None = None
     """Most events of the channel that may wait for one function at a PoP."""
     on_full: OnFull = "refuse"
-    """At max_pending: refuse what is published, drop the oldest that waits, or keep the newest of each subject."""
+    """At max_pending: refuse what is published, drop the oldest that waits, or (always) let only the newest of each subject wait."""
     deadline: Duration | None = None
     """An invocation that no instance has begun that long after its event was logged is dropped, counted as expired."""
     gated: bool = False

@@ -15,7 +15,7 @@ from edgeflow.core.routing import compile_routes, state_key
 from edgeflow.errors import BadRequest, NotFound, QueueFull, QuotaExceeded
 from edgeflow.flow.letters import announce
 from edgeflow.store import Arrival, Claim, Claimed, Commit, Receipt, Refusal, Store, ValueWrite
-from edgeflow.store import namespace as namespace_module
+from edgeflow.store import calls as calls_module
 from edgeflow.store.records import Quota, ReplaySpec
 from edgeflow.store.replica import ReplicatedNamespace
 
@@ -59,7 +59,7 @@ def apply(ns: ReplicatedNamespace, text: str) -> None:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(namespace_module, "time", clock)
+    monkeypatch.setattr(calls_module, "time", clock)
     return clock
 
 
@@ -284,7 +284,42 @@ def test_keep_latest_replaces_the_one_of_the_same_subject(pops: Callable[..., Po
     order = [("a", "1"), ("b", "2"), ("b", "3"), ("a", "4"), ("b", "5"), ("c", "6")]
     send(ns, *(event("x", id, subject=subject) for subject, id in order))
     assert sorted(ids(claim(ns, "f"))) == ["5", "6"], "a's 4 was the oldest when c came"
-    assert ns.counters()["invocations_dropped:full"] == 4
+    assert ns.counters()["invocations_dropped:newer"] == 3
+    assert ns.counters()["invocations_dropped:full"] == 1
+    assert_conserved(ns)
+
+
+def test_keep_latest_lets_the_newest_of_a_subject_wait_and_no_older_one(pops: Callable[..., Pop]) -> None:
+    ns = pops().ns
+    apply(ns, limited("{max_pending: 100, on_full: keep-latest}"))
+    for number in range(10):
+        send(ns, *(event("x", f"{subject}{number}", subject=subject) for subject in "abc"))
+        send(ns, event("x", f"b{number}!", subject="b"))
+    # Each in the place in which its subject first waited, though b's came most often and last; and far from full.
+    assert ids(claim(ns, "f")) == ["a9", "b9!", "c9"]
+    assert ns.counters()["invocations_dropped:newer"] == 37
+    assert_conserved(ns)
+
+
+@pytest.mark.parametrize("suspect", [False, True])
+def test_keep_latest_does_not_go_back_to_an_older_one(pops: Callable[..., Pop], clock: Clock, suspect: bool) -> None:
+    ns = pops().ns
+    apply(ns, limited("{max_pending: 100, on_full: keep-latest}"))
+    send(ns, *(event("x", f"{subject}1", subject=subject) for subject in "abcd"))
+    fails, waits, returns, stays = claim(ns, "f", 4)
+    # Of a and b attempts fail; a newer one of a comes before its next attempt, of b while it waits again.
+    for one in (fails, waits):
+        ns.fail(one.id, one.attempt, "handler-failed", "", 500)
+    send(ns, event("x", "a2", subject="a"), event("x", "c2", subject="c"))
+    clock.ms += 1000
+    ns.tick()
+    send(ns, event("x", "b2", subject="b"))
+    # c's is given back when a newer one waits, d's when there is none; then one comes.
+    ns.release_claims(instance="i1", ids=[returns.id, stays.id], suspect=suspect)
+    send(ns, event("x", "d2", subject="d"))
+    handled = ids(claim(ns, "f", 10)) + ids(claim(ns, "f", 10))
+    assert sorted(handled) == ["a2", "b2", "c2", "d2"]
+    assert ns.counters()["invocations_dropped:newer"] == 4
     assert_conserved(ns)
 
 

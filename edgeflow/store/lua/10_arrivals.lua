@@ -3,7 +3,18 @@
 -- `done` says how an invocation ended: its committed attempt, or one of these.
 local DEAD, EXPIRED, DROPPED = 'dead', 'expired', 'dropped'
 
+-- keep-latest: one that comes back (a retry, a claim that was given back) while there is a newer one of its subject is not handled behind it.
+local abandon
+local function gives_way(p, c, id, inbox)
+  local subject = call('HGET', p .. 'inv:' .. id, 'sj')
+  local newest = subject and call('HGET', p .. 'newest:' .. inbox, subject)
+  if not newest or newest == id then return false end
+  abandon(p, c, id, DROPPED, 'newer')
+  return true
+end
+
 local function to_ready(p, c, id, f, r)
+  if gives_way(p, c, id, f .. ':' .. r) then return end
   call('HSET', p .. 'inv:' .. id, 'st', 'ready', 'rdy', c.us)
   call('ZADD', p .. 'ready:' .. f .. ':' .. r, next_number(p, c, 'order'), id)
   woke(c, f .. ':' .. r)
@@ -11,6 +22,7 @@ end
 
 -- An invocation that was in a failed batch waits here, to be claimed alone and before the others.
 local function to_ready_alone(p, c, id, f, r)
+  if gives_way(p, c, id, f .. ':' .. r) then return end
   call('HSET', p .. 'inv:' .. id, 'st', 'ready', 'rdy', c.us)
   call('ZADD', p .. 'alone:' .. f .. ':' .. r, next_number(p, c, 'order'), id)
   woke(c, f .. ':' .. r)
@@ -62,26 +74,34 @@ local function finish(p, c, id, mark, inputs, record)
 end
 
 -- An accepted invocation that will not run: too late, or no room. It is in none of the inbox's sets any more.
-local function abandon(p, c, id, mark, why)
+function abandon(p, c, id, mark, why)
   local record = call('HMGET', p .. 'inv:' .. id, 'f', 'in', 'y')
   count(c, 'invocations_' .. mark .. (why and ':' .. why or ''))
   c.ends[#c.ends + 1] = {id, mark, record[1], why or '', record[3] and 1 or 0}
   finish(p, c, id, mark, cmsgpack.unpack(record[2]))
 end
 
--- Makes room in a full inbox: the waiting one of the same subject, else the oldest that waits. What is worked on stays.
-local function make_room(p, c, d, inbox)
-  local ready = p .. 'ready:' .. inbox
-  local victim
-  if d.of == 'keep-latest' and d.sj then
-    victim = call('HGET', p .. 'newest:' .. inbox, d.sj)
-    if victim then
-      local state = call('HGET', p .. 'inv:' .. victim, 'st')
-      if state == 'ready' and call('ZREM', ready, victim) == 0 then victim = nil end
-      if state ~= 'ready' and state ~= 'turn' then victim = nil end
-    end
+-- keep-latest: at most one invocation of a subject waits. A newer one drops it, whether the inbox is full or not, and gets its place, so that a
+-- subject that changes fast is not put off for ever. What is worked on stays. Returns the place in `ready`, if it had one.
+local function replace_older(p, c, inbox, subject)
+  local id = call('HGET', p .. 'newest:' .. inbox, subject)
+  if not id then return nil end
+  local state, place = call('HGET', p .. 'inv:' .. id, 'st'), nil
+  if state == 'ready' then
+    place = call('ZSCORE', p .. 'ready:' .. inbox, id)
+    call('ZREM', p .. (place and 'ready:' or 'alone:') .. inbox, id)
+  elseif state == 'delayed' then
+    call('ZREM', p .. 'delayed', id)
+  elseif state ~= 'turn' then
+    return nil
   end
-  if not victim then victim = call('ZPOPMIN', ready, 1)[1] end
+  abandon(p, c, id, DROPPED, 'newer')
+  return place or nil
+end
+
+-- Makes room in a full inbox: the oldest that waits goes. What is worked on stays.
+local function make_room(p, c, inbox)
+  local victim = call('ZPOPMIN', p .. 'ready:' .. inbox, 1)[1]
   if not victim then return false end
   abandon(p, c, victim, DROPPED, 'full')
   return true
@@ -100,8 +120,9 @@ local function accept(p, c, d, id, inputs, window)
   end
   count(c, 'invocations_accepted')
   local inbox = d.f .. ':' .. d.r
-  local room = true
-  if d.mx and d.of ~= 'refuse' and pending(p, c, inbox) >= d.mx then room = make_room(p, c, d, inbox) end
+  local room, place = true, nil
+  if d.of == 'keep-latest' and d.sj then place = replace_older(p, c, inbox, d.sj) end
+  if d.mx and d.of ~= 'refuse' and pending(p, c, inbox) >= d.mx then room = make_room(p, c, inbox) end
   local sides = 0
   for _, side in ipairs(d.l or {}) do
     local newest = call('HGET', p .. 'latest:' .. d.f .. ':' .. side.g, side.s .. '|' .. side.j)
@@ -127,7 +148,7 @@ local function accept(p, c, d, id, inputs, window)
   if d.q and call('RPUSH', turns(p, d.f, d.q), id) > 1 then
     call('HSET', p .. 'inv:' .. id, 'st', 'turn')
   else
-    call('ZADD', p .. 'ready:' .. inbox, next_number(p, c, 'order'), id)
+    call('ZADD', p .. 'ready:' .. inbox, place or next_number(p, c, 'order'), id)
     woke(c, inbox)
   end
   if not room then
