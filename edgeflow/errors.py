@@ -121,6 +121,14 @@ class InvocationPending(EdgeflowError):
     hint = "`edgeflow get invocation <invocation>` says how it is, also later; `edgeflow get functions` whether the function runs."
 
 
+class WrongType(EdgeflowError):
+    """The key is of another type."""
+
+    code = "wrong-type"
+    status = 409
+    hint = "A key is a plain value, a counter, a set or a map; delete it first, or use another key."
+
+
 class VersionMismatch(EdgeflowError):
     """The value has another version than the one asked for."""
 

@@ -55,6 +55,7 @@ class Calls:
         micros = time.time_ns() // 1000
         payload.setdefault("now", micros // 1000)
         payload.setdefault("us", micros)
+        payload.setdefault("skew", self._limits.skew_ms)
         if self._home_term is not None:
             payload.setdefault("home", self._home_term)
         # cmsgpack in Redis knows no bin type: text and bytes are the same raw type to it.
@@ -84,6 +85,10 @@ class Calls:
                 raise error_of(trouble)
             again = True
         raise StaleRoutes()
+
+    def epoch(self) -> int:
+        """The epoch of this PoP's own log; 0 before it was opened."""
+        return int(self._connection.one("GET", self.prefix + "epoch") or 0)
 
     # -- routes --------------------------------------------------------------------------------------------------------
 

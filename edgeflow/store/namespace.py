@@ -5,7 +5,6 @@ What must stay true: every write is one atomic call; a call is repeated after an
 """
 
 import json
-import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,11 +25,10 @@ from edgeflow.errors import (
     QueueFull,
     QuotaExceeded,
     TooLarge,
-    Unavailable,
-    VersionMismatch,
+    WrongType,
 )
 from edgeflow.store.blobs import digest_of
-from edgeflow.store.bodies import Bodies, Body, Placed
+from edgeflow.store.bodies import Body
 from edgeflow.store.calls import Rows
 from edgeflow.store.calls import now_ms as now_ms
 from edgeflow.store.connection import Command, Meanwhile, error_of, home_error
@@ -48,12 +46,12 @@ from edgeflow.store.records import (
     Released,
     RoundResult,
     Value,
-    ValueInfo,
     pack_event,
     pack_value,
     unpack_event,
     unpack_stored,
 )
+from edgeflow.store.values import Values, deadline_of, pack_ops
 
 RING_SIZE = 1024
 """Redeliveries that are recognised per namespace; more than twice any receive maximum."""
@@ -72,7 +70,7 @@ class _PackedArrival(NamedTuple):
     put: list[Any] | None
 
 
-class Namespace(Bodies):
+class Namespace(Values):
     """A handle; opening one costs nothing. Methods raise StoreUnavailable when Redis stays away longer than the settings allow."""
 
     _full: tuple[str, ...] = ()
@@ -118,11 +116,11 @@ class Namespace(Bodies):
 
     def round(
         self, *, arrivals: Sequence[Arrival] = (), commits: Sequence[Commit] = (), claims: Sequence[Claim] = (),
-        blobs: Sequence[tuple[str, bytes]] = (), meanwhile: Meanwhile | None = None,
+        blobs: Sequence[tuple[str, bytes]] = (), turned_away: Mapping[str, int] | None = None, meanwhile: Meanwhile | None = None,
     ) -> RoundResult:  # fmt: skip
         """Blobs, then arrivals, then commits, then claims, in one round trip and one fsync. Arrivals are atomic together, each commit by itself.
 
-        `meanwhile` gets the socket when the round is sent, and returns when its answer is there.
+        `turned_away` is how many were refused without asking here, by counter. `meanwhile` gets the socket when the round is sent, and returns when its answer is there.
 
         Claims of a call that was interrupted by an outage may be lost to the caller; see `holds` and `release_claims`. Raises StoreFull when there is
         no room; what is then sent again must say so (`Arrival.again`), since some of it may have been taken.
@@ -132,10 +130,12 @@ class Namespace(Bodies):
         results: dict[int, Receipt | Refusal] = {}
         taken: Rows[_PackedArrival] = []
         own_blobs = list(blobs)
+        counts = dict(turned_away or {})
         full = self._full_elsewhere() if arrivals else ()
         for position, arrival in enumerate(arrivals):
             try:
                 if any(matches(pattern, arrival.event.channel) for pattern in full):
+                    counts["events_refused:full"] = counts.get("events_refused:full", 0) + 1
                     raise QueueFull(f"a function that {arrival.event.channel} leads to at another PoP has a full inbox")
                 self._look_up(arrival)
                 taken.append(self._pack_arrival(position, arrival, own_blobs))
@@ -154,13 +154,15 @@ class Namespace(Bodies):
             return commands
 
         claim_commands = [self._claim_command(claim) for claim in claims]
-        commands = [*prepare(False), *claim_commands]
+        # Counted in the same round trip, and behind what may have to be prepared anew.
+        count_commands: Rows[Command] = [("HINCRBY", f"{self.prefix}counters", name, by) for name, by in counts.items()]
+        commands = [*prepare(False), *claim_commands, *count_commands]
         if not commands:
             return RoundResult([results[position] for position in range(len(arrivals))], [], [], set(), [], set())
         replies = self._connection.run(
-            commands, on_outage=lambda: [*prepare(True), *claim_commands], meanwhile=meanwhile
+            commands, on_outage=lambda: [*prepare(True), *claim_commands, *count_commands], meanwhile=meanwhile
         )
-        split = len(replies) - len(claim_commands)
+        split = len(replies) - len(claim_commands) - len(count_commands)
         writes = replies[:split]
         if any(isinstance(reply, redis.ResponseError) for reply in writes):
             # Without the claims: what they got must not be claimed a second time. And as a repetition: one write may have been refused (the routes
@@ -174,8 +176,8 @@ class Namespace(Bodies):
             outcomes, inboxes = msgpack.unpackb(writes.pop())
             woken.update(inboxes)
             for commit, (status, detail, epoch, seq, n, prevs) in zip(commits, outcomes, strict=True):
-                refused = home_error(detail) if status == "elsewhere" else None
-                ended.append(Ended("committed" if status == "ok" else status, refused.message if refused else detail))
+                home = home_error(detail) if status == "elsewhere" else None
+                ended.append(Ended("committed" if status == "ok" else status, home.message if home else detail))
                 for index, (event, prev) in enumerate(zip(commit.events, prevs, strict=False)):
                     released.append(OwnRelease(n + index, event.at(self.pop, epoch, seq, index, prev)))
         if taken:
@@ -187,7 +189,7 @@ class Namespace(Bodies):
                     released.append(OwnRelease(n, None if packed.arrival.via == "mqtt" else packed.arrival.event))
         claimed = []
         blocked: set[str] = set()
-        for claim, reply in zip(claims, replies[split:], strict=True):
+        for claim, reply in zip(claims, replies[split : split + len(claims)], strict=True):
             if isinstance(reply, redis.ResponseError):
                 raise error_of(reply)
             items, is_blocked = msgpack.unpackb(reply, raw=True)
@@ -237,6 +239,8 @@ class Namespace(Bodies):
         if status == "full":
             text = f"the inbox of function {version} is full; {arrival.event.channel} takes no more until it has room"
             return Refusal(arrival.event.id, QueueFull(text, retry_after_s=seq / 1000))
+        if status == "wrong-type":
+            return Refusal(arrival.event.id, WrongType(f"{arrival.put_key!r} is of another type in {self.name}"))
         if status == "elsewhere":
             return Refusal(arrival.event.id, home_error(version) or HomeElsewhere(version))
         if status == "quota":
@@ -300,11 +304,24 @@ class Namespace(Bodies):
                 "d": [self.directives(event, blobs) for event in commit.events],
             }
             if commit.increments:
-                item["inc"] = commit.increments
+                # Each key once: an entry is counted as a whole.
+                sums: dict[str, int] = {}
+                for key, by in commit.increments:
+                    sums[key] = sums.get(key, 0) + by
+                item["inc"] = list(sums.items())
+            if commit.ops:
+                item["ops"] = pack_ops(commit.ops, self._limits.inline_bytes)
             items.append(item)
         return self._command(
             "ef_commit",
-            {"commits": items, "rv": table.version, "gate_ms": self._limits.gate_timeout_ms, "by": self._by},
+            {
+                "commits": items,
+                "rv": table.version,
+                "gate_ms": self._limits.gate_timeout_ms,
+                "by": self._by,
+                "set_max": self._limits.set_elements,
+                "map_max": self._limits.map_fields,
+            },
         )
 
     def _claim_command(self, claim: Claim) -> Command:
@@ -341,101 +358,6 @@ class Namespace(Bodies):
             blob = BlobRef(fields[4], len(data)) if fields[4] else None
             put = pack_value(check_key(arrival.put_key), None if blob else data, blob, event.datacontenttype)
         return _PackedArrival(position, arrival, fields, ref, put)
-
-    # -- values --------------------------------------------------------------------------------------------------------
-
-    def put(
-        self, key: str, data: bytes, *, ref: BlobRef | None = None, content_type: str | None = None, if_version: str | None = None,
-        if_absent: bool = False,
-    ) -> Receipt:  # fmt: skip
-        """Write a value durably; `ref`: its body is stored already. Raises BadName, TooLarge, StoreFull, and VersionMismatch when a condition does not hold."""
-        check_key(key)
-        self._room.check()
-        if len(data) > self._limits.value_bytes:
-            raise TooLarge(f"the value has {len(data)} bytes, at most {self._limits.value_bytes} are taken")
-        if ref is None and len(data) > self._limits.inline_bytes:
-            with self.placed_body(data) as (placed, commands):
-                return self._write(pack_value(key, None, placed, content_type), if_version, if_absent, commands)
-        return self._write(pack_value(key, None if ref else data, ref, content_type), if_version, if_absent)
-
-    def delete(self, key: str, *, if_version: str | None = None) -> Receipt:
-        """Delete a value: a tombstone in the log. Raises NotFound when there is none, VersionMismatch when a condition does not hold."""
-        if self.head(check_key(key)) is None:
-            raise NotFound(f"there is no value {key!r} in {self.name}")
-        return self._write(pack_value(key, None, None, None), if_version, False)
-
-    def _write(self, value: Rows[Any], if_version: str | None, if_absent: bool, before: Placed = list) -> Receipt:
-        payload: dict[str, Any] = {
-            "value": value,
-            "id": "put|" + secrets.token_hex(16),
-            "gate_ms": self._limits.gate_timeout_ms,
-        }
-        if if_version is not None:
-            payload["if_version"] = if_version
-        if if_absent:
-            payload["if_absent"] = True
-        def commands(_again: bool) -> Rows[Command]:
-            return [*before(), self._command("ef_put", {**payload, "rv": self.routes().version})]
-
-        status, epoch, seq, version = msgpack.unpackb(self._routed(commands)[-1])
-        if status == "quota":
-            text = f"namespace {self.name} sends more {version} a second than its quota at {self.pop} allows"
-            raise QuotaExceeded(text, retry_after_s=seq / 1000)
-        if status == "mismatch":
-            raise VersionMismatch(
-                f"{value[0]!r} has version {version}" if version else f"there is no value {value[0]!r}"
-            )
-        return Receipt("durable", self.pop, epoch, seq, f"{self.pop}/{epoch}/{seq}", version)
-
-    def head(self, key: str) -> ValueInfo | None:
-        """A value without its body, None when there is none here."""
-        fields = self._connection.one(
-            "HMGET", f"{self.prefix}value:{key}", "version", "size", "type", "digest", "deleted"
-        )
-        return _value_info(key, fields)
-
-    def heads_of(self, keys: Sequence[str]) -> Rows[ValueInfo | None]:
-        """Several values without their bodies, in one round trip."""
-        replies = self._connection.run(
-            [("HMGET", f"{self.prefix}value:{key}", "version", "size", "type", "digest", "deleted") for key in keys]
-        ) if keys else []  # fmt: skip
-        return [_value_info(key, fields) for key, fields in zip(keys, replies, strict=True)]
-
-    def small_values(self, keys: Sequence[str]) -> Rows[Value | None]:
-        """Several values in one round trip. Those that are blobs (`digest` is set) come without their bodies: `data` is empty."""
-        replies = self._connection.run(
-            [("HMGET", f"{self.prefix}value:{key}", "version", "size", "type", "digest", "deleted", "data") for key in keys]
-        ) if keys else []  # fmt: skip
-        values: Rows[Value | None] = []
-        for key, fields in zip(keys, replies, strict=True):
-            info = _value_info(key, fields)
-            if info is None:
-                values.append(None)
-                continue
-            data = b"" if info.digest is not None else fields[5]
-            values.append(Value(key, info.version, info.size, info.content_type, info.digest, data))
-        return values
-
-    def get(self, key: str, *, version: str | None = None) -> Value | None:
-        """A value with its body; None when there is none here, or not in that version (only the current one is kept by key)."""
-        fields = self._connection.one(
-            "HMGET", f"{self.prefix}value:{check_key(key)}", "version", "size", "type", "digest", "deleted", "data"
-        )
-        info = _value_info(key, fields)
-        if info is None or (version is not None and version != info.version):
-            return None
-        data = fields[5] if info.digest is None else self.read_blob(info.digest)
-        if data is None:
-            raise Unavailable(f"the body of {key!r} is not at {self.pop} yet")
-        return Value(key, info.version, info.size, info.content_type, info.digest, data)
-
-    def list(self, prefix: str = "", *, after: str = "", limit: int = 100) -> Rows[ValueInfo]:
-        """Values whose key starts with `prefix`, in byte order, beginning behind `after`. Fewer than `limit` means the end."""
-        low = f"({after}" if after and after >= prefix else f"[{prefix}"
-        high = b"[" + prefix.encode() + b"\xff" if prefix else b"+"
-        low_bytes = low.encode() if low != "[" else b"-"
-        names = self._connection.one("ZRANGEBYLEX", self.prefix + "keys", low_bytes, high, "LIMIT", 0, limit)
-        return [info for info in self.heads_of([name.decode() for name in names]) if info is not None]
 
     # -- the release stream --------------------------------------------------------------------------------------------
 
@@ -508,7 +430,10 @@ class Namespace(Bodies):
             if ref is None and write.data is not None and len(write.data) > self._limits.inline_bytes:
                 ref = BlobRef(digest_of(write.data), len(write.data))
                 blobs.append((ref.digest, write.data))
-            values.append(pack_value(check_key(write.key), None if ref else write.data, ref, write.content_type))
+            fields = pack_value(
+                check_key(write.key), None if ref else write.data, ref, write.content_type, deadline_of(write.ttl_ms)
+            )
+            values.append(fields)
         return events, values
 
     def fail(self, id: str, attempt: int, reason: str, detail: str, retry_ms: int | None) -> str:
@@ -561,13 +486,6 @@ class Namespace(Bodies):
         return self.remove_files(unlink) + self.sweep_files()
 
 
-def _value_info(key: str, fields: Sequence[Any]) -> ValueInfo | None:
-    version, size, content_type, digest, deleted = fields[:5]
-    if version is None or deleted == b"1":
-        return None
-    return ValueInfo(key, version.decode(), int(size), content_type.decode() or None, digest.decode() or None)
-
-
 def _log_id(name: str) -> LogId:
     origin, _, epoch = name.rpartition(":")
     return LogId(origin, int(epoch))
@@ -608,6 +526,7 @@ def _claimed(item: Sequence[Any]) -> Claimed:
     return Claimed(
         *known, key=about.get(b"k", b"").decode(errors="replace"), window=(start, end) if window else None, state_key=state_key,
         state=_state(state_key, about.get(b"v")), replay=about.get(b"rp", b"").decode(), shadow=b"sh" in about,
+        alone=b"al" in about, expires_ms=int(about[b"e"]) if b"e" in about else None,
     )  # fmt: skip
 
 

@@ -221,11 +221,6 @@ class OverseenNamespace(Namespace):
             found.append((int(item_id.split(b"-")[0]), raw))
         return found
 
-    def count_value(self, key: str) -> int | None:
-        """A counter's value here, None when nothing has counted under that key."""
-        value = self._connection.one("HGET", self.prefix + "tallies", key)
-        return None if value is None else int(value)
-
     # -- dead letters --------------------------------------------------------------------------------------------------
 
     def redrive(self, id: str) -> str:

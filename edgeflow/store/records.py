@@ -84,11 +84,18 @@ class ValueInfo:
     size: int
     content_type: str | None
     digest: str | None
+    kind: str = field(default="register", kw_only=True)
+    """"register" (a plain value), "counter", "set" or "map". Of a set or a map `size` is how many elements or fields it has."""
+    expires_ms: int | None = field(default=None, kw_only=True)
+    """When (ms since the epoch) it is no more."""
+    origin: str = field(default="", kw_only=True)
+    """The PoP that wrote it; "" where several may have."""
 
     @property
     def modified_ms(self) -> int:
-        """Time (ms since the epoch) of the write, from its version."""
-        return int(self.version[:13])
+        """Time (ms since the epoch) of the write, from its version; 0 for counters and sets."""
+        head = self.version[:13]
+        return int(head) if self.kind in ("register", "map") and head.isdigit() else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +106,101 @@ class Value(ValueInfo):
 
 
 @dataclass(frozen=True, slots=True)
+class VersionInfo:
+    """One write of a key that is kept: the current one, or one that lost to a write that had not seen it."""
+
+    version: str
+    size: int
+    content_type: str | None
+    digest: str | None
+    is_current: bool
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The latest change of a key at this PoP, by its number; `info` None says that it was deleted."""
+
+    n: int
+    key: str
+    info: ValueInfo | None
+
+
+@dataclass(frozen=True, slots=True)
 class ValueWrite:
-    """A value in a commit. `data` None with `ref` None deletes the key."""
+    """A value in a commit. `data` None with `ref` None deletes the key, whatever its type."""
 
     key: str
     data: bytes | None = None
     ref: BlobRef | None = None
     content_type: str | None = None
+    ttl_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Write a plain value: `data`, or `ref` to a body that is stored already. `if_version`, `if_absent`: only then."""
+
+    key: str
+    data: bytes | None = None
+    ref: BlobRef | None = None
+    content_type: str | None = None
+    ttl_ms: int | None = None
+    if_version: str | None = None
+    if_absent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete a key of any type: everything of it that is visible here."""
+
+    key: str
+    if_version: str | None = None
+    missing_ok: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Increment:
+    """Add to a counter."""
+
+    key: str
+    by: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SetAdd:
+    """Add elements to a set; whoever removes one at the same time elsewhere loses."""
+
+    key: str
+    elements: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class SetRemove:
+    """Remove elements from a set, as far as this PoP has seen them."""
+
+    key: str
+    elements: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class MapPut:
+    """Write fields of a map; per field the latest write wins."""
+
+    key: str
+    fields: Mapping[str, bytes]
+    content_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MapRemove:
+    """Remove fields of a map."""
+
+    key: str
+    fields: Sequence[str]
+
+
+Write = Put | Delete | Increment | SetAdd | SetRemove | MapPut | MapRemove
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +258,10 @@ class Claimed:
     """That state as it is now; bodies that are blobs come without their data."""
     replay: str = ""
     shadow: bool = False
+    alone: bool = False
+    """An instance died of several with this among them: it is worked on alone, so that the guilty one shows itself."""
+    expires_ms: int | None = None
+    """After this it is not begun any more."""
 
     @property
     def inputs(self) -> list[Input]:
@@ -180,12 +279,13 @@ class Commit:
     values: Sequence[ValueWrite] = ()
     increments: Sequence[tuple[str, int]] = ()
     """(counter, by) pairs."""
+    ops: Sequence[SetAdd | SetRemove | MapPut | MapRemove] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
     """What a commit did: "committed", "stale" (nothing was written), or "missing" (a blob it refers to is not here; nothing was
-    written), or "elsewhere" (a key that it writes has its home at another PoP; nothing was written)."""
+    written), "elsewhere" (a key that it writes has its home at another PoP), "wrong-type" or "too-many" (`detail` is the key); nothing was written."""
 
     status: str
     detail: str = ""
@@ -416,8 +516,10 @@ def _stored_event(fields: Sequence[Any], origin: str, epoch: int, seq: int, inde
         raise CorruptEntry(f"event {index} of entry {origin}/{epoch}/{seq} cannot be read: {error!r}") from None
 
 
-def pack_value(key: str, data: bytes | None, ref: BlobRef | None, content_type: str | None) -> list[Any]:
-    """A value without its version (the script gives it)."""
+def pack_value(
+    key: str, data: bytes | None, ref: BlobRef | None, content_type: str | None, expires_ms: int = 0
+) -> list[Any]:
+    """A value without its version and what it is based on (the script gives them)."""
     body = b"" if data is None else data
     deleted = data is None and ref is None
     size = ref.size if ref else len(body)
@@ -430,6 +532,8 @@ def pack_value(key: str, data: bytes | None, ref: BlobRef | None, content_type: 
         zlib.crc32(body),
         content_type or "",
         int(deleted),
+        expires_ms,
+        "",
     ]
 
 
@@ -481,7 +585,7 @@ def unpack_entry(raw: bytes) -> dict[bytes, Any]:
             if len(event) != 9:
                 raise ValueError("an event has the wrong number of fields")
         for value in entry[b"va"]:
-            if len(value) != 8 or (not value[2] and zlib.crc32(value[4]) != value[5]):
+            if len(value) != 10 or (not value[2] and zlib.crc32(value[4]) != value[5]):
                 raise CorruptEntry("a value does not match its checksum")
         return dict(entry)
     except CorruptEntry:

@@ -8,13 +8,13 @@ from typing import Any
 
 import msgpack
 
-from edgeflow.core.cursors import Vector
+from edgeflow.core.cursors import Log, Vector, low_water
 from edgeflow.core.events import BlobRef
 from edgeflow.core.routing import Directive, RouteTable
 from edgeflow.errors import LogGap
 from edgeflow.store.connection import Command
-from edgeflow.store.oversight import OverseenNamespace
 from edgeflow.store.homes import HomedNamespace
+from edgeflow.store.oversight import OverseenNamespace
 from edgeflow.store.records import LogId, MirrorResult, check_entry, entry_refs, unpack_event
 
 
@@ -24,15 +24,21 @@ class ReplicatedNamespace(OverseenNamespace, HomedNamespace):
     def logs(self) -> dict[LogId, int]:
         """Highest seq per log that is here."""
         heads = self._connection.one("HGETALL", self.prefix + "heads")
-        found = {}
-        for name, seq in heads.items():
-            origin, _, epoch = name.decode().rpartition(":")
-            found[LogId(origin, int(epoch))] = int(seq)
-        return found
+        return {log_id(name): int(seq) for name, seq in heads.items()}
 
     def applied(self) -> Vector:
         """Per log up to which seq everything is merged and readable here."""
-        return self.low_water()[1]
+        # In this order: what was mirrored before the first read and neither held nor parked later has been merged.
+        heads, held, late, parked = self._connection.run([
+            ("HGETALL", self.prefix + "heads"), ("ZRANGE", self.prefix + "held", 0, -1), ("SMEMBERS", self.prefix + "late"),
+            ("ZRANGE", self.prefix + "parked", 0, -1),
+        ])  # fmt: skip
+        lowest: dict[Log, int] = {}
+        for name in (*held, *late, *parked):
+            origin, epoch, seq = name.decode().split(":")[:3]
+            log = LogId(origin, int(epoch))
+            lowest[log] = min(int(seq), lowest.get(log, int(seq)))
+        return low_water({log_id(name): int(seq) for name, seq in heads.items()}, lowest)
 
     def covers(self, vector: Vector) -> bool:
         """Whether everything that `vector` names is merged and readable here."""
@@ -88,3 +94,9 @@ class ReplicatedNamespace(OverseenNamespace, HomedNamespace):
                 f"log {log.origin}/{log.epoch} of {self.name} is here up to {head}, the entries begin at {first}"
             )
         return MirrorResult(head, list(missing))
+
+
+def log_id(name: bytes) -> LogId:
+    """The log of an "origin:epoch"."""
+    origin, _, epoch = name.decode().rpartition(":")
+    return LogId(origin, int(epoch))

@@ -15,7 +15,7 @@ from link_pops import RedisServer, make_settings
 from edgeflow.core.events import make_event
 from edgeflow.core.routing import compile_routes
 from edgeflow.store import Arrival, Claim, Commit, Receipt, Store
-from edgeflow.store import namespace as namespace_module
+from edgeflow.store import calls as calls_module
 from edgeflow.store.replica import ReplicatedNamespace
 
 START_MS = 1_800_000_000_000
@@ -67,7 +67,7 @@ def bench(programs: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     folder = tmp_path_factory.mktemp("j")
     clock = Clock()
     patch = pytest.MonkeyPatch()
-    patch.setattr(namespace_module, "time", clock)
+    patch.setattr(calls_module, "time", clock)
     made = make_settings(folder, "a", {"a": 1})
     redis = RedisServer(folder / "a" / "redis", made.store.redis_socket).start()
     world = Bench(folder, clock, redis, Store.open(made))

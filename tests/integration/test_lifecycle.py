@@ -12,7 +12,7 @@ from edgeflow.core.lifecycle import FINAL, READY, STATES, STEPS, leads_to
 from edgeflow.core.manifest import Artifact, parse, resolve
 from edgeflow.core.routing import compile_routes
 from edgeflow.store import Arrival, Claim, Claimed, Commit, Store
-from edgeflow.store import namespace as namespace_module
+from edgeflow.store import calls as calls_module
 from edgeflow.store.replica import ReplicatedNamespace
 
 MANIFEST = """
@@ -79,7 +79,7 @@ def test_every_step_is_in_the_table_and_every_step_of_the_table_happens(
     ns: ReplicatedNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr(namespace_module, "time", clock)
+    monkeypatch.setattr(calls_module, "time", clock)
     seed = random.SystemRandom().randrange(1 << 30)
     print(f"seed {seed}")
     chance = random.Random(seed)

@@ -332,7 +332,7 @@ def test_what_is_past_its_deadline_is_not_started(pops: Callable[..., Pop], cloc
     clock.ms += 1000
     assert ids(claim(ns, "f")) == ["new"]
     assert ns.counters()["invocations_expired"] == 1
-    assert ns.invocation(invocation_id("f", "a", 1, 1, 0)).state == "expired"  # type: ignore[union-attr]
+    assert ns.invocation(invocation_id("f", "a", ns.epoch(), 1, 0)).state == "expired"  # type: ignore[union-attr]
     assert_conserved(ns)
 
 
@@ -443,7 +443,7 @@ def test_a_dead_letter_is_announced_once_redriven_once_and_can_be_purged(pops: C
     assert {json.loads(one.inputs[0].event.data or b"")["reason"] for one in told} == {"handler-failed"} and len(
         told
     ) == 2
-    large = invocation_id("f", "a", 1, 1, 0)
+    large = invocation_id("f", "a", ns.epoch(), 1, 0)
     (small,) = (letter.id for letter in ns.dead_letters() if letter.id != large)
     assert ns.redrive(large) == "invocation"
     with pytest.raises(NotFound):

@@ -2,14 +2,14 @@
 -- An error in mid-script does not roll back: each operation validates first and writes last. Time is an argument, never TIME.
 --
 -- event  = {channel, prev, head, head_crc, digest, size, data, data_crc, content_type}   ("" = none; body is data or digest)
--- value  = {key, version, digest, size, data, data_crc, content_type, deleted}
--- entry  = {v=1, k=kind, t=ms, x={end...}, ev={event...}, va={value...}, inc={{key, by}...}}  (one log entry)
+-- value  = {key, version, digest, size, data, data_crc, content_type, deleted, expires (ms, 0 = never), base (the version that the writer saw)}
+-- entry  = {v=1, k=kind, t=ms, x={end...}, ev={event...}, va={value...}, inc={increment...}, ty={typed operation...}}  (one log entry; 22_values.lua)
 -- end    = {invocation, status, function, detail, reply, mark}  (reply: somebody waits for its outcome; mark: of several inputs)
 -- input  = {name, origin, epoch, seq, index, event}                                      (one arrival of an invocation)
 -- directive: what one event does to one function; made by core/routing.py, which says what each letter means
 
 local EV_CHANNEL, EV_PREV, EV_HEAD, EV_HCRC, EV_DIGEST, EV_SIZE, EV_DATA, EV_DCRC, EV_TYPE = 1, 2, 3, 4, 5, 6, 7, 8, 9
-local VA_KEY, VA_VERSION, VA_DIGEST, VA_SIZE, VA_DATA, VA_DCRC, VA_TYPE, VA_DELETED = 1, 2, 3, 4, 5, 6, 7, 8
+local VA_KEY, VA_VERSION, VA_DIGEST, VA_SIZE, VA_DATA, VA_DCRC, VA_TYPE, VA_DELETED, VA_EXPIRES, VA_BASE = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 
 local function call(...) return redis.call(...) end
 
@@ -77,6 +77,7 @@ local function finish_call(p, c, changed)
   end
   for channel, by in pairs(c.channels) do call('HINCRBY', p .. 'channels', channel, by) end
   for name, n in pairs(c.numbers or {}) do call('SET', p .. name, string.format('%d', n)) end
+  if c.clock_moved then call('HSET', p .. 'clock', 'ms', string.format('%d', c.clock_ms), 'n', c.clock_n) end
   for lane, seq in pairs(c.prevs) do call('HSET', p .. 'prev', lane, string.format('%d', seq)) end
   if c.head_here then call('HSET', p .. 'heads', c.pop .. ':' .. c.epoch_here, string.format('%d', c.head_here)) end
   for inbox, by in pairs(c.grown) do
@@ -89,23 +90,24 @@ local function finish_call(p, c, changed)
   if changed then call('PUBLISH', 'ef:wake', cmsgpack.pack({c.ns, c.by or '', c.inboxes})) end
 end
 
--- Hybrid logical clock (Kulkarni et al. 2014): never behind the wall clock argument, never behind what was seen.
-local function next_version(p, pop, now)
+-- Hybrid logical clock (Kulkarni et al. 2014): never behind the wall clock argument, never behind what was seen. `finish_call` writes it back.
+local function read_clock(p, c)
   local clock = call('HMGET', p .. 'clock', 'ms', 'n')
-  local ms, n = tonumber(clock[1]) or 0, tonumber(clock[2]) or 0
-  if now > ms then ms, n = now, 0 else n = n + 1 end
-  if n > 99999 then ms, n = ms + 1, 0 end
-  call('HSET', p .. 'clock', 'ms', string.format('%d', ms), 'n', n)
-  return string.format('%013d.%05d@%s', ms, n, pop)
+  c.clock_ms, c.clock_n = tonumber(clock[1]) or 0, tonumber(clock[2]) or 0
 end
 
-local function see_version(p, version)
+local function next_version(p, c)
+  if not c.clock_ms then read_clock(p, c) end
+  if c.now > c.clock_ms then c.clock_ms, c.clock_n = c.now, 0 else c.clock_n = c.clock_n + 1 end
+  if c.clock_n > 99999 then c.clock_ms, c.clock_n = c.clock_ms + 1, 0 end
+  c.clock_moved = true
+  return string.format('%013d.%05d@%s', c.clock_ms, c.clock_n, c.pop)
+end
+
+local function see_version(p, c, version)
+  if not c.clock_ms then read_clock(p, c) end
   local ms, n = tonumber(string.sub(version, 1, 13)), tonumber(string.sub(version, 15, 19))
-  local clock = call('HMGET', p .. 'clock', 'ms', 'n')
-  local have_ms, have_n = tonumber(clock[1]) or 0, tonumber(clock[2]) or 0
-  if ms > have_ms or (ms == have_ms and n > have_n) then
-    call('HSET', p .. 'clock', 'ms', string.format('%d', ms), 'n', n)
-  end
+  if ms > c.clock_ms or (ms == c.clock_ms and n > c.clock_n) then c.clock_ms, c.clock_n, c.clock_moved = ms, n, true end
 end
 
 -- Blobs live as long as something refers to them. `blobs` holds digest -> size of those that are readable here.

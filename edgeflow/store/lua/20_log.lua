@@ -10,20 +10,6 @@ local function release_gap(p, c, origin, epoch, channel, from, to, why)
   count(c, 'gaps')
 end
 
--- Opens the gate for one entry: values first, then its events, so that who is told can read.
-local drain_waiting
-local function apply_value(p, c, value)
-  local key = p .. 'value:' .. value[VA_KEY]
-  local have = call('HMGET', key, 'version', 'digest')
-  see_version(p, value[VA_VERSION])
-  if have[1] and have[1] >= value[VA_VERSION] then return end
-  hold_blob(p, value[VA_DIGEST])
-  if have[2] then drop_blob(p, have[2], c.now) end
-  call('HSET', key, 'version', value[VA_VERSION], 'digest', value[VA_DIGEST], 'size', value[VA_SIZE], 'data', value[VA_DATA],
-    'dcrc', value[VA_DCRC], 'type', value[VA_TYPE], 'deleted', value[VA_DELETED])
-  if value[VA_DELETED] == 1 then call('ZREM', p .. 'keys', value[VA_KEY]) else call('ZADD', p .. 'keys', 0, value[VA_KEY]) end
-end
-
 -- `own`: appended here in this call, so that nothing of its lane can be missing in front of it.
 local function release_events(p, c, origin, epoch, seq, events, directives, via, own)
   for i = 1, #events do
@@ -57,11 +43,11 @@ local function note_results(p, c, origin, epoch, seq, entry)
   end
 end
 
+-- Opens the gate for one entry: values first, then its events, so that who is told can read.
+local drain_waiting, release_values
 local function release_entry(p, c, origin, epoch, seq, entry, directives, via, own)
   c.entry_t = entry.t
-  for i = 1, #entry.va do apply_value(p, c, entry.va[i]) end
-  -- Each PoP applies each entry once, so each increment counts once. One that would not fit into 64 bits is left out everywhere alike.
-  for _, add in ipairs(entry.inc or {}) do redis.pcall('HINCRBY', p .. 'tallies', add[1], string.format('%d', add[2])) end
+  if #entry.va > 0 or entry.inc or entry.ty then release_values(p, c, origin, epoch, seq, entry, own) end
   note_results(p, c, origin, epoch, seq, entry)
   release_events(p, c, origin, epoch, seq, entry.ev, directives, via, own)
   for i = 1, #entry.va do drain_waiting(p, c, entry.va[i][VA_KEY]) end
@@ -95,23 +81,33 @@ local function store_entry(p, c, origin, epoch, seq, packed, entry)
 end
 
 -- Appends one entry to this PoP's own log and releases it here. All its data is readable: the caller made sure.
--- ended: list of ends; events without prev, values without version: both are set here. Returns epoch, seq, version of the last value, and the number of the first of
--- its events in the release stream (the others follow it without a gap).
-append = function(p, c, kind, ended, events, values, directives, via, increments)
+-- ended: list of ends; events without prev, values and fields of maps without version: both are set here. Returns epoch, seq, the last version, and the number of the
+-- first of its events in the release stream (the others follow it without a gap).
+append = function(p, c, kind, ended, events, values, directives, via, increments, typed)
   local epoch = own_epoch(p, c)
   local seq = (c.head_here or tonumber(call('HGET', p .. 'heads', c.pop .. ':' .. epoch)) or 0) + 1
   c.head_here = seq
   local version = ''
+  local written = {}
   for i = 1, #values do
-    version = next_version(p, c.pop, c.now)
+    local key = values[i][VA_KEY]
+    version = next_version(p, c)
     values[i][VA_VERSION] = version
+    values[i][VA_BASE] = written[key] or call('HGET', p .. 'value:' .. key, 'version') or ''
+    written[key] = version
+  end
+  for _, item in ipairs(typed or {}) do
+    if item[1] == 'm' then
+      if item[4] ~= '' then version = next_version(p, c); item[4] = version end
+      for _, field in ipairs(item[3]) do version = next_version(p, c); field[2] = version end
+    end
   end
   for i = 1, #events do
     local lane = epoch .. ':' .. events[i][EV_CHANNEL]
     events[i][EV_PREV] = c.prevs[lane] or tonumber(call('HGET', p .. 'prev', lane)) or 0
     c.prevs[lane] = seq
   end
-  local entry = {v = 1, k = kind, t = c.now, x = ended, ev = events, va = values, inc = increments}
+  local entry = {v = 1, k = kind, t = c.now, x = ended, ev = events, va = values, inc = increments, ty = typed}
   store_entry(p, c, c.pop, epoch, seq, cmsgpack.pack(entry), entry)
   local released = c.numbers and c.numbers['release:n'] or tonumber(call('GET', p .. 'release:n')) or 0
   release_entry(p, c, c.pop, epoch, seq, entry, directives, via, true)

@@ -1,9 +1,9 @@
 -- Events whose dataref names a value that is not readable here yet wait in front of the log, per channel and in order.
 -- They are durable; the log gets them once they can be resolved to immutable data.
 
-local function resolve(p, event, ref)
-  local value = call('HMGET', p .. 'value:' .. ref.key, 'version', 'digest', 'size', 'data', 'dcrc', 'type', 'deleted')
-  if not value[1] or value[7] == '1' then return false end
+local function resolve(p, c, event, ref)
+  local value = call('HMGET', p .. 'value:' .. ref.key, 'version', 'digest', 'size', 'data', 'dcrc', 'type', 'deleted', 'exp')
+  if not value[1] or value[7] == '1' or (value[8] and tonumber(value[8]) <= c.now) then return false end
   if ref.version ~= '' and ref.version ~= value[1] then return false end
   event[EV_DIGEST], event[EV_SIZE], event[EV_DATA], event[EV_DCRC] = value[2], tonumber(value[3]), value[4], tonumber(value[5])
   if event[EV_TYPE] == '' then event[EV_TYPE] = value[6] end
@@ -35,7 +35,7 @@ local function drain_channel(p, c, channel)
   local waiting = head_waiting(p, channel)
   while waiting do
     local arrival = waiting.a
-    if arrival.ref and not resolve(p, arrival.ev, arrival.ref) then
+    if arrival.ref and not resolve(p, c, arrival.ev, arrival.ref) then
       -- SREM of an earlier event of the same channel and key may have removed the mark.
       call('SADD', p .. 'waiters:' .. arrival.ref.key, channel)
       return

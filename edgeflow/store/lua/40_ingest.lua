@@ -1,8 +1,8 @@
 -- ingest: the one way in. arrivals = list of
 --   {ev=event, d=directives, via="mqtt"|"http", ref={key, version} or nil, put=value or nil, id=dedup id or nil, ring=text or nil, again=bool}
 -- Returns per arrival {status, epoch, seq, version, n}: "ok" | "again" (known already) | "waiting" (for its dataref) | "full" (version names
--- the function whose inbox is full) | "elsewhere" (version says where the home of its key is) | "quota" (version says which); of "full" and
--- "quota" seq is the time in ms after which to try again. n is the event's number in the release stream.
+-- the function whose inbox is full) | "elsewhere" (version says where the home of its key is) | "quota" (version says which); of the last two seq is the time in ms after which to try again. n is the
+-- event's number in the release stream.
 
 -- Token buckets of a namespace: so many events and bytes a second, and what `burst` seconds bring at once.
 local function read_quota(p, c)
@@ -56,6 +56,7 @@ redis.register_function('ef_ingest', function(keys, args)
       if have then known = cmsgpack.unpack(have) end
     end
     local full = not known and full_inbox(p, c, arrival.d)
+    local kind = not known and arrival.put and kind_of(p, c, arrival.put[VA_KEY])
     local over, wait_ms
     local elsewhere = not known and arrival.put and not_home(p, c, arrival.put[VA_KEY])
     if quota and not known and not full and not elsewhere then over, wait_ms = take_quota(quota, 1, arrival.ev[EV_SIZE]) end
@@ -64,6 +65,8 @@ redis.register_function('ef_ingest', function(keys, args)
       results[i] = known
     elseif elsewhere then
       results[i] = {'elsewhere', 0, 0, elsewhere, 0}
+    elseif kind and kind ~= 'r' then
+      results[i] = {'wrong-type', 0, 0, '', 0}
     elseif full then
       count(c, 'events_refused:full')
       results[i] = {'full', 0, FULL_RETRY_MS, full, 0}
@@ -79,7 +82,7 @@ redis.register_function('ef_ingest', function(keys, args)
       local channel = arrival.ev[EV_CHANNEL]
       local blocked = blocked_here[channel]
       if blocked == nil then blocked = call('EXISTS', p .. 'waiting:' .. channel) == 1; blocked_here[channel] = blocked end
-      if blocked or (arrival.ref and not resolve(p, arrival.ev, arrival.ref)) then
+      if blocked or (arrival.ref and not resolve(p, c, arrival.ev, arrival.ref)) then
         wait_for(p, c, arrival)
         blocked_here[channel] = true
         results[i] = {'waiting', 0, 0, '', 0}
@@ -105,42 +108,4 @@ redis.register_function('ef_ingest', function(keys, args)
   if #ring > 0 then call('ZREMRANGEBYRANK', p .. 'ring', 0, -(c.ring_size + 1)) end
   finish_call(p, c, true)
   return cmsgpack.pack({results, c.inboxes})
-end)
-
--- put: one value, with an optional condition. Returns {status, epoch, seq, version}; "mismatch" carries the current version, "quota" in seq the
--- time in ms after which to try again.
-redis.register_function('ef_put', function(keys, args)
-  local p, c = start_call(keys, args)
-  if not own_epoch(p, c) then return redis.error_reply('NOEPOCH') end
-  if not routes_are_current(p, c) then return redis.error_reply('STALEROUTES') end
-  local have = call('HMGET', p .. 'value:' .. c.value[VA_KEY], 'version', 'deleted')
-  local current = have[1] and have[2] ~= '1' and have[1] or ''
-  if c.id then
-    local known = call('HGET', p .. 'ids', c.id)
-    if known then return known end
-  end
-  local elsewhere = not_home(p, c, c.value[VA_KEY])
-  if elsewhere then return redis.error_reply(elsewhere) end
-  if (c.if_version and c.if_version ~= current) or (c.if_absent and current ~= '') then
-    return cmsgpack.pack({'mismatch', 0, 0, current})
-  end
-  local quota = read_quota(p, c)
-  if quota then
-    local over, wait_ms = take_quota(quota, 1, c.value[VA_SIZE])
-    if over then
-      count(c, 'values_refused:quota')
-      finish_call(p, c, false)
-      return cmsgpack.pack({'quota', 0, wait_ms, over})
-    end
-    write_quota(p, c, quota)
-  end
-  local epoch, seq, version = append(p, c, 'put', {}, {}, {c.value}, {}, '')
-  count(c, 'values_written')
-  local result = cmsgpack.pack({'ok', epoch, seq, version})
-  if c.id then
-    call('HSET', p .. 'ids', c.id, result)
-    call('ZADD', p .. 'ids:at', c.now, c.id)
-  end
-  finish_call(p, c, true)
-  return result
 end)

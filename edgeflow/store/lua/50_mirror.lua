@@ -1,11 +1,14 @@
 -- mirror: entries of another PoP's log, contiguous, idempotent. The gate holds an entry until all its data is readable here,
--- and what follows it on the same (origin, channel) with it.
+-- and what follows it on the same lane with it: on the same (origin, channel), or with increments or typed operations of the same (origin, key).
 
 local function lanes_of(origin, epoch, entry)
   local lanes, known = {}, {}
   for _, event in ipairs(entry.ev) do
     local lane = origin .. ':' .. epoch .. ':' .. event[EV_CHANNEL]
     if not known[lane] then known[lane] = true; lanes[#lanes + 1] = lane end
+  end
+  if entry.inc or entry.ty then
+    for _, key in ipairs(ordered_keys(entry)) do lanes[#lanes + 1] = origin .. ':' .. epoch .. ':+' .. key end
   end
   return lanes
 end
@@ -26,13 +29,26 @@ local function split_name(name)
   return origin, tonumber(epoch), tonumber(seq)
 end
 
+-- Of an entry whose time is over: its increments and typed operations are not held up any longer, its values go on waiting for their bodies.
+local function release_late(p, c, name, origin, epoch, seq, entry)
+  release_values(p, c, origin, epoch, seq, {va = {}, inc = entry.inc, ty = entry.ty})
+  if #entry.va > 0 then
+    entry.inc, entry.ty = nil, nil
+    call('HSET', p .. 'held:' .. name, 'e', cmsgpack.pack(entry))
+  else
+    note_results(p, c, origin, epoch, seq, entry)
+    call('DEL', p .. 'held:' .. name)
+    call('SREM', p .. 'late', name)
+  end
+end
+
 -- Releases `name` if nothing is missing and it is the first on each of its lanes; then whatever that sets free.
 local function try_release(p, c, name)
   local todo = {name}
   while #todo > 0 do
     local current = table.remove(todo)
-    local record = call('HMGET', p .. 'held:' .. current, 'e', 'missing', 'd')
-    if record[1] and tonumber(record[2]) <= 0 then
+    local record = call('HMGET', p .. 'held:' .. current, 'e', 'missing', 'd', 'late')
+    if record[1] and (record[4] or tonumber(record[2]) <= 0) then
       local origin, epoch, seq = split_name(current)
       local entry = cmsgpack.unpack(record[1])
       local lanes = lanes_of(origin, epoch, entry)
@@ -41,10 +57,15 @@ local function try_release(p, c, name)
         if call('LINDEX', p .. 'lane:' .. lane, 0) ~= current then first = false end
       end
       if first then
-        call('DEL', p .. 'held:' .. current)
-        call('ZREM', p .. 'held', current)
         for _, lane in ipairs(lanes) do call('LPOP', p .. 'lane:' .. lane) end
-        release_entry(p, c, origin, epoch, seq, entry, cmsgpack.unpack(record[3]), '')
+        if tonumber(record[2]) > 0 then
+          release_late(p, c, current, origin, epoch, seq, entry)
+        else
+          call('DEL', p .. 'held:' .. current)
+          call('ZREM', p .. 'held', current)
+          if record[4] then call('SREM', p .. 'late', current) end
+          release_entry(p, c, origin, epoch, seq, entry, cmsgpack.unpack(record[3]), '')
+        end
         for _, lane in ipairs(lanes) do
           local nxt = call('LINDEX', p .. 'lane:' .. lane, 0)
           if nxt then todo[#todo + 1] = nxt end
@@ -110,7 +131,7 @@ redis.register_function('ef_blob', function(keys, args)
   return unlink
 end)
 
--- The data of a held entry never came: its events become gaps and dead letters, its values go on waiting without a lane.
+-- The data of a held entry never came: its events become gaps and dead letters, its values go on waiting without a lane (`late`: such entries).
 local function expire_held(p, c, name)
   local record = call('HMGET', p .. 'held:' .. name, 'e', 'missing', 'd')
   -- One that only waits behind another is not late itself: it goes when that one does.
@@ -120,7 +141,6 @@ local function expire_held(p, c, name)
   local origin, epoch, seq = split_name(name)
   local entry, directives = cmsgpack.unpack(record[1]), cmsgpack.unpack(record[3])
   local lanes = lanes_of(origin, epoch, entry)
-  for _, lane in ipairs(lanes) do call('LREM', p .. 'lane:' .. lane, 1, name) end
   for i, event in ipairs(entry.ev) do
     local lane = origin .. ':' .. epoch .. ':' .. event[EV_CHANNEL]
     if event[EV_PREV] >= (tonumber(call('HGET', p .. 'seen', lane)) or 0) then call('HSET', p .. 'seen', lane, seq) end
@@ -135,13 +155,15 @@ local function expire_held(p, c, name)
       end
     end
   end
-  if #entry.va > 0 or entry.inc then
-    entry.ev = {}
-    call('HSET', p .. 'held:' .. name, 'e', cmsgpack.pack(entry), 'd', cmsgpack.pack({}))
-  else
-    note_results(p, c, origin, epoch, seq, entry)
-    call('DEL', p .. 'held:' .. name)
+  entry.ev = {}
+  local stays = {}
+  for _, lane in ipairs(lanes_of(origin, epoch, entry)) do stays[lane] = true end
+  for _, lane in ipairs(lanes) do
+    if not stays[lane] then call('LREM', p .. 'lane:' .. lane, 1, name) end
   end
+  call('HSET', p .. 'held:' .. name, 'e', cmsgpack.pack(entry), 'd', cmsgpack.pack({}), 'late', 1)
+  call('SADD', p .. 'late', name)
+  try_release(p, c, name)
   for _, lane in ipairs(lanes) do
     local nxt = call('LINDEX', p .. 'lane:' .. lane, 0)
     if nxt then try_release(p, c, nxt) end

@@ -101,6 +101,7 @@ local function keep_shadow(p, c, id, replay, status, inputs, sides, events, valu
   call('HINCRBY', p .. 'replay:' .. replay, status, 1)
   count(c, 'invocations_shadowed')
 end
+
 -- Why what a commit writes must not be written here: a home is elsewhere.
 local function commit_elsewhere(p, c, commit)
   for _, value in ipairs(commit.va) do
@@ -112,7 +113,6 @@ local function commit_elsewhere(p, c, commit)
     if why then return why end
   end
 end
-
 
 -- One log entry ends an attempt: its events, its values and the done mark appear together or not at all. `commits` are independent of each other.
 -- Returns {per commit {status, detail, epoch, seq, number of its first event in the release stream, prev per event}, inboxes that got work}.
@@ -127,22 +127,26 @@ redis.register_function('ef_commit', function(keys, args)
     local state = c.ended[commit.id] and 'stale' or attempt_state(p, commit.id, commit.attempt, all)
     local missing = state == 'current' and missing_digest(p, commit)
     local elsewhere = state == 'current' and not missing and commit_elsewhere(p, c, commit)
+    local plan, refused, about_it
+    if state == 'current' and not missing and not elsewhere then plan, refused, about_it = plan_commit(p, c, commit) end
     if missing then
       results[i] = {'missing', missing, 0, 0, 0, {}}
     elseif elsewhere then
       results[i] = {'elsewhere', elsewhere, 0, 0, 0, {}}
+    elseif refused then
+      results[i] = {refused, about_it, 0, 0, 0, {}}
     elseif state == 'current' then
       local f, packed, reply, replay, shadow = all[3], all[8], all[9], all[10], all[11]
       local about = {f, all[4], all[5], all[6], all[7]}
       local inputs, sides = cmsgpack.unpack(packed), tonumber(all[12]) or 0
       if shadow then
-        keep_shadow(p, c, commit.id, replay, 'committed', inputs, sides, commit.ev, commit.va)
+        keep_shadow(p, c, commit.id, replay, 'committed', inputs, sides, commit.ev, plan.va)
         finish(p, c, commit.id, commit.attempt, inputs, about)
         results[i] = {'ok', '', 0, 0, 0, {}}
       else
         local ended = {commit.id, 'committed', f, tostring(commit.attempt), reply and 1 or 0}
         if #inputs - sides > 1 then ended[6] = inputs_mark(inputs, sides) end
-        local epoch, seq, _, n = append(p, c, 'commit', {ended}, commit.ev, commit.va, commit.d, '', commit.inc)
+        local epoch, seq, _, n = append(p, c, 'commit', {ended}, commit.ev, plan.va, commit.d, '', plan.inc, plan.ty)
         if replay then call('HINCRBY', p .. 'replay:' .. replay, 'committed', 1) end
         finish(p, c, commit.id, commit.attempt, inputs, about)
         count(c, 'invocations_committed')

@@ -29,6 +29,10 @@ redis.register_function('ef_tick', function(keys, args)
     expire_held(p, c, name)
     moved = true
   end
+  if unpark(p, c, BATCH) then moved = true end
+  for _, key in ipairs(call('ZRANGEBYSCORE', p .. 'expires', '-inf', c.now, 'LIMIT', 0, BATCH)) do
+    if expire_value(p, c, key) then moved = true end
+  end
   local expired = {}
   for _, id in ipairs(call('ZRANGEBYSCORE', p .. 'claimed', '-inf', c.now, 'LIMIT', 0, BATCH)) do
     local record = call('HMGET', p .. 'inv:' .. id, 'n', 'f', 'r', 'by')
