@@ -3,7 +3,7 @@
 What it is: the server of the instance protocol. The store calls themselves are made by `rounds.py`.
 What it is not: starting and stopping instances. The runner writes local documents "instance"; this listens on their sockets and writes "instance_state".
 What must stay true: an attempt ends once, by commit, failure or release, whatever the instance does; a socket that closes gives back what was
-claimed; an attempt that outlives its timeout is ended and its instance told to exit.
+claimed; an attempt that outlives its timeout is ended and its instance told to exit; what was claimed ahead and never handed over is nobody's fault.
 """
 
 import contextlib
@@ -15,17 +15,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
 from edgeflow.core.channels import check_key
 from edgeflow.core.failpoints import hit
 from edgeflow.core.retries import retry_delay_ms
-from edgeflow.core.routing import FunctionRoute, compile_routes
+from edgeflow.core.routing import FunctionRoute, RouteTable, compile_routes
 from edgeflow.core.wire import Message
 from edgeflow.errors import EdgeflowError, NotFound, ProtocolError
 from edgeflow.flow.accounts import Accounts
+from edgeflow.flow.ahead import Ahead, InboxKey, Waiting
 from edgeflow.flow.direct import DirectStats
 from edgeflow.flow.outputs import build_events, build_increments, build_state, build_values
 from edgeflow.flow.reactor import READ, Reactor
@@ -44,7 +45,6 @@ log = structlog.get_logger(__name__)
 MAX_PREFETCH = 64
 DETAIL_CHARS = 10_000
 _LEASE_SLACK_MS = 5_000
-_FunctionKey = tuple[str, str]  # namespace, "function:revision"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,13 @@ class Collected:
 
     commits: list[tuple[Session, Commit, Message]]
     blobs: list[tuple[str, bytes]]
+
+
+class Wish(NamedTuple):
+    """How much to claim in the name of an instance: what it asked for, and what is worth claiming ahead."""
+
+    session: Session
+    limit: int
 
 
 class Instances:
@@ -69,8 +76,11 @@ class Instances:
         self._direct: dict[tuple[str, str], DirectStats] = defaultdict(DirectStats)
         self._listeners: dict[str, tuple[InstanceSpec, socket.socket]] = {}
         self._sessions: dict[str, Session] = {}
-        self._maybe_work: set[_FunctionKey] = set()
-        self._blocked: set[_FunctionKey] = set()
+        self._of_inbox: dict[InboxKey, list[Session]] = defaultdict(list)
+        self._ahead = Ahead()
+        self._waits_well: dict[InboxKey, tuple[RouteTable, bool]] = {}
+        self._maybe_work: set[InboxKey] = set()
+        self._blocked: set[InboxKey] = set()
         self._commits: dict[str, list[tuple[Session, Commit, Message]]] = defaultdict(list)
         self._blobs: dict[str, list[tuple[str, bytes]]] = defaultdict(list)
         self._timings: dict[tuple[str, str], Timings] = defaultdict(Timings)
@@ -106,6 +116,7 @@ class Instances:
                 session.state = "draining"
                 session.send({"t": "drain"})
                 session.flush()
+                self._give_back(document["namespace"], self._ahead.take_of(session))
 
     def _listen(self, spec: InstanceSpec) -> None:
         path = Path(spec.socket)
@@ -148,9 +159,10 @@ class Instances:
             log.info("instance_of_old_revision", instance=spec.instance, function=spec.function, revision=spec.revision)
             sock.close()
             return
-        self._sessions[spec.instance] = Session(
+        session = self._sessions[spec.instance] = Session(
             self._reactor, sock, spec, route, self._store.pop, self._message, self._session_closed, self._welcome_direct
         )  # fmt: skip
+        self._of_inbox[_inbox_key(spec)].append(session)
         self._write_state(spec, "connected")
 
     def _route(self, spec: InstanceSpec) -> FunctionRoute | None:
@@ -169,8 +181,13 @@ class Instances:
         spec = session.spec
         if self._sessions.get(spec.instance) is session:
             del self._sessions[spec.instance]
-        namespace = self._store.namespace(spec.namespace)
-        held = list(session.held.values())
+        siblings = self._of_inbox[_inbox_key(spec)]
+        siblings.remove(session)
+        if not siblings:
+            del self._of_inbox[_inbox_key(spec)]
+            self._waits_well.pop(_inbox_key(spec), None)
+        # A commit that was sent is carried out: only what had no end yet is looked at.
+        held = session.working_on
         session.held.clear()
         if len(held) == 1 and session.state != "draining":
             claimed = held[0].claimed
@@ -185,7 +202,8 @@ class Instances:
             )
         elif held:
             # Which of them the instance died of is not known: none is blamed, each is claimed alone next time.
-            namespace.release_claims(instance=spec.instance, suspect=True)
+            self._release(spec.namespace, held, suspect=True)
+        self._give_back(spec.namespace, self._ahead.take_of(session))
         self.notify(spec.namespace)
         if session.route.direct:
             self._settle_direct(spec)
@@ -211,14 +229,16 @@ class Instances:
         limit = message.get("max")
         if not isinstance(limit, int) or limit < 1:
             raise ProtocolError("claim needs max >= 1")
-        session.claim_max = min(limit, MAX_PREFETCH)
+        session.asked = session.claim_max = min(limit, MAX_PREFETCH)
         session.idle_since_us = time.time_ns() / 1000
-        self._maybe_work.add(_function_key(session.spec))
+        self._maybe_work.add(_inbox_key(session.spec))
+        self._serve(session, session.idle_since_us)
+        session.flush()
 
     def _on_commit(self, session: Session, message: Message) -> None:
         id, attempt = _named_attempt(message)
         held = session.held.get(id)
-        if held is None or held.claimed.attempt != attempt:
+        if held is None or held.ended or held.claimed.attempt != attempt:
             session.send({"t": "committed", "invocation": id, "attempt": attempt, "status": "stale", "error": None})
             return
         try:
@@ -238,6 +258,9 @@ class Instances:
         self._commits[session.spec.namespace].append(
             (session, Commit(id, attempt, events, values, increments), message)
         )
+        held.ended = True
+        session.took(_number(_timing(message).get("handler_us")))
+        session.committing += 1
         hit("commit-collected")
 
     def _on_fail(self, session: Session, message: Message) -> None:
@@ -263,15 +286,14 @@ class Instances:
             if isinstance(pairs, list)
             else []
         )
-        for id in ids:
-            self._end_held(session, id)
+        self._release(session.spec.namespace, [held for id in ids if (held := self._end_held(session, id)) is not None])
         if ids:
-            self._store.namespace(session.spec.namespace).release_claims(instance=session.spec.instance, ids=ids)
             self.notify(session.spec.namespace)
 
     def _on_leave(self, session: Session, _message: Message) -> None:
         # What it has not ended by now it has not begun: that is nobody's fault, and goes back when the socket closes.
         session.state, session.claim_max = "draining", 0
+        self._give_back(session.spec.namespace, self._ahead.take_of(session))
 
     def _on_blob(self, session: Session, message: Message) -> None:
         digest, data = message.get("digest"), message.get("data")
@@ -283,7 +305,8 @@ class Instances:
         self._blobs[session.spec.namespace].append((digest, data))
 
     def _on_fetch(self, session: Session, message: Message) -> None:
-        self._reply(session, message, lambda: {"data": self._fetch(session, str(message.get("digest")))})
+        # What a digest names never changes: it need not wait for commits.
+        self._reply_now(session, message, lambda: {"data": self._fetch(session, str(message.get("digest")))})
 
     def _fetch(self, session: Session, digest: str) -> bytes:
         data = self._store.namespace(session.spec.namespace).read_blob(digest)
@@ -315,6 +338,10 @@ class Instances:
         return [{"key": info.key, "version": info.version, "size": info.size} for info in infos]
 
     def _reply(self, session: Session, message: Message, answer: Callable[[], dict[str, Any]]) -> None:
+        session.read(lambda: self._reply_now(session, message, answer))
+
+    @staticmethod
+    def _reply_now(session: Session, message: Message, answer: Callable[[], dict[str, Any]]) -> None:
         try:
             session.send({"t": "reply", "r": message.get("r"), "ok": True, **answer()})
         except EdgeflowError as error:
@@ -367,7 +394,7 @@ class Instances:
         """Inboxes ("function:revision") of a namespace got work; None = any of them may have."""
         if inboxes is None:
             self._maybe_work.update(
-                _function_key(s.spec) for s in self._sessions.values() if s.spec.namespace == namespace
+                _inbox_key(s.spec) for s in self._sessions.values() if s.spec.namespace == namespace
             )
         else:
             self._maybe_work.update((namespace, inbox) for inbox in inboxes)
@@ -388,34 +415,51 @@ class Instances:
         """What `collected` returned could not be taken; a later round tries again."""
         self._commits[name] = collected.commits + self._commits[name]
         self._blobs[name] = collected.blobs + self._blobs[name]
+        for session, _, _ in collected.commits:
+            session.answer_reads()  # nobody knows for how long
         self.notify(name)
 
-    def claiming(self) -> dict[str, list[Session]]:
-        """Per namespace the instances that wait for work where there may be some."""
+    def claiming(self) -> dict[str, list[Wish]]:
+        """Per namespace the instances that wait for work, or are worth claiming for ahead, where there may be some."""
         if self._store.outages != self._outages:
             self._outages = self._store.outages
             self._recover_claims()
-        found: dict[str, list[Session]] = defaultdict(list)
-        for session in self._sessions.values() if self._maybe_work else ():
-            if session.claim_max and session.state == "ready" and _function_key(session.spec) in self._maybe_work:
-                found[session.spec.namespace].append(session)
+        found: dict[str, list[Wish]] = defaultdict(list)
+        for key in self._maybe_work:
+            for session in self._of_inbox.get(key, ()):
+                if wanted := self._wanted(session, key):
+                    found[key[0]].append(Wish(session, wanted))
         self._maybe_work.clear()
         return found
 
+    def _wanted(self, session: Session, key: InboxKey) -> int:
+        if session.state != "ready":
+            return 0
+        room = Ahead.room(session)
+        return session.claim_max + (room if room and self._may_wait(session, key) else 0)
+
+    def _may_wait(self, session: Session, key: InboxKey) -> bool:
+        """Whether it makes no difference to this function when an invocation is claimed a little earlier than it begins."""
+        table = self._store.namespace(key[0]).routes()
+        known = self._waits_well.get(key)
+        if known is None or known[0] is not table:
+            route = session.route
+            well = not route.context and all(table.policy(one.channel).on_full != "keep-latest" for one in route.inputs)
+            known = self._waits_well[key] = (table, well)
+        return known[1]
+
     @staticmethod
-    def claim(session: Session) -> Claim:
-        """The outstanding claim of an instance."""
-        spec, limit = session.spec, session.claim_max
+    def claim(wish: Wish) -> Claim:
+        """The claim in the name of an instance. Its lease covers what the instance holds, since that comes first."""
+        session, limit = wish
+        spec = session.spec
+        attempt_ms = session.route.retry.timeout_ms + _LEASE_SLACK_MS
         return Claim(
-            spec.function,
-            spec.revision,
-            spec.instance,
-            limit,
-            (session.route.retry.timeout_ms + _LEASE_SLACK_MS) * limit,
+            spec.function, spec.revision, spec.instance, limit, attempt_ms * (limit + session.ahead + len(session.held))
         )
 
-    def finish(self, name: str, collected: Collected, claiming: list[Session], result: RoundResult) -> None:
-        """Answer commits and claims in namespace `name` with what a round did."""
+    def finish(self, name: str, collected: Collected, claiming: list[Wish], result: RoundResult) -> set[str]:
+        """Answer commits and claims in namespace `name` with what a round did. Returns the inboxes that gave what they had."""
         self._blocked.update((name, inbox) for inbox in result.blocked)
         done_us = time.time_ns() / 1000
         if collected.commits:
@@ -437,18 +481,30 @@ class Instances:
             self._committed(session, commit, message, ended.status, done_us)
         if collected.commits:
             hit("commit-answered", self.flush_sockets)
-        for session, items in zip(claiming, result.claimed, strict=True):
+        for session, _, _ in collected.commits:
+            if not session.committing:
+                session.answer_reads()
+        emptied: set[str] = set()
+        for (session, limit), items in zip(claiming, result.claimed, strict=True):
+            key = _inbox_key(session.spec)
             if items:
+                if len(items) < limit:
+                    emptied.add(key[1])
                 hit("claim-after-store")
-                self._hand_over(session, items, done_us)
-                hit("claim-handed-over", session.flush)
+                self._ahead.put(session, key, items, time.monotonic())
+                if session.closed:
+                    self._give_back(name, self._ahead.take_of(session))
+        # Whoever waits gets what there is, in whose name it ever was claimed.
+        for key in {_inbox_key(wish.session.spec) for wish in claiming}:
+            for session in list(self._of_inbox.get(key, ())) if key in self._ahead else ():
+                self._serve(session, done_us)
+        return emptied
 
     @property
     def has_work(self) -> bool:
         """Whether another round may find something to commit or to hand over."""
         return bool(self._commits or self._blobs) or any(
-            s.claim_max and s.state == "ready" and _function_key(s.spec) in self._maybe_work
-            for s in self._sessions.values()
+            self._wanted(session, key) for key in self._maybe_work for session in self._of_inbox.get(key, ())
         )
 
     def flush_sockets(self) -> None:
@@ -459,8 +515,7 @@ class Instances:
     def _committed(self, session: Session, commit: Commit, message: Message, status: str, done_us: float) -> None:
         held = self._end_held(session, commit.id)
         if held is not None and status == "committed":
-            timing = message.get("timing")
-            timing = timing if isinstance(timing, dict) else {}
+            timing = _timing(message)
             queued, handler, fetch = (_number(timing.get(name)) for name in ("queued_us", "handler_us", "fetch_us"))
             timings = self._timings[(session.spec.namespace, session.spec.function)]
             timings.add(done_us - held.claimed.accepted_us, held.waiting_us + queued, handler - fetch)
@@ -469,24 +524,34 @@ class Instances:
             {"t": "committed", "invocation": commit.id, "attempt": commit.attempt, "status": status, "error": None}
         )
 
-    def _hand_over(self, session: Session, items: list[Claimed], now_us: float) -> None:
-        if session.closed:
-            self._store.namespace(session.spec.namespace).release_claims(
-                instance=session.spec.instance, ids=[item.id for item in items]
-            )
+    def _serve(self, session: Session, now_us: float) -> None:
+        """Hand over what waits for an instance that asks, if it asks."""
+        key = _inbox_key(session.spec)
+        if not session.claim_max or session.state != "ready" or key not in self._ahead:
             return
+        taken = self._ahead.take(key, session.claim_max)
+        late = [one for one in taken if one.claimed.expires_ms is not None and one.claimed.expires_ms < now_us / 1000]
+        if late:
+            # The store ends them for what they are.
+            self._give_back(key[0], late)
+            taken = [one for one in taken if one not in late]
+        if taken:
+            self._hand_over(session, taken, now_us)
+            hit("claim-handed-over", session.flush)
+
+    def _hand_over(self, session: Session, items: list[Waiting], now_us: float) -> None:
         context = self._context(session)
         idle_since_us = session.idle_since_us
         session.claim_max = 0
-        if not session.held:
+        if not session.working_on:
             session.progress_s = time.monotonic()
         deadline_ms = int(now_us / 1000) + session.route.retry.timeout_ms
         work = []
-        for claimed in items:
+        for owner, claimed, _ in items:
             # Ready before the instance asked: it waited for a free instance. Ready after: the hand-over is the platform's time.
             waiting_us = max(0.0, idle_since_us - claimed.ready_us)
             hop = max(stored.get("h", 0) for _, stored in claimed.stored)
-            session.held[claimed.id] = Held(claimed, hop, waiting_us)
+            session.held[claimed.id] = Held(claimed, owner.spec.instance, hop, waiting_us)
             work.append(
                 {
                     "invocation": claimed.id,
@@ -508,9 +573,29 @@ class Instances:
 
     # -- ends of attempts ----------------------------------------------------------------------------------------------
 
+    def _release(self, name: str, held: Iterable[Held], *, suspect: bool = False) -> None:
+        """Give attempts back to the inbox without blame."""
+        of: dict[str, list[str]] = defaultdict(list)
+        for one in held:
+            of[one.by].append(one.claimed.id)
+        for instance, ids in of.items():
+            self._store.namespace(name).release_claims(instance=instance, ids=ids, suspect=suspect)
+
+    def _give_back(self, name: str, waiting: Iterable[Waiting]) -> None:
+        """Give back what nobody has seen."""
+        of: dict[Session, list[str]] = defaultdict(list)
+        for owner, claimed, _ in waiting:
+            of[owner].append(claimed.id)
+        for owner, ids in of.items():
+            self._store.namespace(name).release_claims(instance=owner.spec.instance, ids=ids)
+            self._maybe_work.add(_inbox_key(owner.spec))
+
     def _end_held(self, session: Session, id: str) -> Held | None:
         session.progress_s = time.monotonic()
-        return session.held.pop(id, None)
+        held = session.held.pop(id, None)
+        if held is not None and held.ended:
+            session.committing -= 1
+        return held
 
     def _refuse(self, session: Session, id: str, attempt: int, reason: str, detail: str) -> None:
         self._end_held(session, id)
@@ -538,10 +623,14 @@ class Instances:
     def check_timeouts(self) -> None:
         """End the attempt that an instance has been on for longer than its timeout, and tell the instance to exit."""
         now = time.monotonic()
+        for one in self._ahead.take_late(now):
+            self._give_back(one.owner.spec.namespace, [one])
         for session in list(self._sessions.values()):
-            if not session.held or now - session.progress_s <= session.route.retry.timeout_ms / 1000:
+            working_on = session.working_on
+            if not working_on or now - session.progress_s <= session.route.retry.timeout_ms / 1000:
                 continue
-            id, held = next(iter(session.held.items()))
+            held = working_on[0]
+            id = held.claimed.id
             self._end_held(session, id)
             log.warning(
                 "attempt_timed_out",
@@ -554,10 +643,8 @@ class Instances:
                 session.spec.namespace, session.route, id, held.claimed.attempt, "timeout",
                 f"the handler did not return within {session.route.retry.timeout_ms} ms", retry=True,
             )  # fmt: skip
-            others = list(session.held)
+            self._release(session.spec.namespace, working_on[1:])
             session.held.clear()
-            if others:
-                self._store.namespace(session.spec.namespace).release_claims(instance=session.spec.instance, ids=others)
             session.state = "hung"
             session.kill()
 
@@ -585,17 +672,20 @@ class Instances:
             if session is not None:
                 self._store.namespace(session.spec.namespace).release_claims(instance=instance)
                 session.held.clear()
+                self._ahead.take_of(session)
             self._stop_listening(instance)
 
     def _recover_claims(self) -> None:
         # A claim that was under way when Redis went away may have been carried out without its answer reaching us.
+        known = {id for session in self._sessions.values() for id in session.held}
         for session in self._sessions.values():
             namespace = self._store.namespace(session.spec.namespace)
-            unknown = [id for id, attempt in namespace.holds(session.spec.instance) if id not in session.held]
+            known |= self._ahead.ids_of(session)
+            unknown = [id for id, attempt in namespace.holds(session.spec.instance) if id not in known]
             if unknown:
                 namespace.release_claims(instance=session.spec.instance, ids=unknown)
         for session in self._sessions.values():
-            self._maybe_work.add(_function_key(session.spec))
+            self._maybe_work.add(_inbox_key(session.spec))
 
     def _write_state(self, spec: InstanceSpec, state: str) -> None:
         session = self._sessions.get(spec.instance)
@@ -648,7 +738,7 @@ def _value_of(value: Value | None) -> dict[str, Any] | None:
     return {"version": value.version, "digest": value.digest, "data": data, "content_type": value.content_type}
 
 
-def _function_key(spec: InstanceSpec) -> _FunctionKey:
+def _inbox_key(spec: InstanceSpec) -> InboxKey:
     return (spec.namespace, f"{spec.function}:{spec.revision}")
 
 
@@ -661,6 +751,11 @@ def _named_attempt(message: Message) -> tuple[str, int]:
     if not isinstance(id, str) or not isinstance(attempt, int):
         raise ProtocolError("an end of an attempt needs invocation and attempt")
     return id, attempt
+
+
+def _timing(message: Message) -> dict[str, Any]:
+    timing = message.get("timing")
+    return timing if isinstance(timing, dict) else {}
 
 
 def _number(value: Any) -> float:

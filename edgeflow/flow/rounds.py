@@ -52,7 +52,7 @@ class Rounds:
         claiming = self._instances.claiming()
         for name in names.union(claiming):
             work = collected.get(name) or Collected([], [])
-            sessions = claiming.get(name, [])
+            wishes = claiming.get(name, [])
             gateway = self._gateways.get(name)
             arrivals = gateway.collected(share) if gateway is not None else []
             hit("round-before-store")
@@ -60,7 +60,7 @@ class Rounds:
                 result = self._store.namespace(name).round(
                     arrivals=arrivals,
                     commits=[commit for _, commit, _ in work.commits],
-                    claims=[self._instances.claim(session) for session in sessions],
+                    claims=[self._instances.claim(wish) for wish in wishes],
                     blobs=work.blobs,
                     meanwhile=self._meanwhile,
                 )
@@ -76,10 +76,9 @@ class Rounds:
             hit("round-after-store")
             if gateway is not None:
                 gateway.finish(result.receipts)
-            self._instances.finish(name, work, sessions, result)
+            emptied = self._instances.finish(name, work, wishes, result)
             # An inbox that got work may have been emptied by the claims of this very round; asking once more is cheap.
-            asked = {f"{s.spec.function}:{s.spec.revision}" for s in sessions if not s.claim_max}
-            self._instances.notify(name, result.woken - asked)
+            self._instances.notify(name, result.woken - emptied)
             if arrivals or work.commits:
                 self._on_released(name, result.released)
         self._instances.flush_sockets()

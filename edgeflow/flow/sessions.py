@@ -45,8 +45,12 @@ class Held:
     """One claimed attempt that this instance works on."""
 
     claimed: Claimed
+    by: str
+    """The instance in whose name it was claimed."""
     hop: int
     waiting_us: float
+    ended: bool = False
+    """The instance has sent its commit, which the next round carries out."""
 
 
 class Session:
@@ -64,6 +68,15 @@ class Session:
         """Claimed attempts by invocation, in the order in which the instance works on them."""
         self.claim_max = 0
         """Size of the outstanding claim, 0 when there is none."""
+        self.asked = 0
+        """Size of the last claim: what is worth claiming ahead."""
+        self.ahead = 0
+        """How much is claimed ahead in its name."""
+        self.mean_us = 0.0
+        """Mean time of its handler, 0 while nothing is known."""
+        self.committing = 0
+        """How many commits it has sent that are not carried out yet."""
+        self._reads: list[Callable[[], None]] = []
         self.idle_since_us = 0.0
         self.progress_s = time.monotonic()
         """When the instance last finished something."""
@@ -89,6 +102,28 @@ class Session:
                 log.warning("instance_does_not_read", instance=self.spec.instance, queued_bytes=len(self._out))
                 self.close()
 
+    @property
+    def working_on(self) -> list[Held]:
+        """The claimed attempts that it has not ended, in order: the first is the one that runs."""
+        return [held for held in self.held.values() if not held.ended]
+
+    def read(self, answer: Callable[[], None]) -> None:
+        """Call `answer` once the commits are carried out that were sent before: whoever reads sees what it has written."""
+        if self.committing:
+            self._reads.append(answer)
+        else:
+            answer()
+
+    def answer_reads(self) -> None:
+        """Answer the reads that waited."""
+        reads, self._reads = self._reads, []
+        for answer in reads:
+            answer()
+
+    def took(self, handler_us: float) -> None:
+        """Count a handler's time into the mean."""
+        self.mean_us = self.mean_us * 0.8 + handler_us * 0.2 if self.mean_us else handler_us
+
     def flush(self) -> None:
         """Write what is queued, as far as the socket takes it."""
         if not self._out or self.closed:
@@ -99,8 +134,8 @@ class Session:
         except BlockingIOError:
             pass
         except OSError:
-            self.close()
-            return
+            # It is gone. What it said before is still to be read, and its end comes behind that.
+            self._out.clear()
         writing = bool(self._out)
         if writing != self._writing:
             self._writing = writing

@@ -6,11 +6,10 @@ local function state_value(p, key)
   return {value[1], value[2], value[3], value[4]}
 end
 
--- What an attempt is told besides its inputs; false when there is nothing.
-local function about_attempt(p, key, record)
-  local k, w, z, rp, sh = unpack(record)
-  if not (k or w or z or rp) then return false end
-  return {k = k or nil, w = w or nil, z = z or nil, v = z and state_value(p, z) or nil, rp = rp or nil, sh = sh or nil}
+-- What there is to say of an attempt besides its inputs; false when there is nothing. al: it is to be worked on alone.
+local function about_attempt(p, alone, e, k, w, z, rp, sh)
+  if not (alone or e or k or w or z or rp) then return false end
+  return {al = alone or nil, e = e or nil, k = k or nil, w = w or nil, z = z or nil, v = z and state_value(p, z) or nil, rp = rp or nil, sh = sh or nil}
 end
 
 -- c.down = {{inbox, bound}...}: where this function's outputs go and what they may not overfill.
@@ -48,7 +47,7 @@ redis.register_function('ef_claim', function(keys, args)
         leases[#leases + 1] = lease
         leases[#leases + 1] = id
         claimed[#claimed + 1] = {id, attempt, tonumber(record[2]), tonumber(record[3]), record[1],
-          about_attempt(p, key, {record[6], record[7], record[8], record[9], record[10]})}
+          about_attempt(p, alone, record[5], record[6], record[7], record[8], record[9], record[10])}
       end
     end
     if alone and #claimed > 0 then break end
