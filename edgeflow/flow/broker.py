@@ -18,7 +18,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from edgeflow.core.mqttprops import PackedProperties, encode_properties
+from edgeflow.core.mqttprops import encode_properties
 from edgeflow.flow.pahofast import FastClient, Message
 from edgeflow.flow.reactor import READ, WRITE, Reactor, Timer
 from edgeflow.settings import MqttSettings
@@ -80,8 +80,7 @@ class BrokerSession:
 
     def publish(self, topic: str, payload: bytes, properties: bytes, *, retain: bool = False) -> int:
         """Queue a QoS 1 publish with packed properties; its message id, which `on_published` gets when the broker confirmed it."""
-        packed: Any = PackedProperties(properties)
-        return self._client.publish(topic, payload, qos=1, retain=retain, properties=packed).mid
+        return self._client.publish_packed(topic, payload, properties, retain=retain)
 
     def ack(self, message: Message) -> None:
         """Acknowledge a received message."""

@@ -1,23 +1,31 @@
-"""paho's client, with the two parts that run once per message replaced: reading packets, and a PUBLISH's properties.
+"""paho's client, with what runs once per message replaced: reading packets, a PUBLISH's properties, and publishing with QoS 1.
 
-What it is: `Client` with one receive buffer for many packets, PUBLISH decoded by `core.mqttprops`, confirmations without their property objects, and
-one write for all packets that are queued.
+What it is: `Client` with one receive buffer for many packets, PUBLISH decoded by `core.mqttprops`, confirmations without their property objects, messages
+without the lock that paho makes for whoever waits for one, and one write for all packets that are queued.
 What it is not: another MQTT client. Connecting, sessions, acknowledgements, flow control and redelivery are paho's, untouched.
 What must stay true: each packet that is not a QoS 0 or 1 PUBLISH or the PUBACK of a message goes through paho's own code. This relies on names that paho does not promise
-(`_in_packet`, `_packet_handle`, `_handle_on_message`, `_out_messages`, `_inflight_messages`, `_update_inflight`, `_out_packet`, `_packet_write`), so its version is bounded in pyproject.toml and tests run both ways against a real broker.
+(`_in_packet`, `_packet_handle`, `_handle_on_message`, `_out_messages`, `_inflight_messages`, `_max_inflight_messages`, `_update_inflight`, `_mid_generate`,
+`_out_packet`, `_packet_write`, the fields of MQTTMessage), so its version is bounded in pyproject.toml and tests run both ways against a real broker.
 """
 
 import time
 from collections.abc import Callable
 from typing import Any
 
-from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.client import (
+    Client,
+    MQTTMessage,
+    mqtt_ms_invalid,
+    mqtt_ms_publish,
+    mqtt_ms_queued,
+    mqtt_ms_wait_for_puback,
+)
 from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from edgeflow.core.mqttprops import PublishProperties, decode_properties, read_variable_int
+from edgeflow.core.mqttprops import PackedProperties, PublishProperties, decode_properties, read_variable_int
 from edgeflow.errors import ProtocolError
 
 _READ_BYTES = 256 * 1024
@@ -31,10 +39,37 @@ _JOINED_BYTES = 64 * 1024
 """Packets up to this size are written together; a copy of a larger one costs more than a write."""
 
 
+class _Nobody:
+    """Stands for those who wait until a message is published: here nobody does."""
+
+    def _set_as_published(self) -> None:
+        pass
+
+
+_NOBODY: Any = _Nobody()
+
+
 class Message(MQTTMessage):
     """A received PUBLISH; `decoded` has its properties."""
 
     decoded: PublishProperties
+
+    def __init__(self, mid: int, topic: bytes) -> None:
+        # All that paho's own constructor does but for the object (with a lock) that waits for publishes.
+        self.mid, self._topic, self.info = mid, topic, _NOBODY
+        self.timestamp, self.state, self.properties = 0.0, mqtt_ms_invalid, None
+        self.payload, self.qos, self.retain, self.dup = b"", 0, False, False
+
+
+class Outgoing(MQTTMessage):
+    """A QoS 1 PUBLISH that is not confirmed; paho sends it (again) from these fields after a reconnect, or when there is room."""
+
+    __slots__ = ()
+
+    def __init__(self, mid: int, topic: bytes, payload: bytes, retain: bool, properties: Any) -> None:
+        self.mid, self._topic, self.info = mid, topic, _NOBODY
+        self.timestamp, self.state, self.properties = time.monotonic(), mqtt_ms_queued, properties
+        self.payload, self.qos, self.retain, self.dup = payload, 1, retain, False
 
 
 class FastClient(Client):
@@ -64,6 +99,27 @@ class FastClient(Client):
             return self._handle_received(sock)
         except ProtocolError:
             return self._lost(MQTTErrorCode.MQTT_ERR_PROTOCOL)
+
+    def publish_packed(self, topic: str, payload: bytes, properties: bytes, *, retain: bool = False) -> int:
+        """Queue a QoS 1 publish; its message id. In place of `publish`, after which it is to be flushed by whoever drives the client: nobody is told."""
+        name = topic.encode()
+        with self._out_message_mutex:
+            mid = self._mid_generate()
+            while mid in self._out_messages:
+                mid = self._mid_generate()
+            message = Outgoing(mid, name, payload, retain, PackedProperties(properties))
+            self._out_messages[mid] = message
+            if not 0 < self._max_inflight_messages <= self._inflight_messages:
+                if self._sock is None:
+                    message.state = mqtt_ms_publish
+                    return mid
+                self._inflight_messages += 1
+                message.state = mqtt_ms_wait_for_puback
+                packet = encode_publish(mid, name, payload, properties, retain)
+                self._out_packet.append(
+                    {"command": packet[0], "mid": mid, "qos": 1, "pos": 0, "to_process": len(packet), "packet": packet, "info": None}
+                )  # fmt: skip
+        return mid
 
     def start_reading(self) -> None:
         """Forget what an earlier connection left in the buffer; call when a socket was opened."""
@@ -158,6 +214,17 @@ class FastClient(Client):
     def _lost(self, status: MQTTErrorCode) -> MQTTErrorCode:
         self._received = bytearray()
         return self._loop_rc_handle(status)
+
+
+def encode_publish(mid: int, topic: bytes, payload: bytes, properties: bytes, retain: bool) -> bytes:
+    """A PUBLISH with QoS 1 that is sent for the first time (MQTT 5, 3.3); `properties` with their length in front."""
+    head = bytearray((_PUBLISH | 2 | retain,))
+    left = 4 + len(topic) + len(properties) + len(payload)
+    while left > 127:
+        head.append(left & 127 | 128)
+        left >>= 7
+    head.append(left)
+    return b"".join((head, len(topic).to_bytes(2, "big"), topic, mid.to_bytes(2, "big"), properties, payload))
 
 
 def _joinable(packet: Any) -> bool:
