@@ -3,7 +3,6 @@
 What must stay true: only these processes reach this Redis; opening a namespace decides its epoch before anything is written.
 """
 
-import contextlib
 import json
 import secrets
 from dataclasses import asdict
@@ -20,8 +19,9 @@ from edgeflow.store.epochs import EpochFile
 from edgeflow.store.mailbox import Mailbox
 from edgeflow.store.records import Quota
 from edgeflow.store.replica import ReplicatedNamespace
+from edgeflow.store.wakeups import WAKE_CHANNEL
+from edgeflow.store.wakeups import Wakeups as Wakeups
 
-_WAKE_CHANNEL = "ef:wake"
 LOCAL = "local"
 _LOCAL_WAKE = msgpack.packb([LOCAL, "", []])
 _MISSING_ROUNDS = 1000
@@ -136,7 +136,7 @@ class Store:
 
     def wakeups(self) -> "Wakeups":
         """A new listener for changes."""
-        return Wakeups(self._connection.client(), self._token)
+        return Wakeups(self._settings.store.redis_socket, self._token)
 
     def ping(self) -> None:
         """Raises StoreUnavailable when Redis does not answer."""
@@ -160,7 +160,7 @@ class LocalState:
         """Write a document and wake who listens, unless it is there already just so."""
         text = json.dumps(document, sort_keys=True)
         if self._connection.one("HGET", self._PREFIX + kind, id) != text.encode():
-            self._connection.run([("HSET", self._PREFIX + kind, id, text), ("PUBLISH", _WAKE_CHANNEL, _LOCAL_WAKE)])
+            self._connection.run([("HSET", self._PREFIX + kind, id, text), ("PUBLISH", WAKE_CHANNEL, _LOCAL_WAKE)])
 
     def get_doc(self, kind: str, id: str) -> dict[str, Any] | None:
         """A document, or None."""
@@ -176,73 +176,4 @@ class LocalState:
     def delete_doc(self, kind: str, id: str) -> None:
         """Remove a document if it is there."""
         if self._connection.one("HDEL", self._PREFIX + kind, id):
-            self._connection.one("PUBLISH", _WAKE_CHANNEL, _LOCAL_WAKE)
-
-
-class Wakeups:
-    """Hints that something changed: a file descriptor to wait on, and the names of what changed. Hints can be lost; poll as well.
-
-    What rounds of this Store's own namespaces released is not among them: their results have said it already.
-    """
-
-    def __init__(self, client: redis.Redis, own_token: str) -> None:
-        self._client = client
-        self._own = own_token
-        self._pubsub: Any = None
-        self._subscribe()
-
-    def fileno(self) -> int:
-        """The descriptor to select on, -1 while Redis is away. It changes when the connection does."""
-        connection = self._pubsub.connection if self._pubsub is not None else None
-        sock = getattr(connection, "_sock", None)
-        return -1 if sock is None else int(sock.fileno())
-
-    def drain(self) -> dict[str, set[str]]:
-        """Namespaces (or "local") that changed since the last call, with the inboxes ("function:revision") that got work; reconnects by itself."""
-        changed: dict[str, set[str]] = {}
-        if self._pubsub is None and not self._subscribe():
-            return changed
-        try:
-            while (message := self._pubsub.get_message(ignore_subscribe_messages=False, timeout=0)) is not None:
-                self._note(message, changed)
-        except (redis.ConnectionError, redis.TimeoutError, OSError):
-            self._drop()
-        return changed
-
-    def wait(self, timeout_s: float) -> set[str]:
-        """Block until something changes, at most `timeout_s`; for threads."""
-        if self._pubsub is not None or self._subscribe():
-            with contextlib.suppress(redis.ConnectionError, redis.TimeoutError, OSError):
-                changed: dict[str, set[str]] = {}
-                message = self._pubsub.get_message(timeout=timeout_s)
-                if message is not None:
-                    self._note(message, changed)
-                return {*changed, *self.drain()}
-            self._drop()
-        return set()
-
-    def _note(self, message: dict[str, Any], changed: dict[str, set[str]]) -> None:
-        if message["type"] == "message":
-            name, by, inboxes = msgpack.unpackb(message["data"])
-            if by != self._own:
-                changed.setdefault(name, set()).update(inboxes)
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._drop()
-        self._client.close()
-
-    def _subscribe(self) -> bool:
-        try:
-            self._pubsub = self._client.pubsub()  # type: ignore[no-untyped-call]
-            self._pubsub.subscribe(_WAKE_CHANNEL)
-            return True
-        except (redis.ConnectionError, redis.TimeoutError, OSError):
-            self._drop()
-            return False
-
-    def _drop(self) -> None:
-        if self._pubsub is not None:
-            with contextlib.suppress(Exception):
-                self._pubsub.close()
-        self._pubsub = None
+            self._connection.one("PUBLISH", WAKE_CHANNEL, _LOCAL_WAKE)
