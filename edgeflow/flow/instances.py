@@ -77,6 +77,7 @@ class Instances:
         self._listeners: dict[str, tuple[InstanceSpec, socket.socket]] = {}
         self._sessions: dict[str, Session] = {}
         self._of_inbox: dict[InboxKey, list[Session]] = defaultdict(list)
+        self._to_flush: set[Session] = set()
         self._ahead = Ahead()
         self._waits_well: dict[InboxKey, tuple[RouteTable, bool]] = {}
         self._maybe_work: set[InboxKey] = set()
@@ -160,7 +161,8 @@ class Instances:
             sock.close()
             return
         session = self._sessions[spec.instance] = Session(
-            self._reactor, sock, spec, route, self._store.pop, self._message, self._session_closed, self._welcome_direct
+            self._reactor, sock, spec, route, self._store.pop, self._message, self._session_closed, self._welcome_direct,
+            self._to_flush,
         )  # fmt: skip
         self._of_inbox[_inbox_key(spec)].append(session)
         self._write_state(spec, "connected")
@@ -509,7 +511,9 @@ class Instances:
 
     def flush_sockets(self) -> None:
         """Write the answers."""
-        for session in list(self._sessions.values()):
+        sessions = list(self._to_flush)
+        self._to_flush.clear()
+        for session in sessions:
             session.flush()
 
     def _committed(self, session: Session, commit: Commit, message: Message, status: str, done_us: float) -> None:

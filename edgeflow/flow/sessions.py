@@ -59,7 +59,7 @@ class Session:
     def __init__(
         self, reactor: Reactor, sock: socket.socket, spec: InstanceSpec, route: FunctionRoute, pop: str,
         on_message: Callable[["Session", Message], None], on_closed: Callable[["Session"], None],
-        on_direct: Callable[["Session"], None] | None = None,
+        on_direct: Callable[["Session"], None] | None = None, to_flush: set["Session"] | None = None,
     ) -> None:  # fmt: skip
         sock.setblocking(False)
         self.spec = spec
@@ -82,6 +82,7 @@ class Session:
         """When the instance last finished something."""
         self.state = "connected"
         self.closed = False
+        self._to_flush = to_flush if to_flush is not None else set()
         self._pop = pop
         self._reactor = reactor
         self._sock = sock
@@ -95,8 +96,9 @@ class Session:
         reactor.register(sock, READ, self._on_socket)
 
     def send(self, message: Message) -> None:
-        """Queue a frame; `flush` writes it."""
+        """Queue a frame; `flush` writes it. Until then this is in the owner's `to_flush`."""
         if not self.closed:
+            self._to_flush.add(self)
             self._out += encode_frame(message)
             if len(self._out) > _MAX_QUEUED_BYTES:
                 log.warning("instance_does_not_read", instance=self.spec.instance, queued_bytes=len(self._out))
