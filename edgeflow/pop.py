@@ -304,6 +304,7 @@ class DataProcess:
                 needed = logid.origin == self._settings.pop and self._settings.link.peers
                 keep[f"{logid.origin}:{logid.epoch}"] = acknowledged.get(logid, 0) if needed else head
             namespace.tidy(keep)
+            namespace.fill_bodies()
 
     def _close(self) -> None:
         log.info("data_stopping")

@@ -34,6 +34,8 @@ class MemoryNamespace:
         self.missing: set[str] = set()
         self.mirror_calls = 0
         self.floor = ""
+        self.elsewhere: dict[str, set[str]] = {}
+        """Per PoP: digests that it does not keep."""
         self.events: list[str] = []
         """What happened, in order: "entry <n>" and "blob <digest>"."""
 
@@ -108,6 +110,12 @@ class MemoryNamespace:
         self.missing.discard(digest)
         self.events.append(f"blob {digest}")
 
+    def blob_writer(self, limit_bytes: int | None = None) -> "MemoryWriter":
+        return MemoryWriter(self)
+
+    def kept_elsewhere(self, raw: bytes, pop: str) -> set[str]:
+        return self.elsewhere.get(pop, set())
+
     def blob_size(self, digest: str) -> int | None:
         data = self.blobs.get(digest)
         return None if data is None else len(data)
@@ -116,6 +124,23 @@ class MemoryNamespace:
         if digest not in self.blobs:
             raise NotFound(digest)
         return self.blobs[digest][offset : offset + length]
+
+
+class MemoryWriter:
+    def __init__(self, space: MemoryNamespace) -> None:
+        self._space = space
+        self._data = bytearray()
+
+    def write(self, data: bytes) -> None:
+        self._data += data
+
+    def finish(self, digest: str | None = None) -> BlobRef:
+        data = bytes(self._data)
+        self._space.add_blob(digest or digest_of(data), data)
+        return BlobRef(digest_of(data), len(data))
+
+    def abort(self) -> None:
+        self._data.clear()
 
 
 class MemoryStore:

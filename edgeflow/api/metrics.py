@@ -74,6 +74,14 @@ class _PopCollector(Collector):
             "edgeflow_gateway_connected", "Whether the namespace's MQTT session is connected", labels=["namespace"]
         )
         letters = GaugeMetricFamily("edgeflow_dead_letters", "Dead letters that are kept here", labels=["namespace"])
+        cached = GaugeMetricFamily(
+            "edgeflow_cached_bodies_bytes",
+            "Bodies that are here though a policy places them elsewhere",
+            labels=["namespace"],
+        )
+        missing = GaugeMetricFamily(
+            "edgeflow_missing_bodies", "Bodies that ought to be here and are asked for", labels=["namespace"]
+        )
         events = GaugeMetricFamily(
             "edgeflow_quota_events_per_second", "Events a second that the namespace may send here", labels=["namespace"]
         )
@@ -83,6 +91,7 @@ class _PopCollector(Collector):
         states = self._api.store.local.docs("gateway_state")
         for name in sorted(self._api.store.namespaces()):
             handle = self._api.store.namespace(name)
+            handle.write_notes()
             for counter, value in sorted(handle.counters().items()):
                 what, _, reason = counter.partition(":")
                 counters.add_metric([name, what, reason], value)
@@ -95,11 +104,13 @@ class _PopCollector(Collector):
             if name in states:
                 gateways.add_metric([name], bool(states[name].get("connected")))
             letters.add_metric([name], handle.dead_letter_count())
+            cached.add_metric([name], handle.cached_bytes())
+            missing.add_metric([name], len(handle.missing_blobs()))
             quota = handle.quota() or Quota()
             for gauge, bound in ((events, quota.events_per_s), (sizes, quota.bytes_per_s)):
                 if bound is not None:
                     gauge.add_metric([name], bound)
-        yield from (counters, heads, joins, gateways, letters, events, sizes)
+        yield from (counters, heads, joins, gateways, letters, cached, missing, events, sizes)
 
     def _functions(self) -> Iterator[Metric]:
         labels = ["namespace", "function"]

@@ -13,6 +13,7 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -220,11 +221,14 @@ async def open_body(
     """
     clock = asyncio.get_running_loop().time
     deadline_s = clock() + wait_s
+    fetched = False
     while True:
         trouble: EdgeflowError = BodyMissing(f"the body {digest} is not at {api.settings.pop}")
         try:
             found = await run_in_threadpool(_begin, handle, digest, offset, length)
             if found is not None:
+                if found[0].is_cached:
+                    await run_in_threadpool(partial(handle.note_read, digest, fetched=fetched))
                 return found
         except CorruptBlob as error:
             trouble = error
@@ -234,6 +238,7 @@ async def open_body(
         try:
             question = {"ns": handle.name, "digest": digest}
             await asyncio.wrap_future(api.store.mailbox.submit("fetch", question, left_s))
+            fetched = True
         except EdgeflowError as error:
             raise trouble from error
 

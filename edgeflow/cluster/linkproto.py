@@ -61,7 +61,7 @@ class Entries:
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """One chunk of a blob of `size` bytes, at offset `off`. Chunks of one blob come in order; `off` 0 starts it (again)."""
+    """One chunk of a blob of `size` bytes, at offset `off`. Chunks of one blob come in order, from 0 or from what was wanted."""
 
     ns: str
     digest: str
@@ -72,10 +72,11 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """Send these blobs."""
+    """Send these blobs, each from the offset in `offs` on: so much of it is here already."""
 
     ns: str
     digests: list[str]
+    offs: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +283,7 @@ _SPECIAL: dict[str, Callable[[Any], Any]] = {
     "ns": _namespace,
     "digest": _digest,
     "digests": _list_of(_digest),
+    "offs": _list_of(_number),
     "coming": _list_of(_digest),
     "entries": _list_of(_bytes),
     "blobs": _list_of(_tuple_of(_namespace, _digest)),

@@ -3,20 +3,20 @@
 What it is: one store call per message, and the acks that it earned.
 What it is not: the gate. The store opens it; whoever releases events is told the namespace through `released`.
 What must stay true: an ack names only what the store has on disk; a log is mirrored without gaps or is sent again from its cursor; what is held
-in memory of unfinished blobs is bounded; an entry that the store cannot take stops its log only.
+of unfinished blobs is bounded; an entry that the store cannot take stops its log only.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 
 from edgeflow.cluster import linkproto
-from edgeflow.cluster.linkproto import Ack, Blob, Entries, Message, NoHave, Refuse, Rewind
+from edgeflow.cluster.linkproto import Ack, Blob, Entries, Message, NoHave, Refuse, Rewind, Want
 from edgeflow.cluster.ports import LinkStore
 from edgeflow.cluster.wants import Wants
 from edgeflow.core.failpoints import hit
-from edgeflow.errors import CorruptBlob, LogGap, ProtocolError
+from edgeflow.errors import CorruptBlob, EdgeflowError, LogGap, ProtocolError, StoreFull
 from edgeflow.settings import Limits
 from edgeflow.store.records import LogId
 
@@ -24,12 +24,6 @@ log = structlog.get_logger(__name__)
 
 LogKey = tuple[str, LogId]
 BlobKey = tuple[str, str]
-
-
-@dataclass(slots=True)
-class _Spool:
-    size: int
-    data: bytearray = field(default_factory=bytearray)
 
 
 @dataclass(slots=True)
@@ -53,7 +47,6 @@ class Receiver:
         self._max_blob_bytes = max(limits.value_bytes, limits.event_bytes)
         self._wants = wants
         self._send = send
-        self._spools: dict[BlobKey, _Spool] = {}
         self._refused: set[BlobKey] = set()
         self._rewound: dict[LogKey, _Rewound] = {}
         self._failures: dict[LogKey, int] = {}
@@ -111,35 +104,51 @@ class Receiver:
         self.released.add(message.ns)
         if result.missing:
             missing = set(result.missing)
-            self._wants.coming(message.ns, missing.intersection(message.coming), self._peer, now_s)
+            coming = missing.intersection(message.coming)
+            self._wants.coming(message.ns, coming, self._peer, now_s)
+            begun = {digest: here for digest in coming if (here := self._wants.spools.here((message.ns, digest)))}
+            if begun:
+                self._send(Want(message.ns, list(begun), list(begun.values())))
             self._wants.missing(message.ns, missing, now_s)
 
     def on_blob(self, message: Blob, now_s: float) -> None:
         """Collects chunks; stores a blob when it is whole. Raises ProtocolError when a chunk does not follow the one before."""
         self._got_bytes += len(message.data)
         key = (message.ns, message.digest)
+        spools = self._wants.spools
         if message.off == 0:
-            self._drop(key)
-            if not self._admit(key, message.size, now_s):
-                return
+            self._refused.discard(key)
         elif key in self._refused:
             return
-        spool = self._spools.get(key)
-        if spool is None or spool.size != message.size or len(spool.data) != message.off:
+        if spools.peer(key) not in (None, self._peer):
+            self._refuse(key, "busy", f"{spools.peer(key)} is sending it")
+            return
+        if key not in spools:
+            if message.off:
+                raise ProtocolError(f"a chunk of {message.digest} at {message.off} does not follow the one before")
+            if not self._admit(key, message.size, now_s):
+                return
+        size, here = spools.size(key), spools.here(key)
+        if size != message.size or message.off > here:
             raise ProtocolError(f"a chunk of {message.digest} at {message.off} does not follow the one before")
-        if len(message.data) > spool.size - len(spool.data) or (not message.data and spool.size):
+        if len(message.data) > size - message.off or (not message.data and size):
             raise ProtocolError(f"a chunk of {message.digest} has {len(message.data)} bytes, beyond its end or none")
-        spool.data += message.data
         self._wants.progress(key, now_s)
-        if len(spool.data) == spool.size:
-            self._drop(key)
-            self._store_blob(key, bytes(spool.data), now_s)
+        try:
+            # What came over an earlier connection may come once more: bodies never change.
+            is_whole = spools.add(key, self._peer, message.data[here - message.off :], now_s)
+        except EdgeflowError as error:  # no room
+            self._wants.failed(key, self._peer, now_s)
+            self._refuse(key, "busy", str(error))
+            return
+        if is_whole:
+            self._store_blob(key, now_s)
 
     def on_nohave(self, message: NoHave, now_s: float) -> None:
         """The peer has not got them, or no longer."""
         for digest in message.digests:
-            self._drop((message.ns, digest))
             self._wants.failed((message.ns, digest), self._peer, now_s)
+            self._wants.spools.release((message.ns, digest), self._peer)
 
     def flush(self, now_s: float) -> None:
         """Queues the ack for what came since the last one, and rewinds whose time has come."""
@@ -157,17 +166,18 @@ class Receiver:
             self._arrived = []
 
     def _admit(self, key: BlobKey, size: int, now_s: float) -> bool:
-        self._refused.discard(key)
         if size > self._max_blob_bytes:
             self._wants.give_up(key, now_s)
             self._refuse(key, "too-large", f"{size} bytes, the limit here is {self._max_blob_bytes}")
             return False
+        spools = self._wants.spools
         # The sender keeps what is active within value_bytes, so twice that is only exceeded by one that does not follow the rules.
-        if sum(spool.size for spool in self._spools.values()) + size > 2 * self._max_blob_bytes:
+        if not spools.has_room(self._peer, size, 2 * self._max_blob_bytes):
             self._wants.failed(key, self._peer, now_s)
-            self._refuse(key, "busy", "too many unfinished blobs on this link")
+            self._refuse(key, "busy", "too many unfinished blobs")
             return False
-        self._spools[key] = _Spool(size)
+        handle = self._store.namespace(key[0])
+        spools.begin(key, size, self._peer, now_s, lambda: handle.blob_writer(self._max_blob_bytes))
         return True
 
     def _refuse(self, key: BlobKey, code: str, reason: str) -> None:
@@ -175,19 +185,20 @@ class Receiver:
         self._refused.add(key)
         self._send(Refuse(*key, code, reason))
 
-    def _store_blob(self, key: BlobKey, data: bytes, now_s: float) -> None:
+    def _store_blob(self, key: BlobKey, now_s: float) -> None:
         try:
-            self._store.namespace(key[0]).add_blob(key[1], data)
+            self._wants.spools.finish(key)
         except CorruptBlob:
             self.corrupt_blobs += 1
             self._wants.missing(key[0], [key[1]], now_s)
             self._wants.failed(key, self._peer, now_s)
             log.warning("link_blob_corrupt", namespace=key[0], digest=key[1], peer=self._peer)
             return
+        except StoreFull as error:
+            self._wants.failed(key, self._peer, now_s)
+            log.warning("link_blob_not_stored", namespace=key[0], digest=key[1], peer=self._peer, error=str(error))
+            return
         hit("link-blob-stored")
         self._wants.arrived(key)
         self._arrived.append(key)
         self.released.add(key[0])
-
-    def _drop(self, key: BlobKey) -> None:
-        self._spools.pop(key, None)

@@ -74,7 +74,10 @@ class Sender:
     `cursors` are the peer's: per namespace the last seq it has of our own logs, and of other logs that are sent to it.
     """
 
-    def __init__(self, store: LinkStore, tail: Tail, me: str, limits: Limits, cursors: Heads) -> None:
+    def __init__(
+        self, store: LinkStore, tail: Tail, me: str, limits: Limits, cursors: Heads, *, peer: str = ""
+    ) -> None:
+        self._peer = peer
         self._store = store
         self._tail = tail
         self._me = me
@@ -83,7 +86,7 @@ class Sender:
         self._spaces: OrderedDict[str, _Space] = OrderedDict()
         self._sent_digests: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._active: OrderedDict[tuple[str, str], _Transfer] = OrderedDict()
-        self._waiting: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._waiting: OrderedDict[tuple[str, str], _Transfer] = OrderedDict()
         self._active_bytes = 0
         self.sent_bytes = 0
         self.acked_bytes = 0
@@ -121,7 +124,7 @@ class Sender:
     @property
     def bytes_behind(self) -> int:
         """Payload bytes under way or queued, not acknowledged yet (entries that were not read yet apart)."""
-        queued = sum(transfer.size - transfer.off for transfer in self._active.values()) + sum(self._waiting.values())
+        queued = sum(one.size - one.off for table in (self._active, self._waiting) for one in table.values())
         return self.sent_bytes - self.acked_bytes + queued
 
     @property
@@ -176,15 +179,17 @@ class Sender:
         self._spaces[message.ns].dirty_since_s = now_s
 
     def on_want(self, message: Want) -> list[Message]:
-        """Queues what is here; returns the answer for what is not."""
+        """Queues what is here; returns the answer for what is not. Raises ProtocolError when the offsets do not fit."""
         handle = self._store.namespace(message.ns)
         absent = []
-        for digest in message.digests:
+        if len(message.offs) != len(message.digests):
+            raise ProtocolError(f"a want names {len(message.digests)} blobs and {len(message.offs)} offsets")
+        for digest, off in zip(message.digests, message.offs, strict=True):
             size = handle.blob_size(digest)
             if size is None:
                 absent.append(digest)
             else:
-                self._queue((message.ns, digest), size)
+                self._queue((message.ns, digest), size, off if off < size else 0)
         return [NoHave(message.ns, absent)] if absent else []
 
     def on_refuse(self, message: Refuse) -> None:
@@ -261,8 +266,10 @@ class Sender:
                 break
             batch.entries.append(raw)
             size += len(raw)
-            for ref in own.read.popleft().blobs:
-                if not self._remember((space.name, ref.digest)):
+            item = own.read.popleft()
+            elsewhere = space.handle.kept_elsewhere(raw, self._peer) if item.blobs else ()
+            for ref in item.blobs:
+                if ref.digest in elsewhere or not self._remember((space.name, ref.digest)):
                     continue
                 if ref.size < self._limits.redis_blob_bytes:
                     batch.blobs.append(ref.digest)
@@ -297,12 +304,12 @@ class Sender:
 
     def _push_chunk(self, out: bytearray) -> None:
         while self._waiting and len(self._active) < ACTIVE_TRANSFERS:
-            key, size = next(iter(self._waiting.items()))
-            if self._active and self._active_bytes + size > self._limits.value_bytes:
+            key, transfer = next(iter(self._waiting.items()))
+            if self._active and self._active_bytes + transfer.size > self._limits.value_bytes:
                 break
             del self._waiting[key]
-            self._active[key] = _Transfer(size)
-            self._active_bytes += size
+            self._active[key] = transfer
+            self._active_bytes += transfer.size
         key, transfer = next(iter(self._active.items()))
         ns, digest = key
         self._active.move_to_end(key)
@@ -328,9 +335,10 @@ class Sender:
         out += encode(Blob(ns, digest, size, off, data))
         self.sent_bytes += len(data)
 
-    def _queue(self, key: tuple[str, str], size: int) -> None:
-        if key not in self._active:
-            self._waiting.setdefault(key, size)
+    def _queue(self, key: tuple[str, str], size: int, off: int = 0) -> None:
+        """`off`: the peer has what is before it."""
+        transfer = self._active.get(key) or self._waiting.setdefault(key, _Transfer(size))
+        transfer.off = max(transfer.off, off)
 
     def _end(self, key: tuple[str, str]) -> None:
         transfer = self._active.pop(key, None)

@@ -206,7 +206,7 @@ class Session:
             raise LinkRefused(f"{self._peer} belongs to cluster {hello.cluster!r}, this PoP to {self._cluster!r}")
         if hello.pop != self._peer:
             raise LinkRefused(f"the certificate says {self._peer!r}, the hello says {hello.pop!r}")
-        self.sender = Sender(self._store, self._tail, self._me, self._limits, self._compare(hello))
+        self.sender = Sender(self._store, self._tail, self._me, self._limits, self._compare(hello), peer=self._peer)
         self.sender.poll(self._heads, now_s)
         self.sender.notify(self._early, now_s)
         self._heads, self._early = {}, set()
@@ -268,7 +268,7 @@ class Session:
     def _ask(self, now_s: float) -> None:
         for ns, digests in self._wants.take(self._peer, now_s).items():
             for some in in_lists(digests):
-                self._answer(Want(ns, some))
+                self._answer(Want(ns, some, [self._wants.spools.here((ns, digest)) for digest in some]))
 
     def _measure(self, rtt_s: float) -> None:
         if 0 <= rtt_s < SILENCE_S:

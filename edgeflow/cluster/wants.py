@@ -8,6 +8,8 @@ What must stay true: a blob is asked of one peer at a time; every missing blob i
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from edgeflow.cluster.spools import Spools
+
 RETRY_S = 2.0
 """After this long, peers that did not have a blob are asked again."""
 STALL_S = 15.0
@@ -29,6 +31,8 @@ class Wants:
     """The blobs that are missing here."""
 
     def __init__(self) -> None:
+        self.spools = Spools()
+        """What has come of them so far."""
         self._wants: dict[Key, _Want] = {}
         self._unasked: dict[Key, _Want] = {}
         self._pinned: set[Key] = set()
@@ -82,6 +86,7 @@ class Wants:
         """`peer` has not got it, or sent something else in its place."""
         if (want := self._wants.get(key)) is not None:
             want.without.add(peer)
+            self.spools.release(key, peer)
             if want.asked == peer:
                 self._free(key, want, now_s)
 
@@ -93,6 +98,7 @@ class Wants:
 
     def peer_lost(self, peer: str, now_s: float) -> None:
         """The link to `peer` is down: what it was asked for is asked of others."""
+        self.spools.peer_lost(peer, now_s)
         for key, want in self._wants.items():
             want.without.discard(peer)
             if want.asked == peer:
@@ -108,6 +114,7 @@ class Wants:
 
     def tick(self, now_s: float) -> None:
         """Lets stalled transfers and refused questions be asked again."""
+        self.spools.tick(now_s)
         for key, want in self._wants.items():
             if want.asked is not None and now_s - want.at_s > STALL_S:
                 self.failed(key, want.asked, now_s)

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 from edgeflow.core.events import BlobRef
-from edgeflow.errors import CorruptBlob, NotFound, TooLarge
+from edgeflow.errors import CorruptBlob, NotFound, StoreFull, TooLarge
 from edgeflow.store.blobs import BlobFile, BlobFiles, FileWriter, Room, check_digest, digest_of
 from edgeflow.store.calls import Calls, Rows
 from edgeflow.store.connection import Command
@@ -25,7 +25,9 @@ UNMARKED_S = 3600.0
 class BodyReader:
     """A body that is readable here, open: it stays readable until `close`, whatever happens to what refers to it."""
 
-    def __init__(self, owner: "Bodies", digest: str, source: bytes | BlobFile) -> None:
+    def __init__(self, owner: "Bodies", digest: str, source: bytes | BlobFile, is_cached: bool) -> None:
+        self.is_cached = is_cached
+        """Whether it is a copy of what is kept at other PoPs."""
         self._owner = owner
         self._source = source
         self.digest = digest
@@ -70,11 +72,14 @@ class BodyWriter:
         if self._file is None and self.size < self._memory_bytes:
             self._small += data
             return
-        if self._file is None:
-            self._file = self._files.writer()
-            self._file.write(self._small)
-            self._small = bytearray()
-        self._file.write(data)
+        try:
+            if self._file is None:
+                self._file = self._files.writer()
+                self._file.write(self._small)
+                self._small = bytearray()
+            self._file.write(data)
+        except OSError as error:
+            raise StoreFull(f"the body cannot be written: {error.strerror}") from error
 
     def finish(self, digest: str | None = None) -> BlobRef:
         """It is complete, and stored durably. Raises CorruptBlob, and stores nothing, when it has another digest than `digest`.
@@ -164,8 +169,8 @@ class Bodies(Calls):
 
     def open_blob(self, digest: str) -> BodyReader | None:
         """A body to be read piece by piece; None when it is not here. Raises CorruptBlob."""
-        size, data = self._connection.run([
-            ("HGET", self.prefix + "blobs", digest), ("GET", f"{self.prefix}blob:{digest}"),
+        size, data, cached = self._connection.run([
+            ("HGET", self.prefix + "blobs", digest), ("GET", f"{self.prefix}blob:{digest}"), ("ZSCORE", self.prefix + "cached", digest),
         ])  # fmt: skip
         if data is not None:
             try:
@@ -173,7 +178,7 @@ class Bodies(Calls):
             except CorruptBlob:
                 self.lost_blob(digest)
                 raise
-            return BodyReader(self, digest, data)
+            return BodyReader(self, digest, data, cached is not None)
         if size is None:
             return None
         file = self._files.open(digest)
@@ -182,7 +187,7 @@ class Bodies(Calls):
         if file is None or file.size != int(size):
             self.lost_blob(digest, file.inode if file else 0)
             raise CorruptBlob(f"the file of {digest[:23]}... is {'cut' if file else 'gone'}")
-        return BodyReader(self, digest, file)
+        return BodyReader(self, digest, file, cached is not None)
 
     def read_blob(self, digest: str) -> bytes | None:
         """A whole body, checked; None when it is not here. Raises CorruptBlob."""

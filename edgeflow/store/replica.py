@@ -12,13 +12,14 @@ from edgeflow.core.cursors import Log, Vector, low_water
 from edgeflow.core.events import BlobRef
 from edgeflow.core.routing import Directive, RouteTable
 from edgeflow.errors import LogGap
+from edgeflow.store.cache import CachedBodies
 from edgeflow.store.connection import Command
 from edgeflow.store.homes import HomedNamespace
 from edgeflow.store.oversight import OverseenNamespace
 from edgeflow.store.records import LogId, MirrorResult, check_entry, entry_refs, unpack_event
 
 
-class ReplicatedNamespace(OverseenNamespace, HomedNamespace):
+class ReplicatedNamespace(OverseenNamespace, HomedNamespace, CachedBodies):
     """A namespace that can be replicated."""
 
     def logs(self) -> dict[LogId, int]:
@@ -85,6 +86,7 @@ class ReplicatedNamespace(OverseenNamespace, HomedNamespace):
                 "rv": table.version,
                 "d": [directives(table, first + offset, events) for offset, events in enumerate(checked)],
                 "gate_ms": self._limits.gate_timeout_ms,
+                "places": self.places(),
             }
             return [self._command("ef_mirror", call)]
 

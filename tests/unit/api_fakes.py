@@ -47,6 +47,7 @@ class FakeBody:
     def __init__(self, data: bytes) -> None:
         self._data = data
         self.size = len(data)
+        self.is_cached = False
 
     def read(self, offset: int = 0, length: int | None = None) -> bytes:
         return self._data[offset : self.size if length is None else offset + length]
@@ -202,6 +203,15 @@ class FakeNamespace:
 
     def knows_blob(self, digest: str) -> bool:
         return digest in self.blobs
+
+    def write_notes(self) -> None:
+        pass
+
+    def cached_bytes(self) -> int:
+        return 0
+
+    def missing_blobs(self) -> list[str]:
+        return []
 
     def read_blob_range(self, digest: str, offset: int, length: int) -> bytes:
         return self.blobs[digest][offset : offset + length]

@@ -38,7 +38,7 @@ MESSAGES = [
     Hello(1, "c1", "a", {"ns": [("a", 1, 5)]}),
     Entries("ns", "a", 1, 7, [b"x", b"y"], [digest_of(b"z")]),
     Blob("ns", digest_of(b"z"), 1, 0, b"z"),
-    Want("ns", [digest_of(b"z")]),
+    Want("ns", [digest_of(b"z")], [0]),
     NoHave("ns", [digest_of(b"z")]),
     Refuse("ns", digest_of(b"z"), "busy", "later"),
     Ack(17, [("ns", "a", 1, 8)], [("ns", digest_of(b"z"))]),
