@@ -13,10 +13,16 @@ from edgeflow.core.events import BlobRef
 from edgeflow.core.routing import Directive, RouteTable
 from edgeflow.errors import LogGap
 from edgeflow.store.cache import CachedBodies
+from edgeflow.store.calls import Rows
 from edgeflow.store.connection import Command
 from edgeflow.store.homes import HomedNamespace
 from edgeflow.store.oversight import OverseenNamespace
 from edgeflow.store.records import LogId, MirrorResult, check_entry, entry_refs, unpack_event
+
+PAGE_BYTES = 1024 * 1024
+"""About how much one page of a snapshot has; one large set or map may make it longer."""
+PIECE = 200
+"""Keys that one call merges."""
 
 
 class ReplicatedNamespace(OverseenNamespace, HomedNamespace, CachedBodies):
@@ -54,6 +60,45 @@ class ReplicatedNamespace(OverseenNamespace, HomedNamespace, CachedBodies):
         ms, n = self._connection.one("HMGET", self.prefix + "clock", "ms", "n")
         floor = f"{int(ms):013d}.{int(n or 0):05d}@~" if ms else ""
         return floor, self.applied()
+
+    def collect(self, bound_version: str, passed: Vector) -> int:
+        """Forget a bounded number of tombstones: those below `bound_version`, below which no PoP gives out a version any more, whose entries are in
+        `passed`, which every PoP has applied. Returns how many."""
+        named = {f"{origin}:{epoch}": seq for (origin, epoch), seq in passed.items()}
+        return int(self._call("ef_collect", bound=bound_version, passed=named)) if bound_version and named else 0
+
+    def export_page(self, after_key: str, limit: int) -> tuple[Rows[Rows[Any]], str | None]:
+        """A page of a snapshot: the state of up to `limit` keys behind `after_key`, and the last of them, None when there are no more.
+
+        The items are for `import_page` of another PoP. The first says what the page covers, so that nothing counts twice and nothing that was deleted
+        comes back, whatever of the logs arrives before or after it.
+        """
+        reply = self._call("ef_export", after=after_key, limit=limit, bytes=PAGE_BYTES)
+        covered, parked, items, last = msgpack.unpackb(reply, raw=True)
+        return [[covered, parked], *([key.decode(), packed] for key, packed in items)], last.decode() if last else None
+
+    def import_page(self, after_key: str, last_key: str | None, items: Sequence[Sequence[Any]]) -> None:
+        """Merge a page of a peer's snapshot: the keys behind `after_key` up to `last_key` (None: all that follow). Repeating it changes nothing.
+
+        Bodies that its values refer to and that are not here are missing from now on. Heads of logs stay as they are.
+        """
+        covered, parked = items[0]
+        page = {str(key): packed for key, packed in items[1:]}
+        after = after_key
+        absent: Rows[str] = []
+        while names := self._names("known", "", after, PIECE):
+            absent += [
+                name for name in names if name not in page and (last_key is None or name.encode() <= last_key.encode())
+            ]
+            after = names[-1]
+            if last_key is not None and after.encode() > last_key.encode():
+                break
+        packed_items = list(page.values())
+        for start in range(0, max(len(packed_items), len(absent), 1), PIECE):
+            self._call(
+                "ef_import", context=covered, parked=parked if start == 0 else [], items=packed_items[start : start + PIECE],
+                absent=absent[start : start + PIECE], gate_ms=self._limits.gate_timeout_ms, places=self.places(),
+            )  # fmt: skip
 
     @staticmethod
     def entry_blobs(raw: bytes) -> list[BlobRef]:

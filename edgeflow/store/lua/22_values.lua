@@ -114,7 +114,8 @@ local function set_deadline(p, hash, key, exp)
   end
 end
 
-local function apply_value(p, c, dot, value)
+-- `known`: `past` of the same write at another PoP, when it does not come from a log.
+local function apply_value(p, c, dot, value, known)
   local key, version, base = value[VA_KEY], value[VA_VERSION], value[VA_BASE] or ''
   local hash = p .. 'value:' .. key
   local have = call('HMGET', hash, 'version', 'digest', 'deleted', 'exp', 'past')
@@ -133,7 +134,7 @@ local function apply_value(p, c, dot, value)
     return
   end
   if current ~= base and (current or base ~= '') then
-    if current and have[3] ~= '1' then
+    if current and have[3] ~= '1' and not has_past(known, current) then
       local old = call('HMGET', hash, 'version', 'digest', 'size', 'data', 'dcrc', 'type', 'dot', 'exp')
       local loser = {key, old[1], old[2], tonumber(old[3]), old[4], tonumber(old[5]), old[6], 0, tonumber(old[8]) or 0, ''}
       loser[11] = old[7]
@@ -144,6 +145,12 @@ local function apply_value(p, c, dot, value)
       past = with_past(past, base)
       call('HSET', hash, 'past', past)
     end
+  end
+  if known then
+    for one in string.gmatch(known, '%S+') do
+      if not has_past(past, one) then past = with_past(past, one) end
+    end
+    call('HSET', hash, 'past', past)
   end
   hold_blob(p, value[VA_DIGEST])
   if have[2] then drop_blob(p, have[2], c.now) end
