@@ -1,5 +1,5 @@
 # Only calls scripts; each says at its top what it does.
-.PHONY: demo setup test test-faults bench bench-flow lint docs docker-engine
+.PHONY: demo setup test test-faults bench bench-flow bench-ekv lint docs docker-engine
 
 demo:
 	@INPUT="$(INPUT)" REFERENCE="$(REFERENCE)" MODE="$(MODE)" scripts/demo
@@ -18,6 +18,9 @@ bench:
 
 bench-flow:
 	@scripts/bench-flow
+
+bench-ekv:
+	@scripts/bench-ekv
 
 lint:
 	@scripts/lint

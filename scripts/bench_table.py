@@ -1,4 +1,4 @@
-"""Writes benchmarks as tables into the documentation: `make bench` into README.md, `make bench-flow` into docs/benchmarks.md.
+"""Writes benchmarks as tables into the documentation: `make bench` into README.md, `make bench-flow` and `make bench-ekv` into docs/benchmarks.md.
 
 What it is: from a JSON document to Markdown between two markers. What it is not: a measurement.
 What must stay true: a goal that is missed is shown as missed; machine, settings and other load stand beside the numbers.
@@ -14,7 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "bench-output"
-FLOW, SHAPES = OUTPUT / "flow.json", OUTPUT / "bench-flow.json"
+FLOW, SHAPES, VALUES = OUTPUT / "flow.json", OUTPUT / "bench-flow.json", OUTPUT / "bench-ekv.json"
 
 
 def table(document: Mapping[str, Any]) -> str:
@@ -36,8 +36,12 @@ def table(document: Mapping[str, Any]) -> str:
 
 def write(document: Mapping[str, Any]) -> None:
     """Replace the block that the document belongs to."""
-    if "cells" in document:
-        sys.path.insert(0, str(ROOT))
+    sys.path.insert(0, str(ROOT))
+    if "ekv" in document:
+        from bench.ekv.report import markdown as values
+
+        page, name, text = ROOT / "docs" / "benchmarks.md", "bench-ekv", values(document)
+    elif "cells" in document:
         from bench.flow.report import markdown
 
         page, name, text = ROOT / "docs" / "benchmarks.md", "bench-flow", markdown(document)
@@ -50,9 +54,11 @@ def write(document: Mapping[str, Any]) -> None:
 def main() -> None:
     """Replace the blocks of the given document, or of those that were measured last."""
     parser = argparse.ArgumentParser(description="Write the tables of benchmarks into the documentation.")
-    parser.add_argument("file", type=Path, nargs="?", help="a JSON document of `make bench` or `make bench-flow`")
+    parser.add_argument(
+        "file", type=Path, nargs="?", help="a JSON document of `make bench`, `make bench-flow` or `make bench-ekv`"
+    )
     asked = parser.parse_args().file
-    files = [asked] if asked else [file for file in (FLOW, SHAPES) if file.exists()]
+    files = [asked] if asked else [file for file in (FLOW, SHAPES, VALUES) if file.exists()]
     for file in files:
         write(json.loads(file.read_text()))
 

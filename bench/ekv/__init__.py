@@ -1,0 +1,1 @@
+"""`make bench-ekv`: the edge key-value store beside raw Redis and NATS."""
