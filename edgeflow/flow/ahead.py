@@ -67,6 +67,10 @@ class Ahead:
         """All that was claimed in the name of `session`."""
         return self._take_where(lambda one: one.owner is session) if session.ahead else []
 
+    def take_one(self, id: str, attempt: int) -> list[Waiting]:
+        """This attempt, if it waits here."""
+        return self._take_where(lambda one: (one.claimed.id, one.claimed.attempt) == (id, attempt))
+
     def take_late(self, now_s: float) -> list[Waiting]:
         """All that has waited for too long. Their instances have nothing claimed ahead until they ask again."""
         late = self._take_where(lambda one: now_s - one.since_s > KEPT_S)

@@ -653,7 +653,10 @@ class Instances:
             session.kill()
 
     def expire(self, namespace: str, id: str, attempt: int, function: str) -> None:
-        """A lease ended without its instance: the attempt failed."""
+        """A lease ended without its instance: the attempt failed, unless no instance ever had it (this process stood still for so long)."""
+        if waiting := self._ahead.take_one(id, attempt):
+            self._give_back(namespace, waiting)
+            return
         route = next(
             (route for route in self._store.namespace(namespace).routes().functions if route.function == function), None
         )

@@ -279,6 +279,24 @@ def test_it_goes_back_when_the_instance_is_drained(pop: Pop) -> None:
     assert held(pop, "one") == 1
 
 
+def test_a_lease_that_ends_before_it_is_handed_over_is_nobodys_fault(pop: Pop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "KEPT_S", 60.0)
+    one = pop.instance("one")
+    second = warm(pop, one)
+    wait_until(lambda: held(pop, "one") == 2, "one claimed ahead")
+    ((id, attempt),) = [pair for pair in pop.ns.holds("one") if pair[0] != second["invocation"]]
+    pop.call(lambda: pop.instances.expire(NAME, id, attempt, "work"))
+    # It is ready, and claimed again with the next attempt at once or a moment later.
+    wait_until(lambda: dict(pop.ns.holds("one")).get(id, attempt + 1) == attempt + 1, "the old attempt is over")
+    assert pop.state(id) in (("ready", 0), ("claimed", 0))
+    one.send(commit(second), {"t": "claim", "max": 1})
+    (third,) = one.work()
+    one.send(commit(third), {"t": "claim", "max": 1})
+    (fourth,) = one.work()
+    assert sorted((body(third), body(fourth))) == [2, 3]
+    assert pop.ns.counters().get("attempts_failed", 0) == 0
+
+
 @pytest.mark.parametrize("pop", [KEYED], indirect=True)
 def test_one_key_stays_one_at_a_time(pop: Pop) -> None:
     one, other = pop.instance("one"), pop.instance("other")
