@@ -208,6 +208,13 @@ class RouteTable:
         """Inboxes ("function:revision") that an event on `channel` may fill, by itself or as the last arrival of a join."""
         return [route.inbox for route, source, _ in self._targets(channel) if isinstance(source, InputRoute)]
 
+    def takes_all(self, channel: str) -> bool:
+        """Whether all events on `channel` go to the same inboxes, whatever is in them."""
+        invoked = self.invoked(channel) is not None
+        return all(
+            invoked or source.where is None for _, source, _ in self._targets(channel) if isinstance(source, InputRoute)
+        )
+
     def downstream(self, function: str) -> tuple[Downstream, ...]:
         """The inboxes here that the outputs of a function fill and that refuse when they are full; those that lead back to it are left out."""
         found = self._down.get(function)

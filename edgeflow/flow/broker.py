@@ -49,6 +49,7 @@ class BrokerSession:
         self._on_lost = on_lost
         self._socket: Any = None
         self._events = 0
+        self._reading, self._writing = True, False
         self._boot: str | None = None
         self._held: list[Message] = []
         self._boot_timer: Timer | None = None
@@ -85,6 +86,11 @@ class BrokerSession:
     def ack(self, message: Message) -> None:
         """Acknowledge a received message."""
         self._client.ack(message.mid, message.qos)
+
+    def read(self, wanted: bool) -> None:
+        """Whether the socket is read, once the boot id is known. While it is not, the broker keeps what it has for this session, confirmations too."""
+        self._reading = wanted
+        self._wait_for_socket()
 
     def flush(self) -> None:
         """Write what is queued, as far as the socket takes it."""
@@ -160,6 +166,7 @@ class BrokerSession:
         held, self._held = self._held, []
         for message in held:
             self._on_message(message)
+        self._wait_for_socket()
 
     def _message(self, _client: Client, _data: Any, message: Any) -> None:
         if message.topic == BOOT_TOPIC:
@@ -182,8 +189,12 @@ class BrokerSession:
             self._retry()
 
     def _keep_alive(self) -> None:
-        if self._socket is not None:
-            self._client.loop_misc()
+        if self._socket is None:
+            return
+        if not self._is_read:
+            # An answer to a ping may be there and unread. A ping is still sent whenever one is due, so the broker knows that this end is alive.
+            self._client._ping_t = 0.0
+        self._client.loop_misc()
 
     # -- sockets -------------------------------------------------------------------------------------------------------
 
@@ -193,22 +204,38 @@ class BrokerSession:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         self._socket = sock
         self._client.start_reading()
-        self._events = READ
-        self._reactor.register(sock, READ, self._on_socket)
+        self._events = 0
+        self._writing = False
+        self._wait_for_socket()
 
     def _socket_closed(self, _client: Client, _data: Any, sock: Any) -> None:
         if self._socket is not None:
-            self._reactor.unregister(sock)
+            if self._events:
+                self._reactor.unregister(sock)
             self._socket = None
 
     def _want_write(self, wanted: bool) -> None:
-        events = READ | WRITE if wanted else READ
-        if self._socket is not None and events != self._events:
-            self._events = events
+        self._writing = wanted
+        self._wait_for_socket()
+
+    @property
+    def _is_read(self) -> bool:
+        return self._reading or self._boot is None
+
+    def _wait_for_socket(self) -> None:
+        events = (READ if self._is_read else 0) | (WRITE if self._writing else 0)
+        if self._socket is None or events == self._events:
+            return
+        if not events:
+            self._reactor.unregister(self._socket)
+        elif not self._events:
+            self._reactor.register(self._socket, events, self._on_socket)
+        else:
             self._reactor.modify(self._socket, events)
+        self._events = events
 
     def _on_socket(self, events: int) -> None:
-        if events & READ:
+        if events & READ and self._is_read:
             self._client.read_packets()
         if events & WRITE and self._socket is not None:
             self._client.loop_write()

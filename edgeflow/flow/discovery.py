@@ -3,7 +3,7 @@
 What it is: one QoS 0 session that sees every topic, ignores what a gateway serves, and covers for a gateway until its own subscription is in place.
 What it is not: a way in for anything else. It reads what a broker account with rights to a new namespace published, which only operators have.
 What must stay true: of the messages of a new namespace none is lost between its first one and the gateway's subscription, none is taken twice, and
-their order stays.
+their order stays; while a gateway that is fed from here has enough to do, nothing is read, and the broker keeps what comes.
 
 How the handover is exact: the broker is one thread, so the messages of a namespace come to both sessions in one and the same order. A marker,
 published once the gateway is subscribed, comes to both. What comes to this session before the marker is handed to the gateway from here; what comes
@@ -44,13 +44,14 @@ class Discovery:
         self._serves = serves
         self._on_new = on_new
         self._open: dict[str, _Handover] = {}
+        self._enough: set[str] = set()
         self._connected = False
         self.session: BrokerSession | None = None
 
     def expect(self, name: str, gateway: Gateway) -> None:
         """A gateway is about to subscribe for the first time."""
         self._open.setdefault(name, _Handover()).gateway = gateway
-        gateway.cover(lambda topic: self._is_marker(name, topic))
+        gateway.cover(lambda topic: self._is_marker(name, topic), lambda wanted: self._read(name, wanted))
 
     def gateway_ready(self, name: str, on_done: Callable[[], None]) -> None:
         """The gateway is subscribed. `on_done` is called once the handover is over, at once when there is none."""
@@ -97,6 +98,11 @@ class Discovery:
             handover.messages += 1
             handover.gateway.collect(message)
 
+    def _read(self, name: str, wanted: bool) -> None:
+        (self._enough.discard if wanted else self._enough.add)(name)
+        if self.session is not None:
+            self.session.read(not self._enough)
+
     def _send_marker(self, name: str, handover: _Handover) -> None:
         if self._connected and self.session is not None:
             handover.marked_here = handover.marked_there = False
@@ -116,6 +122,7 @@ class Discovery:
         if handover.gateway is None or not handover.marked_here or not handover.marked_there:
             return
         del self._open[name]
+        self._read(name, True)
         handover.gateway.uncover()
         log.info("namespace_handed_over", namespace=name, messages=handover.messages)
         if handover.on_done is not None:

@@ -4,7 +4,8 @@ What it is: for one namespace, the durable MQTT subscription of its functions, a
 What it is not: what goes out to MQTT subscribers (`publisher.py`).
 What must stay true: a message is acknowledged to the broker only after it is in the log on disk, or refused by name; a redelivery that is in the
 ring is acknowledged and not ingested again; messages are acknowledged in the order in which they came. (Mosquitto counts an acknowledgement far from
-the head of its window as room and lets a new message past those that wait: seen with 2.0.11.)
+the head of its window as room and lets a new message past those that wait: seen with 2.0.11.) What is collected and waits for its round is bounded
+in number and bytes, whatever the broker sends: above it the sockets that bring it are not read, and the broker keeps the rest.
 
 MQTT 5.0: 3.3.2.3.5 response topic, 4.4 delivery retry; CloudEvents MQTT protocol binding 1.0.2, binary and structured mode.
 """
@@ -13,7 +14,7 @@ import json
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import structlog
@@ -23,9 +24,19 @@ from edgeflow.core.events import dataref_of, from_cloudevent, make_event, parse_
 from edgeflow.core.failpoints import hit
 from edgeflow.core.ids import invocation_id
 from edgeflow.core.mqttprops import encode_properties
-from edgeflow.errors import BadName, EdgeflowError, GatedChannel, NotFound, Throttled, TooLarge
+from edgeflow.errors import (
+    BadName,
+    EdgeflowError,
+    GatedChannel,
+    NotFound,
+    QueueFull,
+    QuotaExceeded,
+    Throttled,
+    TooLarge,
+)
 from edgeflow.flow.broker import BrokerSession
 from edgeflow.flow.pahofast import Message
+from edgeflow.flow.refusals import Refusals
 from edgeflow.flow.replies import Replies
 from edgeflow.settings import Limits
 from edgeflow.store import Arrival, Namespace, Receipt, Refusal
@@ -38,6 +49,10 @@ _Taken = tuple[Message, Arrival | EdgeflowError | None]
 
 STRUCTURED = "application/cloudevents+json"
 REFUSALS_EVERY_S = 1.0
+PENDING = 512
+"""Above so many messages that wait for their round nothing more is read from the broker, until they are down to half of it."""
+PENDING_BYTES = 16 * 1024 * 1024
+"""The same for the bytes of their payloads."""
 
 
 class Gateway:
@@ -55,11 +70,15 @@ class Gateway:
         self._batch: list[_Taken] = []
         self._connections = 0
         self._batch_of = 0
-        self._refusals: dict[str, tuple[float, int]] = {}
+        self._noted: dict[str, tuple[float, int]] = {}
+        self._refusals = Refusals()
         self._boot = ""
         self._is_marker: Callable[[str], bool] | None = None
         self._past_marker = False
         self._held: list[Message] = []
+        self._bytes = self._held_bytes = 0
+        self._reading = self._covering = True
+        self._on_covering: Callable[[bool], None] | None = None
         self.session: BrokerSession | None = None
 
     def ready(self, boot: str) -> None:
@@ -72,16 +91,23 @@ class Gateway:
         self._pending = [(message, arrival) for message, arrival in self._pending if not message.qos]
         self._held.clear()
         self._past_marker = False
+        self._bytes, self._held_bytes = sum(len(message.payload) for message, _ in self._pending), 0
+        self._watch()
 
-    def cover(self, is_marker: Callable[[str], bool]) -> None:
-        """Another session covers for this one (see discovery.py): what comes before the marker is its to hand over, what comes after it waits."""
+    def cover(self, is_marker: Callable[[str], bool], on_covering: Callable[[bool], None]) -> None:
+        """Another session covers for this one (see discovery.py): what comes before the marker is its to hand over, what comes after it waits.
+
+        `on_covering` says whether that session should be read, or has brought enough for now.
+        """
         self._is_marker = is_marker
+        self._on_covering, self._covering = on_covering, True
         self._past_marker = False
 
     def uncover(self) -> None:
         """What was covered has been handed over: go on alone, first with what came behind the marker."""
         self._is_marker = None
-        held, self._held = self._held, []
+        self._on_covering = None
+        held, self._held, self._held_bytes = self._held, [], 0
         for message in held:
             self.collect(message)
 
@@ -91,43 +117,82 @@ class Gateway:
             self.collect(message)
         elif self._is_marker(message.topic):
             self._past_marker = True
-            self._pending.append((message, None))
+            self._append(message, None)
         elif self._past_marker:
             self._held.append(message)
+            self._held_bytes += len(message.payload)
+            self._watch()
         else:
             # A copy of what came, or is about to come, over the covering session.
-            self._pending.append((message, None))
+            self._append(message, None)
 
     def collect(self, message: Message) -> None:
         """Keep one message for the next round."""
         hit("gateway-received")
         try:
-            arrival: Arrival | EdgeflowError = self._arrival(message)
+            arrival: Arrival | EdgeflowError = self._refusal(message) or self._arrival(message)
         except EdgeflowError as error:
             arrival = error
         except Exception as error:
             # A fault of ours must not come again with each redelivery and hold up what is behind it.
             log.exception("message_not_understood", namespace=self._namespace.name)
             arrival = EdgeflowError(f"the message could not be read: {error!r}")
+        self._append(message, arrival)
+
+    def _append(self, message: Message, arrival: Arrival | EdgeflowError | None) -> None:
         self._pending.append((message, arrival))
+        self._bytes += len(message.payload)
+        self._watch()
+
+    def _watch(self) -> None:
+        wanted = _wanted(self._reading, len(self._pending) + len(self._held), self._bytes + self._held_bytes)
+        if wanted != self._reading:
+            self._reading = wanted
+            if self.session is not None:
+                self.session.read(wanted)
+        if self._on_covering is not None:
+            # Without what is held here: it waits for the marker, which comes over there.
+            wanted = _wanted(self._covering, len(self._pending), self._bytes)
+            if wanted != self._covering:
+                self._covering = wanted
+                self._on_covering(wanted)
 
     @property
     def waiting(self) -> bool:
         """Whether a round should take what was collected."""
         return bool(self._pending)
 
-    @property
-    def channels(self) -> set[str]:
-        """Channels of what was collected."""
-        return {arrival.event.channel for _, arrival in self._pending if isinstance(arrival, Arrival)}
+    def channels(self, limit: int) -> set[str]:
+        """Channels of the first `limit` that wait to be ingested."""
+        return {arrival.event.channel for _, arrival in self._pending[:limit] if isinstance(arrival, Arrival)}
 
-    def collected(self, limit: int | None = None) -> list[Arrival]:
-        """What waits to be ingested, in order, at most `limit` of it; `finish` gets the results."""
+    def collected(self, limit: int) -> list[Arrival]:
+        """What waits to be ingested, in order, at most `limit` of it, and what goes without the store; `finish` gets the results."""
         self._batch_of = self._connections
-        self._batch, self._pending = self._pending[:limit], self._pending[limit:] if limit is not None else []
+        taken: list[_Taken] = []
+        wanted = 0
+        for message, arrival in self._pending:
+            if isinstance(arrival, Arrival):
+                if wanted == limit:
+                    break
+                wanted += 1
+            taken.append((message, arrival))
+        self._batch, self._pending = taken, self._pending[len(taken) :]
+        self._bytes -= sum(len(message.payload) for message, _ in self._batch)
+        self._watch()
         if self._batch:
             hit("gateway-before-ingest")
         return [arrival for _, arrival in self._batch if isinstance(arrival, Arrival)]
+
+    @property
+    def turned_away(self) -> dict[str, int]:
+        """How many of what `collected` took last were refused without the store, by counter."""
+        counts: dict[str, int] = {}
+        for _, arrival in self._batch:
+            if isinstance(arrival, QueueFull | QuotaExceeded):
+                name = "events_refused:full" if isinstance(arrival, QueueFull) else "events_refused:quota"
+                counts[name] = counts.get(name, 0) + 1
+        return counts
 
     def put_back(self) -> None:
         """What `collected` returned could not be taken; a later round tries again."""
@@ -137,10 +202,12 @@ class Gateway:
         if self._batch_of != self._connections:
             # The connection was lost meanwhile: what it brought comes again by itself.
             self._batch = [(message, arrival) for message, arrival in self._batch if not message.qos]
+        self._bytes += sum(len(message.payload) for message, _ in self._batch)
         self._batch, self._pending = [], self._batch + self._pending
 
-    def finish(self, results: Sequence[Receipt | Refusal]) -> None:
-        """Send receipts and acknowledge what `collected` returned."""
+    def finish(self, results: Sequence[Receipt | Refusal], ended: Iterable[str] = ()) -> None:
+        """Send receipts and acknowledge what `collected` returned. `ended`: the inbox of each invocation that ended in the same round, behind it."""
+        learned = False
         batch, self._batch = self._batch, []
         if batch:
             hit("gateway-after-ingest")
@@ -149,6 +216,11 @@ class Gateway:
             if arrival is not None:
                 result = next(answers) if isinstance(arrival, Arrival) else Refusal("", arrival)
                 if isinstance(result, Refusal):
+                    if isinstance(arrival, Arrival):
+                        learned = True
+                        self._refusals.learn(
+                            self._namespace.routes(), message.topic, len(message.payload), result.error
+                        )
                     self._note_refusal(message, result.error)
                 self._answer(message, result)
             # A message id of a connection that was lost meanwhile may mean another message by now.
@@ -156,15 +228,33 @@ class Gateway:
                 self.session.ack(message)
         if batch and self.session is not None:
             hit("gateway-acked", self.session.flush)
+        self._refusals.ended(ended)
+        if learned:
+            # What was understood before that was known.
+            self._pending = [
+                (message, self._refusal(message) or arrival)
+                if isinstance(arrival, Arrival) and not arrival.again
+                else (message, arrival)
+                for message, arrival in self._pending
+            ]
+
+    def _refusal(self, message: Message) -> EdgeflowError | None:
+        """Why this is refused before it is looked at. What comes again may be in the log: the store knows."""
+        if message.dup or len(message.payload) > self._limits.event_bytes:
+            return None
+        try:
+            return self._refusals.of(message.topic, len(message.payload))
+        except UnicodeDecodeError:
+            return None
 
     def _note_refusal(self, message: Message, error: EdgeflowError) -> None:
         """One line a second for each code: a flood that is refused must not cost more than one that is taken."""
-        since, refused = self._refusals.get(error.code, (0.0, 0))
+        since, refused = self._noted.get(error.code, (0.0, 0))
         now = time.monotonic()
         if now - since < REFUSALS_EVERY_S:
-            self._refusals[error.code] = (since, refused + 1)
+            self._noted[error.code] = (since, refused + 1)
             return
-        self._refusals[error.code] = (now, 0)
+        self._noted[error.code] = (now, 0)
         log.warning(
             "publish_refused", namespace=self._namespace.name, channel=message.topic, code=error.code, error=error.message, hint=error.hint,
             more_since=refused,
@@ -247,3 +337,9 @@ class Gateway:
                 document["retry_after_s"] = result.error.retry_after_s
         properties = encode_properties(content_type="application/json", correlation=message.decoded.correlation)
         self.session.publish(topic, json.dumps(document).encode(), properties)
+
+
+def _wanted(reading: bool, messages: int, size_bytes: int) -> bool:
+    """Whether to read on, with so much that waits. Half of the bound lies between no more and again, so that it is not asked with every message."""
+    part = 1 if reading else 2
+    return messages < PENDING // part and size_bytes < PENDING_BYTES // part

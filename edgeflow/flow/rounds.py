@@ -19,7 +19,8 @@ from edgeflow.store.connection import Meanwhile
 log = structlog.get_logger(__name__)
 
 SHARE = 64
-"""Most MQTT messages of one namespace in a round when others wait as well: a flood in one holds the others up by so many only."""
+"""Most MQTT messages of one namespace in a round. A flood holds others up by so many only: the commits and claims of its own functions, which travel
+in rounds too, and other namespaces; and so few are ingested and not yet acknowledged, which the ring must recognise if they come again."""
 PAUSE_S = 0.5
 """How long nothing is tried after a round could not be carried out."""
 
@@ -46,7 +47,6 @@ class Rounds:
         collected = self._instances.collected()
         arriving = [name for name, gateway in self._gateways.items() if gateway.waiting]
         names = {*collected, *arriving}
-        share = SHARE if len(arriving) > 1 else None
         for name in names:
             self._expect_work(name, collected.get(name))
         claiming = self._instances.claiming()
@@ -54,7 +54,7 @@ class Rounds:
             work = collected.get(name) or Collected([], [])
             wishes = claiming.get(name, [])
             gateway = self._gateways.get(name)
-            arrivals = gateway.collected(share) if gateway is not None else []
+            arrivals = gateway.collected(SHARE) if gateway is not None else []
             hit("round-before-store")
             try:
                 result = self._store.namespace(name).round(
@@ -62,6 +62,7 @@ class Rounds:
                     commits=[commit for _, commit, _ in work.commits],
                     claims=[self._instances.claim(wish) for wish in wishes],
                     blobs=work.blobs,
+                    turned_away=gateway.turned_away if gateway is not None else {},
                     meanwhile=self._meanwhile,
                 )
             except StoreFull as error:
@@ -75,7 +76,8 @@ class Rounds:
                 continue
             hit("round-after-store")
             if gateway is not None:
-                gateway.finish(result.receipts)
+                ended = (f"{session.spec.function}:{session.spec.revision}" for session, _, _ in work.commits)
+                gateway.finish(result.receipts, ended)
             emptied = self._instances.finish(name, work, wishes, result)
             # An inbox that got work may have been emptied by the claims of this very round; asking once more is cheap.
             self._instances.notify(name, result.woken - emptied)
@@ -98,6 +100,6 @@ class Rounds:
         channels = {event.channel for _, commit, _ in (work.commits if work else ()) for event in commit.events}
         gateway = self._gateways.get(name)
         if gateway is not None:
-            channels |= gateway.channels
+            channels |= gateway.channels(SHARE)
         for channel in channels:
             self._instances.notify(name, table.inboxes(channel))
