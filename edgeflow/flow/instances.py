@@ -28,7 +28,7 @@ from edgeflow.errors import EdgeflowError, NotFound, ProtocolError
 from edgeflow.flow.accounts import Accounts
 from edgeflow.flow.ahead import Ahead, InboxKey, Waiting
 from edgeflow.flow.direct import DirectStats
-from edgeflow.flow.outputs import build_events, build_increments, build_state, build_values
+from edgeflow.flow.outputs import build_events, build_increments, build_ops, build_state, build_values
 from edgeflow.flow.reactor import READ, Reactor
 from edgeflow.flow.sessions import Held, InstanceSpec, Session
 from edgeflow.flow.timings import Timings
@@ -254,11 +254,12 @@ class Instances:
                 message.get("state"), key=held.claimed.state_key, function=function, limits=self._limits
             )
             increments = build_increments(message.get("increments") or (), function=function, limits=self._limits)
+            ops = build_ops(message.get("ops") or (), function=function, limits=self._limits)
         except EdgeflowError as error:
             self._refuse(session, id, attempt, "bad-output", f"{error.message} Hint: {error.hint}")
             return
         self._commits[session.spec.namespace].append(
-            (session, Commit(id, attempt, events, values, increments), message)
+            (session, Commit(id, attempt, events, values, increments, ops), message)
         )
         held.ended = True
         session.took(_number(_timing(message).get("handler_us")))
@@ -475,6 +476,14 @@ class Instances:
                     "bad-output",
                     f"the output refers to {ended.detail}, which was never sent",
                 )
+                continue
+            if ended.status in ("wrong-type", "too-many"):
+                why = (
+                    "is of another type"
+                    if ended.status == "wrong-type"
+                    else "would have more elements or fields than a set or a map takes"
+                )
+                self._refuse(session, commit.id, commit.attempt, "bad-output", f"the key {ended.detail!r} {why}")
                 continue
             if ended.status == "elsewhere":
                 why = f"{ended.detail}: a function writes it at that PoP only"

@@ -11,6 +11,8 @@ from edgeflow.core.routing import FunctionRoute
 from edgeflow.errors import BadEvent, BadName, TooLarge
 from edgeflow.settings import Limits
 from edgeflow.store import ValueWrite
+from edgeflow.store.records import MapPut, MapRemove, SetAdd, SetRemove
+from edgeflow.store.values import check_member
 
 MAX_INCREMENT = 2**53
 """The largest step of a counter: what every language on the way carries exactly."""
@@ -77,7 +79,10 @@ def build_values(values: Sequence[Any], *, function: str, limits: Limits) -> lis
             writes.append(ValueWrite(key))
             continue
         data, ref = _body(value, f"value {key!r} of {function}", limits.value_bytes)
-        writes.append(ValueWrite(key, data, ref, _optional(value, "content_type", index)))
+        ttl_ms = value.get("ttl_ms")
+        if ttl_ms is not None and (not isinstance(ttl_ms, int) or isinstance(ttl_ms, bool) or ttl_ms < 1):
+            raise BadEvent(f"value {key!r} of {function} has the ttl_ms {ttl_ms!r}, not a whole number of at least 1")
+        writes.append(ValueWrite(key, data, ref, _optional(value, "content_type", index), ttl_ms))
     return writes
 
 
@@ -110,6 +115,57 @@ def build_increments(increments: Any, *, function: str, limits: Limits) -> list[
             raise BadEvent(f"increment {index} of {function} is by {by!r}, not by a whole number of at most 2^53")
         found.append((check_own_key(_text(item, "key", index)), by))
     return found
+
+
+def build_ops(ops: Any, *, function: str, limits: Limits) -> list[SetAdd | SetRemove | MapPut | MapRemove]:
+    """The operations of a commit on sets and maps. Raises BadName, BadEvent or TooLarge naming the one that is wrong."""
+    if not isinstance(ops, list | tuple):
+        raise BadEvent(f"the operations of {function} are a {type(ops).__name__}, not a list")
+    if len(ops) > limits.outputs:
+        raise TooLarge(f"{function} sent {len(ops)} operations in one invocation, the limit is {limits.outputs}")
+    return [_op(item, f"operation {index} of {function}", limits) for index, item in enumerate(ops)]
+
+
+def _op(item: Any, what: str, limits: Limits) -> SetAdd | SetRemove | MapPut | MapRemove:
+    if not isinstance(item, Mapping) or not isinstance(item.get("key"), str):
+        raise BadEvent(f"{what} has no key")
+    name, key = item.get("op"), check_own_key(item["key"])
+    if name == "add":
+        return SetAdd(key, _members(item, "elements", "element", key, what))
+    if name == "remove":
+        return SetRemove(key, _members(item, "elements", "element", key, what))
+    if name == "unset":
+        return MapRemove(key, _members(item, "fields", "field", key, what))
+    if name != "set":
+        raise BadEvent(f"{what} is {str(name)[:40]!r}, which is none of add, remove, set, unset")
+    fields, content_type = item.get("fields"), item.get("content_type")
+    if not isinstance(fields, Mapping) or not all(isinstance(data, bytes) for data in fields.values()):
+        raise BadEvent(f"{what} has no map of fields to bytes")
+    if content_type is not None and not isinstance(content_type, str):
+        raise BadEvent(f"{what} has a content_type that is not text")
+    for field, data in fields.items():
+        check_member(_as_text(field, what), "field", key)
+        if len(data) > limits.inline_bytes:
+            raise TooLarge(
+                f"{what}: field {field!r} has {len(data)} bytes, at most {limits.inline_bytes} are taken",
+                hint="Put large data under a key of its own.",
+            )
+    return MapPut(key, dict(fields), content_type)
+
+
+def _members(item: Mapping[str, Any], name: str, one: str, key: str, what: str) -> tuple[str, ...]:
+    members = item.get(name)
+    if not isinstance(members, list | tuple):
+        raise BadEvent(f"{what} has no list of {name}")
+    for member in members:
+        check_member(_as_text(member, what), one, key)
+    return tuple(members)
+
+
+def _as_text(name: Any, what: str) -> str:
+    if not isinstance(name, str):
+        raise BadEvent(f"{what} names a {type(name).__name__}, not text")
+    return name
 
 
 def check_own_key(key: str) -> str:

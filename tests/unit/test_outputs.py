@@ -8,8 +8,9 @@ import pytest
 from edgeflow.core.retries import RetryPolicy
 from edgeflow.core.routing import FunctionRoute, InputRoute
 from edgeflow.errors import BadEvent, BadName, EdgeflowError, TooLarge
-from edgeflow.flow.outputs import build_events, build_increments, build_state, build_values
+from edgeflow.flow.outputs import build_events, build_increments, build_ops, build_state, build_values
 from edgeflow.settings import Limits
+from edgeflow.store.records import MapPut, MapRemove, SetAdd, SetRemove
 
 ROUTE = FunctionRoute(
     "detect", "r1", (InputRoute("frames", "vision/frames"),), None, (), None, ("vision/faces",), {}, RetryPolicy()
@@ -127,3 +128,44 @@ def test_keys_of_edgeflow_and_states_without_a_state_are_refused() -> None:
         build_state({"data": b"{}"}, key="", function="detect", limits=Limits())
     assert build_state(None, key="", function="detect", limits=Limits()) == []
     assert build_state({"delete": True}, key="_state/f/k", function="f", limits=Limits())[0].data is None
+
+
+def test_operations_on_sets_and_maps_are_taken() -> None:
+    sent = [
+        {"op": "add", "key": "online", "elements": ["ann", "bob"]},
+        {"op": "remove", "key": "online", "elements": ["carl"]},
+        {"op": "set", "key": "seats", "fields": {"1": b"ann"}, "content_type": "text/plain"},
+        {"op": "unset", "key": "seats", "fields": ["2"]},
+    ]
+    assert build_ops(sent, function="f", limits=Limits()) == [
+        SetAdd("online", ("ann", "bob")), SetRemove("online", ("carl",)), MapPut("seats", {"1": b"ann"}, "text/plain"), MapRemove("seats", ("2",)),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("item", "error"),
+    [
+        ("add", BadEvent),
+        ({"op": "add", "elements": ["a"]}, BadEvent),
+        ({"op": "add", "key": "_x", "elements": ["a"]}, BadName),
+        ({"op": "grow", "key": "k", "elements": ["a"]}, BadEvent),
+        ({"op": "add", "key": "k", "elements": "abc"}, BadEvent),
+        ({"op": "add", "key": "k", "elements": [1]}, BadEvent),
+        ({"op": "add", "key": "k", "elements": [""]}, BadName),
+        ({"op": "remove", "key": "k", "elements": ["x" * 1025]}, BadName),
+        ({"op": "set", "key": "k", "fields": {"f": "text"}}, BadEvent),
+        ({"op": "set", "key": "k", "fields": {1: b""}}, BadEvent),
+        ({"op": "set", "key": "k", "fields": {"f": b"x" * 5000}}, TooLarge),
+        ({"op": "set", "key": "k", "fields": {"f": b"x"}, "content_type": 1}, BadEvent),
+        ({"op": "unset", "key": "k", "fields": None}, BadEvent),
+    ],
+)
+def test_an_operation_that_is_none_is_refused(item: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        build_ops([item], function="f", limits=Limits())
+
+
+@pytest.mark.parametrize("ttl_ms", [0, -1, True, "5", 1.5])
+def test_a_ttl_that_is_none_is_refused(ttl_ms: Any) -> None:
+    with pytest.raises(BadEvent, match="ttl_ms"):
+        build_values([{"key": "k", "data": b"x", "ttl_ms": ttl_ms}], function="f", limits=Limits())
