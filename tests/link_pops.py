@@ -142,6 +142,8 @@ class Line:
         self.is_open = True
         self.cut_after_bytes: int | None = None
         """Cuts by itself once this many bytes more have gone to the target."""
+        self.passed_bytes = 0
+        """How many have gone to the target."""
         threading.Thread(target=self._serve, daemon=True).start()
 
     def cut(self) -> None:
@@ -181,6 +183,7 @@ class Line:
     def _copy(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
         with contextlib.suppress(OSError), source, sink:
             while data := source.recv(65536):
+                self.passed_bytes += len(data) if counted else 0
                 if counted and self.cut_after_bytes is not None:
                     self.cut_after_bytes -= len(data)
                     if self.cut_after_bytes <= 0:
