@@ -38,6 +38,7 @@ from edgeflow.settings import PopSettings
 from edgeflow.store import OwnRelease, Store
 from edgeflow.store.client import LOCAL, Wakeups
 from edgeflow.store.mailbox import MAIL
+from edgeflow.store.policies import PolicyBook
 
 log = structlog.get_logger(__name__)
 
@@ -75,6 +76,7 @@ class DataProcess:
         self._publishers: dict[str, Publisher] = {}
         self._replies: dict[str, Replies] = {}
         self._manifests = Manifests(self._store)
+        self._policies = PolicyBook(self._store)
         self._overload = Overload(self._store, settings)
         self._sessions: dict[str, BrokerSession] = {}
         self._accounts = Accounts(self._reactor, settings)
@@ -212,6 +214,10 @@ class DataProcess:
             self._reply(name)
         if name == SYSTEM_NAMESPACE:
             self._reactor.call_soon(self._sync_namespaces)
+            self._reactor.call_soon(self._look_at_policies)
+
+    def _look_at_policies(self) -> None:
+        self._policies.look()
 
     def _reply(self, name: str) -> None:
         self._replies[name].pump(self._sessions[name].publish)
@@ -284,6 +290,7 @@ class DataProcess:
         self._woken(self._wakeups)
         self._links.serve()
         self._sync_namespaces()
+        self._policies.look()
         self._instances.sync()
         for name in self._gateways:
             self._released(name)

@@ -24,16 +24,18 @@ from edgeflow.api import (
     live,
     metrics,
     mqtt,
+    policies,
     pops,
     problems,
     quotas,
     replays,
+    standing,
 )
 from edgeflow.api.auth import BearerAuth
 from edgeflow.api.context import Api
 
 MODULES = (
-    health, functions, invocations, channels, consumers, blobs, ekv, joins, dead_letters, replays, pops, quotas, metrics, mqtt, live,
+    health, functions, invocations, channels, consumers, blobs, ekv, policies, standing, joins, dead_letters, replays, pops, quotas, metrics, mqtt, live,
 )  # fmt: skip
 VERSION = "1"
 

@@ -7,7 +7,7 @@ What must stay true: nothing here is global; two apps in one process share nothi
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection
@@ -19,6 +19,7 @@ from edgeflow.core.channels import check_namespace
 from edgeflow.errors import NotFound
 from edgeflow.settings import PopSettings
 from edgeflow.store.client import Store
+from edgeflow.store.policies import PolicyBook
 from edgeflow.store.replica import ReplicatedNamespace
 
 BUDGET_BYTES = 256 * 1024 * 1024
@@ -54,6 +55,12 @@ class Api:
     """Whether the reconciler thread of this process runs."""
     budget: BodyBudget = field(default_factory=BodyBudget)
     waits: WaitHub = field(default_factory=WaitHub)
+    policies: PolicyBook = field(init=False)
+    stands: dict[str, Any] = field(default_factory=dict)
+    """What `consistency.stand` has found last, by namespace."""
+
+    def __post_init__(self) -> None:
+        self.policies = PolicyBook(self.store)
 
     @property
     def blobs_url(self) -> str:

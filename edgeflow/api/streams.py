@@ -12,7 +12,7 @@ import json
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from starlette.concurrency import run_in_threadpool
@@ -263,12 +263,18 @@ class ChannelStream:
         return True
 
 
+class Frames(Protocol):
+    """What an EventStream sends."""
+
+    def frames(self) -> AsyncGenerator[bytes, None]: ...
+
+
 class EventStream(Response):
     """A response of `text/event-stream` that ends with its client, and cuts a client off that takes nothing for SEND_TIMEOUT_S."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, stream: ChannelStream, send_timeout_s: float = SEND_TIMEOUT_S) -> None:
+    def __init__(self, stream: Frames, send_timeout_s: float = SEND_TIMEOUT_S) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}, media_type=self.media_type)
         del self.headers["content-length"]
         self._stream = stream

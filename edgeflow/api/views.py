@@ -37,9 +37,12 @@ class ValueView(BaseModel):
 
     key: str
     version: str
-    size: int = Field(description="Bytes")
+    size: int = Field(description="Bytes; elements of a set, fields of a map")
     content_type: str | None
-    modified_ms: int = Field(description="Time of the write, ms since 1970")
+    kind: str = Field(description="`register` (a plain value), `counter`, `set` or `map`")
+    modified_ms: int = Field(description="Time of the write, ms since 1970; 0 for counters and sets")
+    expires_ms: int | None = Field(description="When it is no more, ms since 1970; null: never")
+    origin: str = Field(description="PoP that wrote it; empty where several may have")
 
 
 class InputView(BaseModel):
@@ -52,8 +55,14 @@ class InputView(BaseModel):
 def value_view(info: ValueInfo) -> ValueView:
     """The view of one EKV entry."""
     return ValueView(
-        key=info.key, version=info.version, size=info.size, content_type=info.content_type, modified_ms=info.modified_ms
-    )
+        key=info.key, version=info.version, size=info.size, content_type=info.content_type, kind=info.kind,
+        modified_ms=info.modified_ms, expires_ms=info.expires_ms, origin=info.origin,
+    )  # fmt: skip
+
+
+def is_version(text: str) -> bool:
+    """Whether a text has the form of a version."""
+    return len(text) > 20 and text[:13].isdigit() and text[13] == "." and text[14:19].isdigit() and text[19] == "@"
 
 
 def event_view(event: Event, blobs_url: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The client of the commands: what an operator asks of a PoP beyond what applications do.
 
-What it is: `edgeflow.sdk.Client` with the routes for invocations, dead letters, replays and quotas (docs/api.md).
+What it is: `edgeflow.sdk.Client` with the routes for invocations, dead letters, replays, quotas and policies (docs/api.md).
 What it is not: part of the SDK; documents are as the API gives them.
 """
 
@@ -120,6 +120,31 @@ class Operator(Client):
     def clear_quota(self, namespace: str) -> None:
         """Remove the quota of a namespace. Raises NotFound."""
         self._call("DELETE", f"/v1/namespaces/{_part(namespace)}/quota")
+
+    # -- policies ------------------------------------------------------------------------------------------------------
+
+    def policies(self, namespace: str, *, key: str | None = None) -> Document:
+        """The rules of a namespace, or what holds for one key: {namespace, term, rules, version}."""
+        params = {} if key is None else {"key": key}
+        return self._document("GET", f"/v1/policies/{_part(namespace)}", params=params)
+
+    def set_policies(self, namespace: str, rules: list[Document], version: str | None) -> Document:
+        """Set all rules, if the document still has that version."""
+        headers = {"content-type": "application/json"}
+        if version is not None:
+            headers["if-match"] = f'"{version}"'
+        plain = [{name: value for name, value in rule.items() if name != "term"} for rule in rules]
+        content = json.dumps({"rules": plain}).encode()
+        return self._document("PUT", f"/v1/policies/{_part(namespace)}", content=content, headers=headers)
+
+    def move_home(self, namespace: str, prefix: str, to: str, *, force: bool, wait_s: float | None) -> Document:
+        """Hand the home of a prefix over: {prefix, home, term, before, forced, lost}. Asked again, it goes on."""
+        content = json.dumps({"prefix": prefix, "to": to, "force": force}).encode()
+        params = {} if wait_s is None else {"wait": f"{max(1, round(wait_s * 1000))}ms"}
+        return self._document(
+            "POST", f"/v1/policies/{_part(namespace)}/move", content=content, headers={"content-type": "application/json"}, params=params,
+            timeout_s=(wait_s or 30.0) + 30.0,
+        )  # fmt: skip
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """What the data process answers: questions of this PoP's control process (the mailbox), and calls of other PoPs.
 
 What it is: one method per kind of question, and those that wait: for an entry to be applied, a peer to confirm, a body to come.
-What it is not: the way a call travels (calls.py), or values and their operations (homes.py).
+What it is not: the way a call travels (calls.py), or values and their operations (edgeflow.store.decided).
 What must stay true: an answer says what is so, never what is likely; what waits is bounded and ends at its time; a kind that is not known is
 refused by name; nothing here blocks the loop.
 """
@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import structlog
 
-from edgeflow.cluster import homes
 from edgeflow.cluster.calls import Body, Done, Outcome
 from edgeflow.cluster.linkproto import DIGEST, Call
 from edgeflow.cluster.ports import LinkNamespace, LinkStore
@@ -20,6 +19,7 @@ from edgeflow.cluster.standing import Standing
 from edgeflow.cluster.wants import Wants
 from edgeflow.core.channels import check_namespace
 from edgeflow.errors import BadRequest, EdgeflowError, Throttled, Unavailable, describe, described
+from edgeflow.store.decided import execute
 from edgeflow.store.mailbox import Asked
 from edgeflow.store.records import LogId
 
@@ -80,6 +80,7 @@ class Desk:
         self._waits: list[_Wait] = []
         self._questions: dict[str, Callable[[Asked], None]] = {
             "await": self._await, "home": self._home, "fetch": self._fetch, "sync": self._sync, "has": self._has,
+            "stand": self._stand,
         }  # fmt: skip
         self._calls: dict[str, Callable[[str, Call, Body, Done], None]] = {
             "applied": self._call_applied, "has": self._call_has, "home": self._call_home,
@@ -153,6 +154,9 @@ class Desk:
             return []
         return [ref.digest for ref in handle.entry_blobs(found[0][1]) if handle.blob_size(ref.digest) is None]
 
+    def _is_whole(self, ns: str, log_id: LogId, seq: int) -> bool:
+        return self._is_applied(ns, log_id, seq) and not self._lacking(self._store.namespace(ns), log_id, seq)
+
     def _call_applied(self, _peer: str, call: Call, body: Body, done: Done) -> None:
         log_id, seq = _position(body)
         handle = self._store.namespace(call.ns)
@@ -194,9 +198,11 @@ class Desk:
         ns = _namespace(asked.args)
         log_id, seq = _position(asked.args)
         wanted, timeout_ms = _number(asked.args, "k"), _number(asked.args, "timeout_ms")
-        others = self._peers.peers()
-        if wanted > len(others):
-            raise BadRequest(f"{wanted} other PoPs shall have it, the cluster has {len(others)}")
+        everyone = self._peers.peers()
+        if wanted > len(everyone):
+            raise BadRequest(f"{wanted} other PoPs shall have it, the cluster has {len(everyone)}")
+        # Written at its home: that one has it by itself, and this PoP is one of the others.
+        others = [peer for peer in everyone if peer != log_id.origin]
         now_s = self._clock()
         until_s = now_s + min(timeout_ms / 1000, max(0.0, asked.left_s))
         body: Body = {"origin": log_id.origin, "epoch": log_id.epoch, "seq": seq}
@@ -205,6 +211,8 @@ class Desk:
 
         def look(is_late: bool) -> bool:
             nonlocal ended
+            if log_id.origin != self._me and self._me not in task.has and self._is_whole(ns, log_id, seq):
+                task.has.add(self._me)
             if not ended and (len(task.has) >= wanted or is_late):
                 ended = True
                 asked.answer({"confirmed": len(task.has)})
@@ -242,14 +250,37 @@ class Desk:
         body = {name: value for name, value in asked.args.items() if name not in ("pop", "ns")}
         peer = str(asked.args.get("pop") or "")
         if peer == self._me:
-            asked.answer(homes.execute(self._store.namespace(ns), body.get("op"), body))
+            asked.answer(execute(self._store.namespace(ns), body.get("op"), body))
             self._peers.push(ns)
         else:
             self._ask(asked, peer, "home", ns, body)
 
     def _call_home(self, _peer: str, call: Call, body: Body, done: Done) -> None:
-        done(homes.execute(self._store.namespace(call.ns), body.get("op"), body))
-        self._peers.push(call.ns)
+        """Carries out what another PoP asks, as soon as the bodies that it refers to (`needs`) are here."""
+        handle = self._store.namespace(call.ns)
+        named = body.pop("needs", None)
+        needs = [digest for digest in named if isinstance(digest, str)] if isinstance(named, list) else []
+        if not needs:
+            done(execute(handle, body.get("op"), body))
+            self._peers.push(call.ns)
+            return
+
+        def look(is_late: bool) -> bool:
+            lacking = [digest for digest in needs if handle.blob_size(digest) is None]
+            if lacking and not is_late:
+                self._wants.pin(call.ns, lacking, self._clock())
+                return False
+            self._wants.unpin(call.ns, set(needs))
+            try:
+                if lacking:
+                    raise Unavailable(f"{self._me} did not get the body {lacking[0]} in time")
+                done(execute(handle, body.get("op"), body))
+            except EdgeflowError as error:
+                done(error)
+            self._peers.push(call.ns)
+            return True
+
+        self._wait(_Wait(call.ns, self._clock() + call.within_ms / 1000, look))
 
     def _ask(self, asked: Asked, peer: str, kind: str, ns: str, body: Body) -> None:
         if peer not in self._peers.peers():
@@ -300,6 +331,14 @@ class Desk:
         self._standing.touch({ns})
         self._wait(_Wait(ns, now_s + 0.9 * max(0.0, asked.left_s), look, by_peers=True))
         self._peers.ping_all()
+
+    def _stand(self, asked: Asked) -> None:
+        ns = _namespace(asked.args)
+        asked.answer({
+            "passed": [[origin, epoch, seq] for (origin, epoch), seq in self._standing.passed(ns).items()],
+            "floor": self._standing.floor(ns),
+            "staleness_ms": self._standing.staleness_ms(ns, self._clock()),
+        })  # fmt: skip
 
 
 def _namespace(args: Mapping[str, Any]) -> str:

@@ -22,7 +22,6 @@ import uuid
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -38,6 +37,10 @@ from edgeflow.sdk.subscription import FIRST_WAIT_S, LONGEST_WAIT_S, ApiError, Po
 from edgeflow.sdk.subscription import Gap as Gap
 from edgeflow.sdk.subscription import ReceivedEvent as ReceivedEvent
 from edgeflow.sdk.subscription import parse_sse as parse_sse
+from edgeflow.sdk.values import Receipt as Receipt
+from edgeflow.sdk.values import Value as Value
+from edgeflow.sdk.values import ValueInfo as ValueInfo
+from edgeflow.sdk.values import Values, receipt_of
 
 _chance = random.Random()
 """Of our own: the global generator belongs to the program that uses this, which may have seeded it."""
@@ -53,45 +56,9 @@ ANSWER_S = 15.0
 Rows = list
 """`list` by another name: inside the class, `list` is the method."""
 _PROBLEM = frozenset({"type", "title", "status", "detail", "code", "hint"})
+_WAITED = frozenset({"behind", "stale", "home-unreachable"})
+"""What a PoP has waited for already, as long as it was told to."""
 _HEADER_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What the PoP acknowledged: `durable` (in its log, on disk) or `waiting` (kept until the value it refers to is readable there)."""
-
-    class_: str
-    origin: str
-    epoch: int
-    seq: int
-    id: str
-    version: str | None = None
-    duplicate: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ValueInfo:
-    """One EKV entry without its body. `key` is the full name, <namespace>/<key>; `size` is in bytes."""
-
-    key: str
-    version: str
-    size: int
-    content_type: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Value(ValueInfo):
-    """One EKV entry."""
-
-    data: bytes = b""
-
-    def json(self) -> Any:
-        """The body as JSON. Raises ValueError."""
-        return json.loads(self.data)
-
-    def text(self) -> str:
-        """The body as UTF-8 text. Raises UnicodeDecodeError."""
-        return self.data.decode()
 
 
 class Client:
@@ -122,6 +89,8 @@ class Client:
             )
             for address, secret in ((url, token), *others)
         ]  # fmt: skip
+        self.ekv = Values(self._call, self._stream, encode_data, _error)
+        """The key-value store: values with conditions, time to live and consistency, counters, sets, maps, batches, watches, sessions."""
 
     @classmethod
     def from_home(cls, pop: str | None = None, *, home: Path | None = None, **options: Any) -> Self:
@@ -174,7 +143,7 @@ class Client:
         check_channel(channel)
         body, headers = self._event(data, subject, attributes, datacontenttype, type, id, source, dataref)
         params = {"put": put} if put is not None else None
-        return _receipt(
+        return receipt_of(
             self._call("POST", f"/v1/channels/{_path(channel)}", content=body, headers=headers, params=params).json()
         )
 
@@ -276,58 +245,24 @@ class Client:
         if_version: str | None = None,
         if_absent: bool = False,
     ) -> Receipt:
-        """Put a value under the full key <namespace>/<key>, durably. Raises VersionMismatch when a condition does not hold."""
-        body, default_type = encode_data(data)
-        headers = {}
-        if content_type or default_type:
-            headers["content-type"] = content_type or default_type or ""
-        if if_version is not None:
-            headers["if-match"] = f'"{if_version}"'
-        if if_absent:
-            headers["if-none-match"] = "*"
-        is_conditional = if_version is not None or if_absent
-        return _receipt(
-            self._call("PUT", _key_path(key), content=body, headers=headers, is_repeatable=not is_conditional).json()
-        )
+        """Put a value under the full key <namespace>/<key>, durably. Raises VersionMismatch when a condition does not hold. `ekv` can do more."""
+        return self.ekv.put(key, data, content_type=content_type, if_version=if_version, if_absent=if_absent)
 
     def get(self, key: str, *, version: str | None = None) -> Value | None:
-        """A value, or None when this PoP has none (or not in that version)."""
-        try:
-            response = self._call("GET", _key_path(key), params={"version": version} if version else None)
-        except NotFound:
-            return None
-        return Value(
-            key, _version(response), len(response.content), response.headers.get("content-type"), response.content
-        )
+        """A value, or None when this PoP has none (or not in that version). `ekv` can do more."""
+        return self.ekv.get(key, version=version)
 
     def head(self, key: str) -> ValueInfo | None:
         """A value without its body, or None."""
-        try:
-            response = self._call("HEAD", _key_path(key))
-        except NotFound:
-            return None
-        return ValueInfo(
-            key, _version(response), int(response.headers["content-length"]), response.headers.get("content-type")
-        )
+        return self.ekv.head(key)
 
     def delete(self, key: str, *, if_version: str | None = None) -> bool:
         """Delete a value; False when there was none. Raises VersionMismatch when `if_version` does not hold."""
-        headers = {"if-match": f'"{if_version}"'} if if_version is not None else {}
-        try:
-            self._call("DELETE", _key_path(key), headers=headers, is_repeatable=if_version is None)
-        except NotFound:
-            return False
-        return True
+        return self.ekv.delete(key, if_version=if_version)
 
     def list(self, prefix: str) -> Iterator[ValueInfo]:
         """Values whose full key starts with `prefix` (`<namespace>/` for all of a namespace), in order."""
-        namespace, _, inner = prefix.partition("/")
-        after: str | None = ""
-        while after is not None:
-            page = self._call("GET", f"/v1/ekv/{_path(namespace)}/", params={"prefix": inner, "after": after}).json()
-            for item in page["items"]:
-                yield ValueInfo(f"{namespace}/{item['key']}", item["version"], item["size"], item["content_type"])
-            after = page["next"]
+        return self.ekv.list(prefix)
 
     # -- the application -----------------------------------------------------------------------------------------------
 
@@ -448,12 +383,17 @@ class Client:
             except httpx.TransportError as trouble:
                 error = Unavailable(f"{pop.url} cannot be reached: {trouble!r}")
                 did_nothing = isinstance(trouble, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
-            may_repeat = isinstance(error, Unavailable) and (is_repeatable or did_nothing)
+            may_repeat = isinstance(error, Unavailable) and (is_repeatable or did_nothing) and error.code not in _WAITED
             if not may_repeat or time.monotonic() + wait_s > deadline:
                 raise error
             time.sleep(wait_s * _chance.uniform(0.5, 1.0))
             wait_s = min(wait_s * 2, LONGEST_WAIT_S)
             repeated = True
+
+    def _stream(self, path: str, params: Mapping[str, str], headers: Mapping[str, str], silence_s: float) -> Any:
+        """A response of this PoP that is read while it comes; for a `with` block."""
+        timeout = httpx.Timeout(silence_s)
+        return self._pops[0].http.stream("GET", path, params=params, headers=headers, timeout=timeout)
 
     def _fetch(self, path: str, at: int) -> bytes:
         """A body that PoP `at` offers; from the others when it is away."""
@@ -555,31 +495,13 @@ def _output(answer: httpx.Response) -> ReceivedEvent:
     return received(document, "", lambda _path: answer.content)
 
 
-def _receipt(document: Mapping[str, Any]) -> Receipt:
-    return Receipt(
-        class_=document["class"], origin=document["origin"], epoch=document["epoch"], seq=document["seq"], id=document["id"],
-        version=document.get("version"), duplicate=bool(document.get("duplicate")),
-    )  # fmt: skip
-
-
 def _document(response: httpx.Response) -> dict[str, Any]:
     document: dict[str, Any] = response.json()
     return document
 
 
-def _version(response: httpx.Response) -> str:
-    return str(response.headers["etag"].strip('"'))
-
-
 def _path(name: str) -> str:
     return quote(name, safe="/")
-
-
-def _key_path(key: str) -> str:
-    namespace, slash, inner = key.partition("/")
-    if not slash or not inner:
-        raise BadRequest(f"{key!r} is not a full key", hint="A key is <namespace>/<key>, as in vision/models/person.")
-    return f"/v1/ekv/{_path(namespace)}/{_path(inner)}"
 
 
 def _header(value: str) -> str:

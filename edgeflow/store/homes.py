@@ -13,7 +13,7 @@ from typing import Self
 import msgpack
 
 from edgeflow.core.policies import Home, Policies, Rule
-from edgeflow.errors import StaleHome
+from edgeflow.errors import BadRequest, HomeElsewhere, NoHome, StaleHome
 from edgeflow.store.calls import Calls
 
 
@@ -41,6 +41,23 @@ class HomedNamespace(Calls):
     def home_of(self, key: str) -> Home | None:
         """The home of a key as this PoP knows it; None when every PoP takes its writes."""
         return self.homes().home(key)
+
+    def home_for(self, keys: Sequence[str]) -> Home:
+        """The one home of all `keys`, when that is this PoP. Raises NoHome, HomeElsewhere, and BadRequest when they have several."""
+        rules = self.homes()
+        homes = {key: rules.home(key) for key in keys}
+        for key, home in homes.items():
+            if home is None:
+                raise NoHome(f"no policy gives the key {key!r} of {self.name!r} a home")
+        found = {home for home in homes.values() if home is not None}
+        if len(found) != 1:
+            raise BadRequest(
+                "the keys have different homes", hint="What is strong is decided at one PoP: send one for each."
+            )
+        (home,) = found
+        if home.pop != self.pop:
+            raise HomeElsewhere(f"the home of {keys[0]!r} is {home.pop!r}", details={"home": home.pop})
+        return home
 
     def install_homes(self, policies: Policies) -> Homes:
         """Let the document's homes hold here, but for prefixes that are known to be in a later term."""

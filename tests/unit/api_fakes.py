@@ -9,13 +9,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from value_fakes import FakeMailbox, FakeValues
+
 from edgeflow.api.__main__ import Server, listen, serve_options
 from edgeflow.api.context import Api
 from edgeflow.api.streams import FrameEncoder
 from edgeflow.api.tails import TailHub, position_of
 from edgeflow.core.cursors import Position, Vector
 from edgeflow.core.events import BlobRef, Event
-from edgeflow.errors import CorruptBlob, NotFound, StoreUnavailable, VersionMismatch
+from edgeflow.errors import CorruptBlob, NotFound, StoreUnavailable
 from edgeflow.settings import PopSettings
 from edgeflow.store.blobs import digest_of
 from edgeflow.store.records import (
@@ -33,8 +35,6 @@ from edgeflow.store.records import (
     ReplayInfo,
     ReplaySpec,
     Result,
-    Value,
-    ValueInfo,
 )
 
 TOKEN = "test-token"
@@ -77,14 +77,13 @@ class FakeWriter:
         self._data.clear()
 
 
-class FakeNamespace:
+class FakeNamespace(FakeValues):
     """One namespace in memory."""
 
     def __init__(self, name: str, pop: str) -> None:
+        super().__init__()
         self.name = name
         self.pop = pop
-        self.values: dict[str, Value] = {}
-        self.blobs: dict[str, bytes] = {}
         self.released: list[Released] = []
         self.arrivals: list[Arrival] = []
         self.joins: list[PendingJoin] = []
@@ -94,25 +93,14 @@ class FakeNamespace:
         self.redriven: list[str] = []
         self.infos: dict[str, InvocationInfo] = {}
         self.results: dict[str, Result] = {}
-        self.counts: dict[str, int] = {}
         self.all_replays: dict[str, ReplayInfo] = {}
         self.diffs: list[ReplayDiff] = []
         self.asked_replays: list[ReplaySpec] = []
         self.allowed: Quota | None = None
         self.refuse: Exception | None = None
-        self.is_away = False
         self.lanes_removed: dict[tuple[tuple[str, int], str], int] = {}
         self.head_n = 0
-        self._clock = 0
         self._changed = threading.Condition()
-
-    def _check(self) -> None:
-        if self.is_away:
-            raise StoreUnavailable()
-
-    def _version(self) -> str:
-        self._clock += 1
-        return f"{1_700_000_000_000 + self._clock:013d}.00000@{self.pop}"
 
     def ingest(self, arrivals: Sequence[Arrival]) -> list[Receipt | Refusal]:
         self._check()
@@ -224,41 +212,6 @@ class FakeNamespace:
         self._check()
         return FakeWriter(self)
 
-    def put(
-        self, key: str, data: bytes, *, ref: BlobRef | None = None, content_type: str | None = None, if_version: str | None = None,
-        if_absent: bool = False,
-    ) -> Receipt:  # fmt: skip
-        self._check()
-        data = data if ref is None else self.blobs[ref.digest]
-        have = self.values.get(key)
-        if (if_absent and have) or (if_version is not None and (have is None or have.version != if_version)):
-            raise VersionMismatch()
-        version = self._version()
-        self.values[key] = Value(key, version, len(data), content_type, None, data)
-        return Receipt("durable", self.pop, 1, self._clock, f"{self.pop}/1/{self._clock}", version)
-
-    def delete(self, key: str, *, if_version: str | None = None) -> Receipt:
-        have = self.values.get(key)
-        if have is None:
-            raise NotFound()
-        if if_version is not None and have.version != if_version:
-            raise VersionMismatch()
-        del self.values[key]
-        return Receipt("durable", self.pop, 1, self._clock, "", self._version())
-
-    def head(self, key: str) -> ValueInfo | None:
-        self._check()
-        return self.values.get(key)
-
-    def get(self, key: str, *, version: str | None = None) -> Value | None:
-        self._check()
-        value = self.values.get(key)
-        return value if value is not None and version in (None, value.version) else None
-
-    def list(self, prefix: str = "", *, after: str = "", limit: int = 100) -> list[ValueInfo]:
-        keys = sorted(key for key in self.values if key.startswith(prefix) and key > after)
-        return [self.values[key] for key in keys[:limit]]
-
     def channels(self) -> Any:
         names = [entry.event.channel for entry in self.released if entry.event]
         return [ChannelInfo(name, names.count(name)) for name in sorted(set(names))]
@@ -304,9 +257,6 @@ class FakeNamespace:
     def result(self, id: str) -> Result | None:
         self._check()
         return self.results.get(id)
-
-    def count_value(self, key: str) -> int | None:
-        return self.counts.get(key)
 
     def start_replay(self, spec: ReplaySpec) -> ReplayInfo:
         self.asked_replays.append(spec)
@@ -372,6 +322,7 @@ class FakeStore:
         self.known = {"system"}
         self.is_away = False
         self.outages = 0
+        self.mailbox = FakeMailbox()
 
     def namespace(self, name: str) -> FakeNamespace:
         return self.handles.setdefault(name, FakeNamespace(name, self.pop))

@@ -202,15 +202,31 @@ class TestValues:
         assert [info.key for info in client.list("vision/k/")] == [f"vision/k/{n:03d}" for n in range(250)]
         assert [info.key for info in client.list("vision/k/24")] == [f"vision/k/24{n}" for n in range(10)]
 
-    def test_a_conditional_write_is_repeated_only_if_it_did_nothing(self) -> None:
-        client, requests = scripted([problem(503, "busy"), httpx.ConnectError("no"), httpx.Response(200, json=RECEIPT)])
-        client.put("vision/k", b"", if_absent=True)
-        assert len(requests) == 3
-        for ambiguous in (problem(503, "store-unavailable"), httpx.ReadTimeout("late")):
-            client, requests = scripted([ambiguous, httpx.Response(200, json=RECEIPT)])
-            with pytest.raises(Unavailable):
-                client.put("vision/k", b"", if_version="1")
-            assert len(requests) == 1
+    def test_a_write_is_repeated_with_the_id_that_keeps_it_one(self) -> None:
+        troubles = [problem(503, "store-unavailable"), httpx.ConnectError("no"), httpx.ReadTimeout("late")]
+        writes: list[Callable[[Client], object]] = [
+            lambda client: client.put("vision/k", b"", if_absent=True),
+            lambda client: client.ekv.put("vision/k", b"", if_version="1"),
+            lambda client: client.ekv.counter("vision/n").add(),
+            lambda client: client.ekv.batch("vision").increment("n").commit(),
+        ]
+        for write in writes:
+            client, requests = scripted([*troubles, httpx.Response(200, json=RECEIPT)])
+            write(client)
+            ids = [request.headers["idempotency-key"] for request in requests]
+            assert len(ids) == 4
+            assert len(set(ids)) == 1
+            write_again, requests = scripted([httpx.Response(200, json=RECEIPT)])
+            write(write_again)
+            assert requests[0].headers["idempotency-key"] != ids[0]
+
+    @pytest.mark.parametrize("code", ["behind", "stale", "home-unreachable"])
+    def test_what_the_pop_has_waited_for_already_is_not_asked_again(self, code: str) -> None:
+        client, requests = scripted([problem(503, code)])
+        with pytest.raises(Unavailable) as refused:
+            client.ekv.get("vision/k", max_staleness_s=1)
+        assert refused.value.code == code
+        assert len(requests) == 1
 
     def test_a_repeated_delete_that_finds_nothing_did_delete(self) -> None:
         client, _ = scripted([httpx.ReadError("cut"), problem(404, "not-found")])

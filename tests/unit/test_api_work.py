@@ -582,6 +582,6 @@ class TestCounters:
         check_problem(http.get("/v1/ekv/vision/seen/left?version=43"), 404, "not-found")
 
     def test_a_value_of_that_name_comes_first(self, http: httpx.Client, vision: FakeNamespace) -> None:
-        vision.counts["k"] = 1
         vision.put("k", b"value")
+        vision.counts["k"] = 1
         assert http.get("/v1/ekv/vision/k").content == b"value"

@@ -6,7 +6,7 @@ import msgpack
 import pytest
 from link_fakes import MemoryStore, Side, run
 
-from edgeflow.cluster import calls, homes
+from edgeflow.cluster import calls
 from edgeflow.cluster.calls import Calls, Outcome, pack_body
 from edgeflow.cluster.desk import Desk
 from edgeflow.cluster.linkproto import Answer, Call
@@ -258,6 +258,18 @@ def test_sync_answers_when_every_peer_has_answered_and_all_is_here() -> None:
     assert question.outcomes == [{"staleness_ms": None}]
 
 
+def test_stand_says_what_is_known() -> None:
+    office = Office("b")
+    office.store.namespace("ns").append(b"1")
+    office.store.namespace("ns").floor = "0000000000001.00000@~"
+    assert office.ask("stand", ns="ns").outcomes == [{"passed": [], "floor": "", "staleness_ms": None}]
+    office.standing.heard("b", "ns", Stand("0000000000002.00000@~", {LogId("a", 1): 1}))
+    office.standing.answered("b", 0.0)
+    assert office.ask("stand", ns="ns").outcomes == [
+        {"passed": [["a", 1, 1]], "floor": "0000000000001.00000@~", "staleness_ms": 0}
+    ]
+
+
 def test_fetch_waits_for_a_body_and_says_when_nobody_has_it() -> None:
     office = Office("b")
     digest = "sha256:" + "0" * 64
@@ -299,5 +311,5 @@ def test_unknown_calls_and_operations_are_refused_by_name() -> None:
         office.take("nonsense")
     with pytest.raises(BadRequest, match="'nonsense' is not an operation"):
         office.take("home", op="nonsense")
-    with pytest.raises(BadRequest, match="names no key"):
-        homes.execute(None, "get", {})
+    with pytest.raises(BadRequest, match="the arguments of 'read' are not right"):
+        office.take("home", op="read")
