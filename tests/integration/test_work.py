@@ -323,6 +323,29 @@ def test_keep_latest_does_not_go_back_to_an_older_one(pops: Callable[..., Pop], 
     assert_conserved(ns)
 
 
+def test_keep_latest_leaves_alone_what_is_asked_for_again(pops: Callable[..., Pop]) -> None:
+    ns = pops().ns
+    apply(ns, limited("{max_pending: 100, on_full: keep-latest}"))
+    for number in range(5):
+        send(ns, event("x", f"a{number}", subject="a"))
+        (one,) = claim(ns, "f")
+        if number:
+            commit(ns, Commit(one.id, one.attempt))
+        else:
+            ns.fail(one.id, one.attempt, "handler-failed", "", None)
+    send(ns, event("x", "now", subject="a"))
+    # Older ones of the subject come behind the one that waits, and a newer one behind them.
+    (letter,) = ns.dead_letters()
+    assert ns.redrive(letter.id) == "invocation"
+    ns.start_replay(ReplaySpec(f"{NAME}/x", "f"))
+    ns.run_replays()
+    send(ns, event("x", "later", subject="a"))
+    handled = claim(ns, "f")
+    assert ids(handled) == ["later", "a0", "a0", "a1", "a2", "a3", "a4", "now"]
+    assert ns.counters()["invocations_dropped:newer"] == 1
+    assert_conserved(ns)
+
+
 def test_what_is_past_its_deadline_is_not_started(pops: Callable[..., Pop], clock: Clock) -> None:
     ns = pops().ns
     apply(ns, limited("{deadline: 2s}"))

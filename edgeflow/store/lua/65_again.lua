@@ -1,5 +1,11 @@
 -- Work that is done again because somebody asked for it: dead letters that are redriven, and replays. And dead letters that are forgotten.
 
+-- keep-latest: what somebody asks for again replaces no newer one of its subject, and is replaced by none.
+local function without_subject(directives)
+  for _, d in ipairs(directives) do d.sj = nil end
+  return directives
+end
+
 local function forget_letter(p, id)
   call('DEL', p .. 'dead:' .. id)
   call('ZREM', p .. 'dead', id)
@@ -27,10 +33,11 @@ redis.register_function('ef_redrive', function(keys, args)
   forget_letter(p, c.id)
   count(c, 'dead_letters_redriven')
   if c.d then
+    without_subject({c.d})
     accept(p, c, c.d, redis.sha1hex(c.id .. '|redrive'), inputs)
   else
     for i, input in ipairs(inputs) do
-      for _, d in ipairs(c.each[i]) do
+      for _, d in ipairs(without_subject(c.each[i])) do
         arrive(p, c, d, {d.s, input[2], input[3], input[4], input[5], input[6]})
       end
       drop_blob(p, input[6][EV_DIGEST], c.now)
@@ -75,7 +82,7 @@ redis.register_function('ef_replay', function(keys, args)
   for _, item in ipairs(c.items) do
     local input = item[2]
     if readable(p, input[6][EV_DIGEST]) then
-      for _, d in ipairs(item[1]) do arrive(p, c, d, {d.s, input[2], input[3], input[4], input[5], input[6]}) end
+      for _, d in ipairs(without_subject(item[1])) do arrive(p, c, d, {d.s, input[2], input[3], input[4], input[5], input[6]}) end
       call('HINCRBY', key, 'read', 1)
     else
       call('HINCRBY', key, 'unreadable', 1)
