@@ -80,7 +80,10 @@ class DataProcess:
         self._overload = Overload(self._store, settings)
         self._sessions: dict[str, BrokerSession] = {}
         self._accounts = Accounts(self._reactor, settings)
-        self._instances = Instances(self._reactor, self._store, settings.limits, self._released, self._accounts)
+        self._instances = Instances(
+            self._reactor, self._store, settings.limits, self._released, self._accounts,
+            lambda *wish: self._links.want_body(*wish),
+        )  # fmt: skip
         self._rounds = Rounds(
             self._store, self._gateways, self._instances, self._round_released, self._reactor.serve_until
         )

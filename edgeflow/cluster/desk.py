@@ -301,21 +301,29 @@ class Desk:
         digest = asked.args.get("digest")
         if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
             raise BadRequest("'fetch' names no digest")
+
+        def done(size: int | None) -> None:
+            if size is not None:
+                asked.answer({"size": size})
+            else:
+                asked.refuse(Unavailable(f"no PoP that can be reached has {digest}"))
+
+        self.want(ns, digest, max(0.0, asked.left_s), done)
+
+    def want(self, ns: str, digest: str, within_s: float, done: Callable[[int | None], None]) -> None:
+        """Has a body come here; `done` is told its size when it is here, None when the time is over."""
         handle = self._store.namespace(ns)
 
         def look(is_late: bool) -> bool:
             size = handle.blob_size(digest)
-            if size is not None:
-                asked.answer({"size": size})
-            elif is_late:
-                asked.refuse(Unavailable(f"no PoP that can be reached has {digest}"))
             if size is not None or is_late:
                 self._wants.unpin(ns, {digest})
+                done(size)
                 return True
             self._wants.pin(ns, [digest], self._clock())
             return False
 
-        self._wait(_Wait(ns, self._clock() + max(0.0, asked.left_s), look))
+        self._wait(_Wait(ns, self._clock() + within_s, look))
 
     def _sync(self, asked: Asked) -> None:
         ns = _namespace(asked.args)

@@ -169,6 +169,10 @@ class Links:
         """Sends what was appended to a namespace."""
         self.notify({ns})
 
+    def want_body(self, ns: str, digest: str, within_s: float, done: Callable[[], None]) -> None:
+        """Has a body come from whichever peer has it; `done` is called when it is here, or the time is over."""
+        self._desk.want(ns, digest, within_s, lambda _is_here: done())
+
     def states(self) -> dict[str, dict[str, Any]]:
         """`link_state` per peer, as of now."""
         return {peer: link.document() for peer, link in self._links.items()}

@@ -24,9 +24,10 @@ from edgeflow.core.failpoints import hit
 from edgeflow.core.retries import retry_delay_ms
 from edgeflow.core.routing import FunctionRoute, RouteTable, compile_routes
 from edgeflow.core.wire import Message
-from edgeflow.errors import EdgeflowError, NotFound, ProtocolError
+from edgeflow.errors import EdgeflowError, ProtocolError
 from edgeflow.flow.accounts import Accounts
 from edgeflow.flow.ahead import Ahead, InboxKey, Waiting
+from edgeflow.flow.bodies import InstanceBodies, WantBody, answer
 from edgeflow.flow.direct import DirectStats
 from edgeflow.flow.outputs import build_events, build_increments, build_ops, build_state, build_values
 from edgeflow.flow.reactor import READ, Reactor
@@ -34,7 +35,6 @@ from edgeflow.flow.sessions import Held, InstanceSpec, Session
 from edgeflow.flow.timings import Timings
 from edgeflow.settings import Limits
 from edgeflow.store import Claim, Claimed, Commit, RoundResult, Store, Value
-from edgeflow.store.blobs import check_digest
 from edgeflow.store.namespace import now_ms
 
 _chance = random.Random()
@@ -66,13 +66,14 @@ class Instances:
     """The instance sockets of one PoP."""
 
     def __init__(
-        self, reactor: Reactor, store: Store, limits: Limits, on_committed: Callable[[str], None], accounts: Accounts
-    ) -> None:
+        self, reactor: Reactor, store: Store, limits: Limits, on_committed: Callable[[str], None], accounts: Accounts, want_body: WantBody
+    ) -> None:  # fmt: skip
         self._reactor = reactor
         self._store = store
         self._limits = limits
         self._on_committed = on_committed
         self._accounts = accounts
+        self._bodies = InstanceBodies(store, limits, want_body)
         self._direct: dict[tuple[str, str], DirectStats] = defaultdict(DirectStats)
         self._listeners: dict[str, tuple[InstanceSpec, socket.socket]] = {}
         self._sessions: dict[str, Session] = {}
@@ -181,6 +182,7 @@ class Instances:
 
     def _session_closed(self, session: Session) -> None:
         spec = session.spec
+        self._bodies.forget(session)
         if self._sessions.get(spec.instance) is session:
             del self._sessions[spec.instance]
         siblings = self._of_inbox[_inbox_key(spec)]
@@ -299,23 +301,13 @@ class Instances:
         self._give_back(session.spec.namespace, self._ahead.take_of(session))
 
     def _on_blob(self, session: Session, message: Message) -> None:
-        digest, data = message.get("digest"), message.get("data")
-        if not isinstance(digest, str) or not isinstance(data, bytes):
-            raise ProtocolError("blob needs digest and data")
-        if len(data) > self._limits.value_bytes:
-            raise ProtocolError(f"a blob of {len(data)} bytes is larger than {self._limits.value_bytes}")
-        check_digest(digest, data)
-        self._blobs[session.spec.namespace].append((digest, data))
+        whole = self._bodies.take(session, message)
+        if whole is not None:
+            self._blobs[session.spec.namespace].append(whole)
 
     def _on_fetch(self, session: Session, message: Message) -> None:
         # What a digest names never changes: it need not wait for commits.
-        self._reply_now(session, message, lambda: {"data": self._fetch(session, str(message.get("digest")))})
-
-    def _fetch(self, session: Session, digest: str) -> bytes:
-        data = self._store.namespace(session.spec.namespace).read_blob(digest)
-        if data is None:
-            raise NotFound(f"blob {digest[:80]} is not at {self._store.pop}")
-        return data
+        self._bodies.fetch(session, message)
 
     def _on_get(self, session: Session, message: Message) -> None:
         self._reply(session, message, lambda: {"value": self._get(session, message)})
@@ -325,7 +317,19 @@ class Instances:
         count = namespace.count_value(key)
         if count is not None:
             return {"key": key, "version": "", "data": str(count).encode(), "content_type": "application/json"}
-        value = namespace.get(key, version=message.get("version"))
+        version = message.get("version")
+        head = namespace.small_values([key])[0]
+        if (
+            head is not None
+            and head.digest is not None
+            and version in (None, head.version)
+            and (head.size >= self._limits.redis_blob_bytes or not namespace.has_blob(head.digest))
+        ):
+            # It is fetched, in pieces, when the handler looks at it.
+            return {
+                "key": key, "version": head.version, "digest": head.digest, "size": head.size, "content_type": head.content_type,
+            }  # fmt: skip
+        value = namespace.get(key, version=version)
         if value is None:
             return None
         return {"key": value.key, "version": value.version, "data": value.data, "content_type": value.content_type}
@@ -340,15 +344,8 @@ class Instances:
         )  # fmt: skip
         return [{"key": info.key, "version": info.version, "size": info.size} for info in infos]
 
-    def _reply(self, session: Session, message: Message, answer: Callable[[], dict[str, Any]]) -> None:
-        session.read(lambda: self._reply_now(session, message, answer))
-
-    @staticmethod
-    def _reply_now(session: Session, message: Message, answer: Callable[[], dict[str, Any]]) -> None:
-        try:
-            session.send({"t": "reply", "r": message.get("r"), "ok": True, **answer()})
-        except EdgeflowError as error:
-            session.send({"t": "reply", "r": message.get("r"), "ok": False, "error": error.message, "code": error.code})
+    def _reply(self, session: Session, message: Message, reply: Callable[[], dict[str, Any]]) -> None:
+        session.read(lambda: answer(session, message, reply))
 
     # -- instances that hear the broker themselves -----------------------------------------------------------------------
 

@@ -24,6 +24,8 @@ from edgeflow.sdk.inputs import BodyCache
 READ_BYTES = 256 * 1024
 HELD_BYTES = 256 * 1024
 MAX_AHEAD_REQUESTS = 16
+PIECE_BYTES = 4 * 1024 * 1024
+"""A larger body is sent in pieces of this size; the agent sends pieces of its own size."""
 
 
 class ConnectionLost(Exception):
@@ -323,10 +325,33 @@ class AgentPort:
                             and later != digest
                         ):
                             self._ahead[later] = self._connection.send_request({"t": "fetch", "digest": later})
-                body = self._connection.wait_reply(number)["data"]
+                body = self._rest(digest, self._connection.wait_reply(number))
                 self._cache.put(digest, body)
             self.waited_s += time.perf_counter() - started_s
             return body
+
+    def fetch_piece(self, digest: str, offset: int) -> bytes:
+        """Some bytes of a body from `offset`, none at its end; not kept in the cache."""
+        body = self._cache.get(digest)
+        if body is not None:
+            return body[offset : offset + PIECE_BYTES]
+        started_s = time.perf_counter()
+        piece: bytes = self._connection.request({"t": "fetch", "digest": digest, "off": offset})["data"]
+        self.waited_s += time.perf_counter() - started_s
+        return piece
+
+    def _rest(self, digest: str, first: Message) -> bytes:
+        """The whole body, of which a reply has brought the beginning."""
+        data: bytes = first["data"]
+        if len(data) >= first.get("size", 0):
+            return data
+        body = bytearray(data)
+        while len(body) < first["size"]:
+            piece = self._connection.request({"t": "fetch", "digest": digest, "off": len(body)})["data"]
+            if not piece:
+                raise ProtocolError(f"a body ends at {len(body)} of {first['size']} bytes")
+            body += piece
+        return bytes(body)
 
     def get(self, key: str, version: str | None) -> dict[str, Any] | None:
         """A value of the namespace, or None."""
@@ -355,7 +380,13 @@ class AgentPort:
     def store_blob(self, digest: str, data: bytes) -> None:
         """Sends a body ahead of the commit that refers to it."""
         try:
-            self._connection.queue({"t": "blob", "digest": digest, "data": data})
+            if len(data) <= PIECE_BYTES:
+                self._connection.queue({"t": "blob", "digest": digest, "data": data})
+                return
+            view = memoryview(data)
+            for off in range(0, len(data), PIECE_BYTES):
+                piece = bytes(view[off : off + PIECE_BYTES])
+                self._connection.queue({"t": "blob", "digest": digest, "data": piece, "off": off, "size": len(data)})
         except ConnectionLost as lost:
             raise Abandoned(str(lost)) from None
 
@@ -364,7 +395,7 @@ class AgentPort:
             reply = self._connection.arrived_reply(number)
             if reply is not None:
                 del self._ahead[digest]
-                if reply.get("ok", True):
+                if reply.get("ok", True) and len(reply["data"]) >= reply.get("size", 0):
                     self._cache.put(digest, reply["data"])
 
 

@@ -430,6 +430,10 @@ class DirectPort:
         """The body with that digest. Raises Unavailable while the agent is away."""
         return self._ask(lambda agent: agent.fetch(digest, ahead))
 
+    def fetch_piece(self, digest: str, offset: int) -> bytes:
+        """Some bytes of that body. Raises Unavailable while the agent is away."""
+        return self._ask(lambda agent: agent.fetch_piece(digest, offset))
+
     def get(self, key: str, version: str | None) -> Frame | None:
         """A value of the namespace, or None. Raises Unavailable while the agent is away."""
         return self._ask(lambda agent: agent.get(key, version))

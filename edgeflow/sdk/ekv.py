@@ -7,14 +7,14 @@ What must stay true: an attempt reads back the values it has written; a context 
 
 import json
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from edgeflow.core.channels import check_key
 from edgeflow.core.events import check_text
 from edgeflow.errors import BadOutput, EdgeflowError
-from edgeflow.sdk.inputs import Bodies
+from edgeflow.sdk.inputs import Bodies, fetch_pieces
 from edgeflow.sdk.outcome import Outcome, Port, encode_body
 from edgeflow.sdk.state import type_name
 
@@ -56,6 +56,13 @@ class Value:
         if self._digest is None or self._bodies is None:
             return b""
         return self._bodies.fetch(self._digest)
+
+    def pieces(self) -> Iterator[bytes]:
+        """The body piece by piece, a few MiB in memory at a time. Raises EdgeflowError when it cannot be fetched."""
+        if self._digest is None or self._bodies is None:
+            yield self._data or b""
+        else:
+            yield from fetch_pieces(self._bodies, self._digest)
 
     def text(self) -> str:
         """The body as UTF-8 text."""
@@ -108,7 +115,16 @@ class Ekv:
         found = self._port.get(key, version)
         if found is None:
             return None
-        return Value(key, found.get("version"), data=found.get("data") or b"", content_type=found.get("content_type"))
+        digest = found.get("digest")
+        data = found.get("data") or b"" if digest is None else None
+        return Value(
+            key,
+            found.get("version"),
+            data=data,
+            digest=digest,
+            content_type=found.get("content_type"),
+            bodies=self._port,
+        )
 
     def put(self, key: str, data: Any, *, content_type: str | None = None) -> None:
         """Writes bytes, str or JSON-able data with the commit. Raises BadName, BadOutput."""

@@ -8,7 +8,7 @@ than its limit.
 
 import json
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -16,7 +16,10 @@ from typing import Any, Protocol
 from edgeflow.core.events import BlobRef, Event
 from edgeflow.core.wire import MAX_FRAME_BYTES
 
-MAX_BODY_BYTES = MAX_FRAME_BYTES - 4096  # a body travels in one frame with a few fields beside it
+MAX_BODY_BYTES = MAX_FRAME_BYTES - 4096
+"""Largest state: it travels in one frame with a few fields beside it."""
+MAX_VALUE_BYTES = 256 * 1024 * 1024
+"""Largest body of an output or a value; the PoP's own limits may be lower."""
 CACHE_BYTES = 64 * 1024 * 1024
 AHEAD_COUNT = 8
 AHEAD_BYTES = 1024 * 1024
@@ -27,6 +30,17 @@ class Bodies(Protocol):
 
     def fetch(self, digest: str, ahead: Sequence[str] = ()) -> bytes:
         """The body with that digest; `ahead` names bodies that will probably be asked for next. Raises EdgeflowError when it cannot be read."""
+
+    def fetch_piece(self, digest: str, offset: int) -> bytes:
+        """Some bytes of that body from `offset`, none at its end. Raises EdgeflowError when it cannot be read."""
+
+
+def fetch_pieces(bodies: Bodies, digest: str) -> Iterator[bytes]:
+    """A body piece by piece."""
+    offset = 0
+    while piece := bodies.fetch_piece(digest, offset):
+        yield piece
+        offset += len(piece)
 
 
 class BodyCache:
@@ -91,6 +105,14 @@ class Input:
         if ref is None:
             return self._stored.get("d") or b""
         return self._bodies.fetch(ref[0], self._ahead() if self._group else ())
+
+    def pieces(self) -> Iterator[bytes]:
+        """The body piece by piece, a few MiB in memory at a time. Raises EdgeflowError when it cannot be fetched."""
+        ref = self._stored.get("r")
+        if ref is None:
+            yield self._stored.get("d") or b""
+            return
+        yield from fetch_pieces(self._bodies, ref[0])
 
     def text(self) -> str:
         """The body as UTF-8 text. Raises UnicodeDecodeError when it is none."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from edgeflow.core.channels import check_key
 from edgeflow.errors import BadName, BadOutput
-from edgeflow.sdk.inputs import MAX_BODY_BYTES, Bodies
+from edgeflow.sdk.inputs import MAX_VALUE_BYTES, Bodies
 from edgeflow.sdk.state import State, type_name
 
 INLINE_BYTES = 4096
@@ -55,9 +55,9 @@ def encode_body(data: Any, what: str) -> tuple[bytes, str | None]:
                 f"{what} a {type_name(data)}, which is neither bytes nor str nor JSON-able: {error}",
                 hint="Return bytes (for arrays: array.tobytes() or an encoded picture), str, or plain dicts, lists and numbers (.tolist(), float()).",
             ) from None
-    if len(body) > MAX_BODY_BYTES:
+    if len(body) > MAX_VALUE_BYTES:
         raise BadOutput(
-            f"{what} {len(body)} bytes; the limit is {MAX_BODY_BYTES}", hint="Split the data into several events."
+            f"{what} {len(body)} bytes; the limit is {MAX_VALUE_BYTES}", hint="Split the data into several events."
         )
     return body, content_type
 

@@ -204,6 +204,9 @@ class _MemoryPort:
             raise NotFound(f"there is no blob {digest}")
         return self._blobs[digest]
 
+    def fetch_piece(self, digest: str, offset: int) -> bytes:
+        return self.fetch(digest)[offset : offset + 1024 * 1024]
+
     def get(self, key: str, version: str | None) -> dict[str, Any] | None:
         if key not in self._values or version not in (None, "1"):
             return None

@@ -14,7 +14,7 @@ from edgeflow.core.events import BlobRef, Event
 from edgeflow.errors import BadName, BadOutput, NotFound
 from edgeflow.sdk.context import Context, FunctionInfo
 from edgeflow.sdk.ekv import Value
-from edgeflow.sdk.inputs import MAX_BODY_BYTES, BodyCache, Input, make_inputs
+from edgeflow.sdk.inputs import MAX_VALUE_BYTES, BodyCache, Input, make_inputs
 from edgeflow.sdk.log import Log
 from edgeflow.sdk.outcome import JSON_TYPE, TEXT_TYPE, Outcome, encode_body
 
@@ -113,7 +113,7 @@ def test_a_circular_or_too_large_body_is_refused() -> None:
     with pytest.raises(BadOutput):
         encode_body(loop, "x")
     with pytest.raises(BadOutput, match="the limit is"):
-        encode_body(bytes(MAX_BODY_BYTES + 1), "x")
+        encode_body(bytes(MAX_VALUE_BYTES + 1), "x")
 
 
 def test_emit_takes_relative_and_full_names_and_keeps_the_order() -> None:
