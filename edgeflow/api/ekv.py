@@ -8,7 +8,7 @@ What must stay true: a body is sent only when it was read whole or its piece was
 
 import base64
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -36,14 +36,13 @@ from edgeflow.api.consistency import (
 from edgeflow.api.context import Api, ApiDep
 from edgeflow.api.problems import BadParameter, Reserved, responses
 from edgeflow.api.ranges import Span, parse_range, whole
-from edgeflow.api.uploads import STEP_BYTES, ValueUpload, open_body, sha256_header
+from edgeflow.api.uploads import ValueUpload, open_body, pieces, sha256_header
 from edgeflow.api.views import ReceiptView, ValueView, is_version, value_view
 from edgeflow.api.watch import watch_changes
 from edgeflow.api.writes import carry_out, read_at_home
 from edgeflow.core.channels import SYSTEM_NAMESPACE, check_key
 from edgeflow.core.cursors import EMPTY, Vector
 from edgeflow.errors import Behind, VersionMismatch
-from edgeflow.store.bodies import BodyReader
 from edgeflow.store.records import Delete, Put, ValueInfo, Write
 from edgeflow.store.replica import ReplicatedNamespace
 
@@ -532,13 +531,4 @@ async def _stream(
     assert info.digest is not None
     body, first = await open_body(api, api.store.namespace(namespace), info.digest, span.offset, span.length, FETCH_S)
     headers["Content-Length"] = str(span.length)
-    return StreamingResponse(_pieces(body, span, first), status, headers)
-
-
-def _pieces(body: BodyReader, span: Span, first: bytes) -> Iterator[bytes]:
-    try:
-        yield first
-        for offset in range(span.offset + len(first), span.offset + span.length, STEP_BYTES):
-            yield body.read(offset, min(STEP_BYTES, span.offset + span.length - offset))
-    finally:
-        body.close()
+    return StreamingResponse(pieces(body, span, first), status, headers)

@@ -110,7 +110,7 @@ def test_200_mib_go_in_and_out_in_constant_memory(api: ApiProcess) -> None:
     grown_in = api.peak_bytes() - before
 
     before = api.forget_peak()
-    for path in (f"/v1/blobs/large/sha256:{expected.hexdigest()}",):
+    for path in ("/v1/ekv/large/model", f"/v1/blobs/large/sha256:{expected.hexdigest()}"):
         came, size = hashlib.sha256(), 0
         with api.http.stream("GET", path) as answer:
             assert answer.status_code == 200
