@@ -7,6 +7,7 @@ What must stay true: a write counts as acknowledged only by its answer; one with
 destroyed or set back meanwhile: then nobody knows.
 """
 
+import base64
 import contextlib
 import http.client
 import json
@@ -26,22 +27,51 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import redis
 from histories import Added, Kept, Member, Outcome, Written, kept, miscounted, misplaced
 from needs import missing
 from world import HERE, NotInTime, until
 
+from edgeflow.host import wan
 from edgeflow.host.local import LocalCluster, ProcessName
 from edgeflow.host.supervisor import default_commands
 from edgeflow.settings import PopSettings
 
 NAMESPACE = "proof"
 POPS = ("la", "ny", "sf")
-KINDS = ("put", "delete", "cas", "big")
+KINDS = (
+    "put",
+    "once",
+    "once",
+    "delete",
+    "cas",
+    "big",
+    "brief",
+    "incr",
+    "incr",
+    "sadd",
+    "srem",
+    "mset",
+    "munset",
+    "batch",
+)
+"""`once` has a key of its own, which nothing overwrites: what is lost of it shows."""
 Class = Literal["durable", "replicated"]
-SIZES = {"put": (30, 200), "cas": (30, 200), "brief": (30, 60), "batch": (30, 60), "big": (300_000, 700_000)}
+SIZES = {
+    "put": (30, 200),
+    "cas": (30, 200),
+    "once": (30, 200),
+    "brief": (30, 60),
+    "batch": (30, 60),
+    "big": (300_000, 700_000),
+}
 MIDDLE = 0.1
 """Share of ordinary values that are too large for a log entry and too small for a file."""
-BRIEF_S = (1.0, 20.0)
+BRIEF_S = (0.5, 6.0)
+LONG_S = 3600.0
+"""Times to live: of some values they pass within a run, of others they do not."""
+WRONG_S = 5.0
+"""How far off a clock may be made here: so much earlier or later a time to live may end."""
 REGISTERS, COUNTERS, GROUPS, PAIRS, MEMBERS = 24, 4, 3, 4, 12
 ANSWER_S = 30.0
 RETRY_S = 0.1
@@ -51,6 +81,10 @@ PAGE = 1000
 
 class NoAnswer(Exception):
     """The request may or may not have been carried out."""
+
+
+class NotSent(NoAnswer):
+    """There was nobody to ask: it certainly was not carried out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +135,11 @@ class Door:
         try:
             if self._connection is None:
                 self._connection = http.client.HTTPConnection(*self._address, timeout=timeout_s)
-                self._connection.connect()
+                try:
+                    self._connection.connect()
+                except OSError as error:
+                    self.close()
+                    raise NotSent(repr(error)) from error
                 self._connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._connection.sock.settimeout(timeout_s)
             self._connection.request(method, target, body, sent)
@@ -184,6 +222,8 @@ class EkvWorld:
         """How often a PoP was destroyed or set back: what was under way then is not repeated."""
         self.replicate_share = 0.0
         """Share of the writes that ask for `replicated:1`."""
+        self._safe = 0
+        """Operations below this number were at all PoPs once."""
         self._lock = threading.Lock()
         self._access = {pop: cluster.pop(pop) for pop in cluster.pops}
         self._tokens = {pop: access.token for pop, access in self._access.items()}
@@ -226,6 +266,14 @@ class EkvWorld:
         """A connection of its own to a PoP."""
         return Door(self._access[pop].api_url, self._tokens[pop])
 
+    def url(self, pop: str) -> str:
+        """Where the PoP's API is."""
+        return self._access[pop].api_url
+
+    def token(self, pop: str) -> str:
+        """The operator's token there."""
+        return self._tokens[pop]
+
     @property
     def alive(self) -> list[str]:
         """PoPs that were not destroyed for good."""
@@ -255,7 +303,7 @@ class EkvWorld:
         if kind in ("put", "cas", "big", "delete"):
             one.key = f"r/{chance.randrange(REGISTERS)}"
         size = chance.randint(*SIZES[kind]) if kind in SIZES else 0
-        if kind in ("put", "cas") and chance.random() < MIDDLE:
+        if kind in ("put", "once", "cas") and chance.random() < MIDDLE:
             size = chance.randint(5_000, 40_000)
         if size:
             body = body_of(one.value, size)
@@ -267,15 +315,18 @@ class EkvWorld:
             headers |= {"If-Match": f'"{found.version}"'} if found.status == 200 else {"If-None-Match": "*"}
         elif kind == "delete":
             method, body, one.value = "DELETE", b"", None
+        elif kind == "once":
+            one.key = f"u/{number}"
         elif kind == "brief":
             one.key = f"t/{number}"
-            ttl_s = chance.uniform(*BRIEF_S)
-            params["ttl"] = f"{ttl_s:.3f}"
+            ttl_s = chance.choice((LONG_S, chance.uniform(*BRIEF_S)))
+            params["ttl"] = f"{ttl_s * 1000:.0f}ms"
         elif kind == "batch":
             pair = f"p/{chance.randrange(PAIRS)}"
             method, one.key, one.member = "POST", "", pair
             writes = [
-                {"op": "put", "key": f"{pair}/{side}", "text": body.decode("latin-1")} for side in ("left", "right")
+                {"op": "put", "key": f"{pair}/{side}", "data_base64": base64.b64encode(body).decode()}
+                for side in ("left", "right")
             ]
             body = json.dumps({"writes": writes}).encode()
         elif kind == "incr":
@@ -298,8 +349,9 @@ class EkvWorld:
         if method == "POST":
             headers["Content-Type"] = "application/json"
         self._settle(one, door, method, body, headers, params)
-        if kind == "brief" and one.outcome == "ok":
-            one.expires_s = one.ended_s + ttl_s
+        if kind == "brief":
+            # One that may be gone by the end is gone by then: see converge.
+            one.expires_s = (one.ended_s or time.monotonic()) + ttl_s + WRONG_S
         return one
 
     def _asked(self, door: Door, pop: str, method: str, key: str) -> Answer | None:
@@ -321,7 +373,7 @@ class EkvWorld:
             try:
                 answer = door.ask(method, path, body, headers=headers, **params)
             except NoAnswer as error:
-                sure, one.code = False, str(error)[:100]
+                sure, one.code = sure and isinstance(error, NotSent), str(error)[:100]
             else:
                 one.code = answer.code
                 if answer.status < 300 or answer.code == "not-replicated":
@@ -336,11 +388,11 @@ class EkvWorld:
                     break
                 sure = sure and answer.code in ("store-full", "stale-home")
             if self.set_back[one.pop] != began or one.pop in self.destroyed:
-                one.outcome = "refused" if sure and one.code in ("store-full",) else "unknown"
+                one.outcome = "refused" if sure else "unknown"
                 break
             time.sleep(RETRY_S)
             if self.set_back[one.pop] != began:
-                one.outcome = "unknown"
+                one.outcome = "refused" if sure else "unknown"
                 break
         with self._lock:
             self.retried += one.tries - 1
@@ -377,29 +429,49 @@ class EkvWorld:
                 if kind == "counter":
                     seen.counters[key] = int(answer.body)
                 elif kind == "set":
-                    seen.members[key] = dict.fromkeys(elements_of(answer), "1")
+                    seen.members[key] = dict.fromkeys(answer.json(), "1")
                 elif kind == "map":
-                    seen.members[key] = fields_of(answer)
+                    seen.members[key] = answer.json()
                 else:
                     seen.registers[key] = (answer.version or "", tag_of(answer.body))
         return seen
 
-    def hash_of(self, pop: str) -> str:
-        """What the PoP itself calls the hash of its content. Raises NoAnswer."""
-        with contextlib.closing(self.door(pop)) as door:
-            answer = door.ask("GET", f"/v1/ekv/{NAMESPACE}", hash="1")
-            if answer.status != 200:
-                raise NoAnswer(f"hash: {answer.status} {answer.code}")
-            return str(answer.json()["hash"])
+    def hashes(self) -> dict[str, str]:
+        """What each PoP that is left calls the hash of its content. Raises NoAnswer."""
+        found = {}
+        for pop in self.alive:
+            with contextlib.closing(self.door(pop)) as door:
+                answer = door.ask("GET", f"/v1/standing/{NAMESPACE}", hash="true")
+                if answer.status != 200:
+                    raise NoAnswer(f"hash: {answer.status} {answer.code}")
+                found[pop] = str(answer.json()["hash"])
+        return found
 
     def converge(self, deadline_s: float = SETTLE_S) -> float:
-        """Wait until all PoPs that are left show the same, by their hash and to a client; seconds it took."""
+        """Wait until all PoPs that are left show the same, by their hashes and to a client; seconds it took. Before that, until each short time to live is over."""
+        brief_s = max(
+            (one.expires_s for one in self.done if one.expires_s < time.monotonic() + LONG_S / 2), default=0.0
+        )
+        time.sleep(max(0.0, brief_s - time.monotonic()))
         began_s = time.monotonic()
+        begun = len(self.done)
+
+        def same() -> bool:
+            with contextlib.suppress(NoAnswer):
+                return len(set(self.hashes().values())) == 1 and not self.differences()
+            return False
+
         try:
-            until(lambda: not self.differences(), "the same content everywhere", deadline_s, every_s=0.1)
+            until(same, "the same content everywhere", deadline_s, every_s=0.1)
         except NotInTime:
-            raise NotInTime(f"PoPs still differ {deadline_s:g} s after all was healed: {self.differences()}") from None
-        return time.monotonic() - began_s
+            with contextlib.suppress(NoAnswer):
+                raise NotInTime(
+                    f"PoPs still differ {deadline_s:g} s after all was healed: {self.hashes()}, {self.differences()}"
+                ) from None
+            raise
+        took_s = time.monotonic() - began_s
+        self._safe = begun
+        return took_s
 
     def differences(self, most: int = 10) -> list[str]:
         """Where PoPs differ, to a client. Nothing to compare is a difference too."""
@@ -446,9 +518,8 @@ class EkvWorld:
         writes = []
         for one in self.done:
             made = Written(one.key, one.value, one.version, one.outcome, one.forgivable, one.expires_s)
-            if one.kind in ("put", "cas", "big", "delete", "brief") and one.number >= 0:
-                # An end of life is a second late at most: ticks and the clock of the asked PoP.
-                writes.append(replace(made, expires_s=one.expires_s + 2.0 if one.key in registers else one.expires_s))
+            if one.kind in ("put", "once", "cas", "big", "delete", "brief") and one.number >= 0:
+                writes.append(made)
             elif one.kind == "batch":
                 # The answer names the version of the last of its writes only.
                 writes += [replace(made, key=f"{one.member}/{side}", version=one.version if side == "right" else None,
@@ -470,6 +541,7 @@ class EkvWorld:
     def cut(self, a: str, b: str) -> None:
         """Nothing passes between two PoPs any more."""
         self.cluster.set_link(a, b, cut=True)
+        time.sleep(2 * wan.POLL_S)
 
     def isolate(self, pop: str) -> None:
         """Nothing passes between a PoP and the others."""
@@ -545,11 +617,11 @@ class EkvWorld:
         self.on(pop)
 
     def destroy(self, pop: str, *, returns: bool) -> None:
-        """Everything on the PoP's disk is gone. `returns`: the empty machine is started again."""
+        """Everything on the PoP's disk is gone: with it, perhaps, what was acknowledged as durable there since all PoPs were the same. `returns`: the empty machine is started again."""
         self.off(pop)
         self.set_back[pop] += 1
         for one in self.done:
-            if one.pop == pop and one.class_ == "durable":
+            if one.pop == pop and one.class_ == "durable" and one.number >= self._safe:
                 one.forgivable = True
         for name in ("redis", "state"):
             for path in self._disk(pop, name).iterdir():
@@ -565,6 +637,15 @@ class EkvWorld:
         folder = self._disk(pop, "state") / "blobs" / NAMESPACE
         found = [path for path in folder.rglob("*") if path.is_file() and len(path.name) == 64]
         return sorted(found, key=lambda path: (-path.stat().st_size, path.name))
+
+    def trimmed(self, pop: str, origin: str) -> bool:
+        """Whether the beginning of an origin's log is gone at a PoP."""
+        settings = PopSettings.load(self.cluster.home.config_file(pop))
+        with redis.Redis(unix_socket_path=str(settings.store.redis_socket), protocol=2, socket_timeout=20) as door:
+            prefix = f"ef:{{{NAMESPACE}}}:"
+            heads = {name.decode(): int(seq) for name, seq in door.hgetall(prefix + "heads").items()}
+            logs = [name for name in heads if name.startswith(f"{origin}:")]
+            return any(door.xlen(f"{prefix}log:{name}") < heads[name] for name in logs)
 
     def folder(self, pop: str) -> Path:
         """The PoP's folder."""
@@ -635,24 +716,94 @@ class Work:
                 self._failures.append(error)
 
 
-def elements_of(answer: Answer) -> list[str]:
-    """Elements of a set."""
-    found = answer.json()
-    return list(found["elements"] if isinstance(found, dict) else found)
+class Watching:
+    """A client that follows all changes at one PoP, over any number of reconnects: what it holds must be what is there, and no key ever goes back."""
 
+    def __init__(self, world: EkvWorld, pop: str) -> None:
+        self.pop = pop
+        self.held: dict[str, str] = {}
+        """Registers it was told of, and their versions."""
+        self.told: list[tuple[str, str]] = []
+        """(key, version) in the order in which they were told."""
+        self.connects = 0
+        self.listings = 0
+        self._world = world
+        self._place = ""
+        self._stopping = False
+        self._connection: http.client.HTTPConnection | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
-def fields_of(answer: Answer) -> dict[str, str]:
-    """Fields of a map."""
-    found = answer.json()
-    return {
-        str(name): value if isinstance(value, str) else str(value.get("text"))
-        for name, value in found.get("fields", found).items()
-    }
+    def stop(self) -> None:
+        """Leave."""
+        self._stopping = True
+        connection = self._connection
+        if connection is not None and connection.sock is not None:
+            with contextlib.suppress(OSError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
+        self._thread.join(30)
+
+    def _run(self) -> None:
+        access = urllib.parse.urlsplit(self._world.url(self.pop))
+        while not self._stopping:
+            headers = {"Authorization": f"Bearer {self._world.token(self.pop)}", "Accept": "text/event-stream"}
+            if self._place:
+                headers["Last-Event-ID"] = self._place
+            self._connection = http.client.HTTPConnection(str(access.hostname), int(access.port or 80), timeout=30)
+            try:
+                self._connection.request("GET", f"/v1/ekv/{NAMESPACE}?watch=1", headers=headers)
+                answer = self._connection.getresponse()
+                if answer.status == 200:
+                    self.connects += 1
+                    self._follow(answer)
+            except (OSError, http.client.HTTPException, ValueError, AttributeError):
+                pass
+            finally:
+                self._connection.close()
+            time.sleep(RETRY_S)
+
+    def _follow(self, answer: http.client.HTTPResponse) -> None:
+        listed: set[str] | None = set() if not self._place else None
+        place = kind = data = ""
+        while not self._stopping and (line := answer.readline()):
+            text = line.decode().rstrip("\n").rstrip("\r")
+            name, _, value = text.partition(": ")
+            if name == "id":
+                place = value
+            elif name == "event":
+                kind = value
+            elif name == "data":
+                data = value
+            elif not text:
+                # An event counts when it is whole, and its place with it.
+                if kind == "listing":
+                    listed = set()
+                elif kind == "listed":
+                    self.listings += 1
+                    for key in self.held.keys() - (listed or set()) if listed is not None else ():
+                        del self.held[key]
+                    listed = None
+                elif kind == "change":
+                    self._take(json.loads(data), listed)
+                self._place = place or self._place
+                place = kind = data = ""
+
+    def _take(self, change: dict[str, Any], listed: set[str] | None) -> None:
+        key = change["key"].removeprefix(f"{NAMESPACE}/")
+        if change["deleted"]:
+            self.held.pop(key, None)
+        elif change.get("kind", "register") == "register":
+            self.told.append((key, change["version"]))
+            self.held[key] = change["version"]
+            if listed is not None:
+                listed.add(key)
 
 
 def _version_in(answer: Answer) -> str | None:
+    """Version in the receipt, which an answer about copies that are missing has inside."""
     with contextlib.suppress(ValueError, AttributeError):
-        version = answer.json().get("version")
+        document = answer.json()
+        version = document.get("receipt", document).get("version")
         return str(version) if version else None
     return None
 

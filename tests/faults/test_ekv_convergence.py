@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from ekv_world import POPS, EkvWorld, Figure, seed_of_the_run
+from ekv_world import POPS, EkvWorld, Figure, Watching, seed_of_the_run
+from histories import going_back
+from world import until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800), pytest.mark.usefixtures("programs")]
 
@@ -107,6 +109,7 @@ def test_all_pops_end_with_the_same_and_with_all_that_was_acknowledged(
     # Each kind at least once, in any order.
     kinds = [*DISTURB, *(chance.choice(list(DISTURB)) for _ in range(count - len(DISTURB)))]
     chance.shuffle(kinds)
+    watchers = [Watching(world, pop) for pop in POPS]
     began_s = time.monotonic()
     done: Counter[str] = Counter()
     with world.work(OPERATIONS[is_short]) as work:
@@ -120,8 +123,18 @@ def test_all_pops_end_with_the_same_and_with_all_that_was_acknowledged(
     took_s = time.monotonic() - began_s
     recovered_s = world.converge()
     problems = world.problems()
+    for watcher in watchers:
+        there = {key: version for key, (version, _) in world.look(watcher.pop).registers.items()}
+        until(
+            lambda watcher=watcher, there=there: watcher.held == there,
+            f"a watcher at {watcher.pop} to be told of everything",
+            30,
+        )
+        watcher.stop()
+        problems += [f"a watcher at {watcher.pop} was led back: {step}" for step in going_back(watcher.told)]
     figure(
         f"store under faults, {world.summary()}; {sum(done.values())} faults ({', '.join(f'{n} {kind}' for kind, n in done.most_common())}) in {took_s:.0f} s; "
-        f"the same everywhere {recovered_s:.1f} s after the last; lost or doubled: {len(problems)}"
+        f"the same everywhere {recovered_s:.1f} s after the last; {sum(len(watcher.told) for watcher in watchers)} changes told to "
+        f"watchers over {sum(watcher.connects for watcher in watchers)} connections; lost, doubled or led back: {len(problems)}"
     )
     assert problems == []
