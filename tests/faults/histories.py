@@ -10,6 +10,7 @@ and never passes; every checker is shown histories that it must refuse (tests/un
 import math
 import threading
 import time
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -192,7 +193,7 @@ def _put_back(node: _Node) -> None:
 
 # -- sessions ---------------------------------------------------------------------------------------------------------
 
-Guarantee = Literal["read-your-writes", "monotonic-reads", "monotonic-writes", "writes-follow-reads"]
+Guarantee = Literal["read-your-writes", "monotonic-reads", "monotonic-writes", "writes-follow-reads", "freshness"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +262,22 @@ def _reaches(op: Op, floor: str, deletions: Sequence[Op]) -> bool:
     if op.version is not None:
         return op.version >= floor
     return any(one.start_s <= op.end_s and (one.version is None or one.version >= floor) for one in deletions)
+
+
+def too_old(writes: Sequence[Op], reads: Iterable[Op], bound_s: float) -> list[Violation]:
+    """Reads that miss a write which had been acknowledged more than `bound_s` before they began. Versions only grow: nothing is deleted in such a history."""
+    ended: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    for op in sorted(writes, key=lambda op: op.end_s):
+        if op.outcome == "ok" and op.version is not None:
+            newest = max(op.version, ended[op.key][-1][1]) if ended[op.key] else op.version
+            ended[op.key].append((op.end_s, newest))
+    found = []
+    for op in reads:
+        known = ended[op.key]
+        at = bisect_left(known, (op.start_s - bound_s, ""))
+        if op.outcome == "ok" and at and (op.version or "") < known[at - 1][1]:
+            found.append(Violation("freshness", op, known[at - 1][1]))
+    return found
 
 
 def going_back(seen: Iterable[tuple[Hashable, str]]) -> list[tuple[Hashable, str, str]]:

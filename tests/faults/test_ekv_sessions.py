@@ -9,8 +9,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
-from ekv_world import NAMESPACE, POPS, Answer, EkvWorld, Figure, NoAnswer, NotSent, body_of, seed_of_the_run, tag_of
-from histories import Op, Recorder, TakeOver, linearizable, session_violations
+from ekv_world import (
+    NAMESPACE,
+    POPS,
+    Answer,
+    Door,
+    EkvWorld,
+    Figure,
+    NoAnswer,
+    NotSent,
+    body_of,
+    seed_of_the_run,
+    tag_of,
+)
+from histories import Op, Recorder, TakeOver, linearizable, session_violations, too_old
 from world import until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600), pytest.mark.usefixtures("programs")]
@@ -18,7 +30,8 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(600), pytest.mark.usefixtu
 SESSIONS, STEPS = 6, {True: 60, False: 500}
 KEYS = tuple(f"z/{number}" for number in range(4))
 REGISTERS = 3
-CLIENTS, TURNS = 5, {True: 50, False: 400}
+BOUND_S = 0.3
+CLIENTS, TURNS = 5, {True: 90, False: 600}
 PROMISED = ("read-your-writes", "monotonic-reads")
 HAND_OVER = 0.15
 """Share of the steps after which a session gives its token to whoever wants it, or goes on with somebody else's."""
@@ -80,7 +93,7 @@ class Wanderers:
             except BaseException as error:
                 self._failures.append(error)
 
-    def _step(self, name: str, token: str, pop: str, door: "object", chance: random.Random) -> str:
+    def _step(self, name: str, token: str, pop: str, door: Door, chance: random.Random) -> str:
         key = chance.choice(KEYS)
         reads = chance.random() < 0.6
         headers = {"Edgeflow-Session": token} if token else {}
@@ -89,7 +102,7 @@ class Wanderers:
             if not reads:
                 op.value = f"{name}-{op.index}"
             try:
-                answer: Answer = door.ask(  # type: ignore[attr-defined]
+                answer: Answer = door.ask(
                     "GET" if reads else "PUT", f"/v1/ekv/{NAMESPACE}/{key}", None if reads else body_of(str(op.value), 40), headers=headers, timeout_s=10.0, **asked
                 )  # fmt: skip
             except NoAnswer as error:
@@ -188,9 +201,94 @@ def test_reads_without_a_session_are_seen_to_go_back(world: EkvWorld, figure: Fi
     wanderers = Wanderers(world, "local")
     with wanderers.running(40):
         pass
-    found = session_violations(wanderers.recorder.ops)
-    figure(f"control: the same without sessions, PoPs 200 ms apart: {Counter(one.guarantee for one in found)}")
+    ops = wanderers.recorder.ops
+    found = session_violations(ops)
+    old = too_old([op for op in ops if op.kind == "write"], [op for op in ops if op.kind == "read"], 0.0)
+    figure(
+        f"control: the same without sessions, PoPs 200 ms apart: {dict(Counter(one.guarantee for one in found))}; {len(old)} reads older than what somebody had been told"
+    )
+    assert old
     assert {"read-your-writes", "monotonic-reads"} <= {one.guarantee for one in found}
+
+
+class Readers:
+    """Clients that write as `durable` or at all PoPs (`replicated:2`), and read locally or with `max_staleness`."""
+
+    def __init__(self, world: EkvWorld, prefix: str) -> None:
+        self.recorder = Recorder()
+        self.everywhere: list[Op] = []
+        """Writes that all PoPs had confirmed."""
+        self.local: list[Op] = []
+        self.bounded: list[Op] = []
+        self.refused: Counter[str] = Counter()
+        self._world = world
+        self._keys = [f"{prefix}/{number}" for number in range(REGISTERS)]
+        self._failures: list[BaseException] = []
+
+    @contextlib.contextmanager
+    def running(self, turns: int) -> Iterator[None]:
+        """All clients, until they have done their turns."""
+        threads = [threading.Thread(target=self._run, args=(number, turns), daemon=True) for number in range(CLIENTS)]
+        for thread in threads:
+            thread.start()
+        yield
+        for thread in threads:
+            thread.join(300)
+        assert not self._failures, self._failures
+        assert not any(thread.is_alive() for thread in threads)
+
+    def _run(self, number: int, turns: int) -> None:
+        chance = random.Random(f"{self._world.seed} reader {number}")
+        with contextlib.ExitStack() as stack:
+            doors = {pop: stack.enter_context(contextlib.closing(self._world.door(pop))) for pop in POPS}
+            try:
+                for turn in range(turns):
+                    pop = chance.choice(POPS)
+                    self._turn(f"f{number}.{turn}", pop, doors[pop], chance)
+                    time.sleep(chance.uniform(0, 0.02))
+            except BaseException as error:
+                self._failures.append(error)
+
+    def _turn(self, name: str, pop: str, door: Door, chance: random.Random) -> None:
+        key, reads, firmly = chance.choice(self._keys), chance.random() < 0.6, chance.random() < 0.5
+        asked: dict[str, str] = {"wait": "1s"}
+        if firmly:
+            asked |= (
+                {"max_staleness": f"{BOUND_S * 1000:.0f}ms"} if reads else {"durability": f"replicated:{len(POPS) - 1}"}
+            )
+        with self.recorder.running(name, "read" if reads else "write", key, pop=pop) as op:
+            try:
+                path, body = f"/v1/ekv/{NAMESPACE}/{key}", None if reads else body_of(name, 40)
+                answer = door.ask("GET" if reads else "PUT", path, body, timeout_s=15.0, **asked)
+            except NoAnswer:
+                return
+            if answer.code and answer.status != 404:
+                self.refused[answer.code] += 1
+            if reads and answer.status in (200, 404):
+                op.outcome, op.version = "ok", answer.version if answer.status == 200 else None
+                (self.bounded if firmly else self.local).append(op)
+            elif not reads and answer.status < 300:
+                op.outcome, op.version = "ok", answer.version
+                if firmly:
+                    self.everywhere.append(op)
+
+
+def test_reads_are_as_fresh_as_they_were_asked_to_be(world: EkvWorld, is_short: bool, figure: Figure) -> None:
+    """What all PoPs had confirmed is in every later read anywhere; what anybody had acknowledged is in each read with a bound, once it is older than that."""
+    readers = Readers(world, "fresh")
+    with trouble(world) as faults, readers.running(TURNS[is_short]):
+        pass
+    writes = [op for op in readers.recorder.ops if op.kind == "write" and op.outcome == "ok"]
+    missed = too_old(readers.everywhere, [*readers.local, *readers.bounded], 0.0)
+    stale = too_old(writes, readers.bounded, BOUND_S)
+    loose = too_old(writes, readers.local, BOUND_S)
+    figure(
+        f"freshness (seed {world.seed}): {len(writes)} writes, {len(readers.everywhere)} of them confirmed by all PoPs; {len(readers.local)} local reads, {len(readers.bounded)} with "
+        f"max_staleness {BOUND_S * 1000:.0f} ms; {dict(faults)}; refused {dict(readers.refused)}: {len(missed)} reads without what all had confirmed, {len(stale)} older than their "
+        f"bound (of the local ones, which have none, {len(loose)})"
+    )
+    assert [str(one) for one in missed + stale] == []
+    assert readers.everywhere and readers.bounded
 
 
 class Tellers:
@@ -238,7 +336,7 @@ class Tellers:
         self,
         name: str,
         pop: str,
-        door: "object",
+        door: Door,
         chance: random.Random,
         known: dict[str, tuple[str | None, str | None]],
     ) -> None:
@@ -258,7 +356,7 @@ class Tellers:
                 headers |= {"If-Match": f'"{version}"'} if version else {"If-None-Match": "*"}
             method = {"read": "GET", "delete": "DELETE"}.get(kind, "PUT")
             try:
-                answer: Answer = door.ask(  # type: ignore[attr-defined]
+                answer: Answer = door.ask(
                     method, f"/v1/ekv/{NAMESPACE}/{key}", body, headers=headers, timeout_s=15.0, **self._asked
                 )
             except NoAnswer as error:

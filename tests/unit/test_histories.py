@@ -27,6 +27,7 @@ from tests.faults.histories import (
     miscounted,
     misplaced,
     session_violations,
+    too_old,
 )
 
 
@@ -238,6 +239,20 @@ def test_a_token_that_was_handed_over_binds() -> None:
     assert guarantees([wrote, nothing]) == []
     assert guarantees([wrote, nothing], [TakeOver(1, "b", "a")]) == ["read-your-writes"]
     assert guarantees([wrote, nothing], [TakeOver(0, "b", "a")]) == []  # before it had been written
+
+
+def test_a_read_that_misses_what_is_older_than_its_bound() -> None:
+    writes = [
+        op("a", "write", 0, 1, "1", version="10@x"),
+        op("b", "write", 2, 3, "2", version="12@y"),
+        op("a", "write", 2, 4, "3", version="11@x"),
+    ]
+    old, new = (op("c", "read", 6, 7, version=version) for version in ("10@x", "12@y"))
+    assert too_old(writes, [old, new], 2.0) == too_old(writes, [old, new], 0.0) != []
+    assert [one.op for one in too_old(writes, [old, new], 2.5)] == [old]
+    assert too_old(writes, [old, new], 3.0) == []  # exactly at the bound it may be missing
+    assert too_old(writes, [op("c", "read", 6, 7)], 1.0) and too_old([], [old], 0.0) == []
+    assert too_old(writes, [replace(old, outcome="refused")], 0.0) == []
 
 
 def test_an_observer_that_is_led_back() -> None:
