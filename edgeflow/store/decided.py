@@ -89,7 +89,8 @@ def read_value(handle: ReplicatedNamespace, key: str) -> Body:
     """{value: None or what is under the key, seen: where the logs were then}."""
     value = handle.small_values([key])[0]
     info = value or handle.head(key)
-    if info is None:
+    if info is None or (value is None and info.kind == "register"):
+        # A value that came between the two looks is as good as one that comes now.
         return {"value": None, "seen": _positions(handle)}
     content: Any = None
     data = value.data if isinstance(value, Value) and value.digest is None else None
