@@ -490,7 +490,7 @@ class EkvWorld:
 
     def problems(self) -> list[str]:
         """What of the acknowledged writes is not where it must be, at each PoP that is left. All must be healed and the same."""
-        found = [f"PoPs differ: {line}" for line in self.differences()]
+        found = [f"PoPs differ: {line}" for line in self.differences()] + self.internal_errors()
         now_s = time.monotonic()
         for pop in self.alive:
             seen = self.look(pop)
@@ -510,6 +510,16 @@ class EkvWorld:
                 left, right = (seen.registers.get(f"{pair}/{side}", ("", ""))[1] for side in ("left", "right"))
                 if left != right:
                     found.append(f"{pop}: a batch was torn: {pair}: {left!r} and {right!r}")
+        return found
+
+    def internal_errors(self) -> list[str]:
+        """Requests that ended in an error nobody has thought of, with the end of their traceback."""
+        found = []
+        for pop in self.cluster.pops:
+            for line in (self.cluster.home.pop_logs_dir(pop) / "control.log").read_text(errors="replace").splitlines():
+                if '"request_failed"' in line:
+                    entry = json.loads(line)
+                    found.append(f"{pop}: {entry['method']} {entry['path']}: {entry['traceback'].strip()[-600:]}")
         return found
 
     def registers_at(self, seen: Seen, now_s: float) -> Kept:

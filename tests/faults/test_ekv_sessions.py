@@ -49,6 +49,7 @@ def world(cluster: EkvWorld) -> Iterator[EkvWorld]:
     """The cluster of this module, healed after each test."""
     yield cluster
     cluster.heal()
+    assert cluster.internal_errors() == []
 
 
 class Wanderers:
