@@ -42,6 +42,8 @@ def redis_conf(params: StoreParams) -> str:
             "",
             f"maxmemory {params.memory_bytes}",
             "maxmemory-policy noeviction",
+            # A value is a hash of ten short fields and its data: kept together, one of 100 bytes takes a third of the memory.
+            "hash-max-listpack-value 1024",
             "client-output-buffer-limit pubsub 64mb 32mb 60",
             "",
         ]
