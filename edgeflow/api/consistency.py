@@ -263,7 +263,7 @@ async def replicated(api: Api, namespace: str, receipt: Receipt, how: Writing) -
         "timeout_ms": round(how.wait_s * 1000),
     }  # fmt: skip
     try:
-        answer = await ask(api, "await", arguments, how.wait_s)
+        answer = await ask(api, "await", arguments, how.wait_s + GRACE_S)
         confirmed, why = int(answer["confirmed"]), ""
     except EdgeflowError as error:
         confirmed, why = 0, f" ({error.message})"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Header, Query
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
@@ -292,14 +292,13 @@ async def _expected(api: Api, namespace: str, key: str, if_match: str | None, ho
 )
 async def get_value(
     api: ApiDep,
-    request: Request,
     namespace: str,
     key: str,
     how: ReadingDep,
     version: Annotated[
         str | None, Query(description="Exactly this version; with `wait`, also one that is not here yet")
     ] = None,
-    versions: Annotated[bool, Query(description="The versions that are kept, in place of the value")] = False,
+    versions: Annotated[str | None, Query(description="If given: the versions that are kept, not the value")] = None,
     if_match: IfMatch = None,
     if_none_match: IfNoneMatch = None,
     byte_range: Annotated[
@@ -311,16 +310,15 @@ async def get_value(
 ) -> Response:
     """A value as it was put, with its content type; a counter, a set or a map as JSON."""
     check_key(key)
-    versions = versions or request.query_params.get("versions") == ""
     if how.is_strong:
-        if versions or version is not None:
+        if versions is not None or version is not None:
             raise BadParameter("consistency: `strong` reads the current version")
         found = await _strong(api, namespace, key, how)
     else:
         await ready_to_read(api, namespace, how)
         if version is not None and how.waits:
             await _arrived(api, namespace, key, version, how.wait_s)
-        if versions:
+        if versions is not None:
             return await _versions(api, namespace, key, how)
         found = await run_in_threadpool(_find, api, namespace, key, version, how)
     if found is None:

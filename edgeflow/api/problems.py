@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 
+from edgeflow.api.ranges import BadRange
 from edgeflow.errors import BadRequest, EdgeflowError, Unavailable
 
 log = structlog.get_logger(__name__)
@@ -118,14 +119,16 @@ def problem_document(error: EdgeflowError) -> dict[str, Any]:
 
 
 def problem_response(error: EdgeflowError, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The answer for an error: 401 says how to authenticate, 429 and 503 when to come back (whole seconds)."""
-    extra = dict(headers or {})
+    """The answer for an error: the code also as a header, for HEAD; 401 says how to authenticate, 429 and 503 when to come back (whole seconds)."""
+    extra = {"Edgeflow-Code": error.code, **(headers or {})}
     if error.status == HTTPStatus.UNAUTHORIZED:
         extra["WWW-Authenticate"] = "Bearer"
     if error.retry_after_s is not None:
         extra["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     elif error.status == HTTPStatus.SERVICE_UNAVAILABLE:
         extra.setdefault("Retry-After", "1")
+    if isinstance(error, BadRange):
+        extra["Content-Range"] = f"bytes */{error.size}"
     if error.status in (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT):
         extra["Connection"] = "close"
     return JSONResponse(problem_document(error), error.status, extra, PROBLEM_TYPE)

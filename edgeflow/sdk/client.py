@@ -443,7 +443,7 @@ def _error(response: httpx.Response) -> EdgeflowError:
     except (ValueError, KeyError, TypeError):
         known = {401: "unauthorized", 404: "not-found", 412: "version-mismatch", 413: "too-large", 503: "unavailable"}
         code, detail, hint = (
-            known.get(response.status_code, "internal"),
+            response.headers.get("edgeflow-code") or known.get(response.status_code, "internal"),
             f"HTTP {response.status_code} from {response.request.url}",
             EdgeflowError.hint,
         )
