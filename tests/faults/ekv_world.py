@@ -56,6 +56,8 @@ KINDS = (
     "batch",
 )
 """`once` has a key of its own, which nothing overwrites: what is lost of it shows."""
+LASTING = tuple(kind for kind in KINDS if kind != "brief")
+"""Without those that a run has to wait for at its end."""
 Class = Literal["durable", "replicated"]
 SIZES = {
     "put": (30, 200),

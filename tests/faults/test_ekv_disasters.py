@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ekv_world import NAMESPACE, Done, EkvWorld, Figure, NoAnswer, body_of, seed_of_the_run, tag_of
+from ekv_world import LASTING, NAMESPACE, Done, EkvWorld, Figure, NoAnswer, body_of, seed_of_the_run, tag_of
 from histories import Written, kept
 from world import NotInTime, until
 
@@ -31,7 +31,7 @@ def settled(world: EkvWorld, what: str, figure: Figure, deadline_s: float = 90.0
 def test_a_pop_is_destroyed_and_comes_back_empty(tmp_path: Path, is_short: bool, figure: Figure) -> None:
     """What others had confirmed is everywhere; what only it had may be gone; it gets the rest back and is a full member."""
     count = WORK[is_short]
-    with EkvWorld.running(tmp_path, seed=seed_of_the_run()) as world:
+    with EkvWorld.running(tmp_path, seed=seed_of_the_run(), kinds=LASTING) as world:
         world.replicate_share = 0.5
         with world.work(count):
             pass
@@ -54,7 +54,7 @@ def test_a_pop_is_destroyed_and_comes_back_empty(tmp_path: Path, is_short: bool,
 def test_a_pop_is_destroyed_for_good(tmp_path: Path, is_short: bool, figure: Figure) -> None:
     if is_short:
         pytest.skip("the long form has it; that a destroyed PoP's writes are with the others is in the test above too")
-    with EkvWorld.running(tmp_path, seed=seed_of_the_run()) as world:
+    with EkvWorld.running(tmp_path, seed=seed_of_the_run(), kinds=LASTING) as world:
         world.replicate_share = 0.5
         with world.work(WORK[is_short]) as work:
             work.reach(0.4)
@@ -68,7 +68,7 @@ def test_a_pop_is_destroyed_for_good(tmp_path: Path, is_short: bool, figure: Fig
 def test_an_old_backup_of_a_pop(tmp_path: Path, is_short: bool, figure: Figure) -> None:
     """Whatever others had of it comes back; it never gives a log position twice."""
     count = WORK[is_short]
-    with EkvWorld.running(tmp_path, seed=seed_of_the_run()) as world:
+    with EkvWorld.running(tmp_path, seed=seed_of_the_run(), kinds=LASTING) as world:
         with world.work(count):
             pass
         world.backup("la", tmp_path / "backup")
@@ -128,7 +128,7 @@ def test_bodies_that_the_disk_has_damaged(tmp_path: Path, figure: Figure) -> Non
 
 def test_a_clock_that_is_far_ahead(tmp_path: Path, is_short: bool, figure: Figure) -> None:
     """It may win against others for as long as it is ahead; it never keeps them from writing, and nothing is lost."""
-    with EkvWorld.running(tmp_path, seed=seed_of_the_run()) as world:
+    with EkvWorld.running(tmp_path, seed=seed_of_the_run(), kinds=LASTING) as world:
         chance = random.Random(world.seed)
         with world.work(WORK[is_short]) as work:
             for step, off_ms in enumerate((4_000, -4_000, 2_000, -1_000)):
@@ -164,7 +164,7 @@ def test_a_store_that_syncs_once_a_second_is_seen_to_lose(tmp_path: Path, figure
 
 def test_a_hidden_write_and_one_that_is_done_twice_are_seen(tmp_path: Path) -> None:
     """A value that is at one PoP only and that nobody owns up to; and an increment that was acknowledged once and counted twice."""
-    with EkvWorld.running(tmp_path, seed=seed_of_the_run(), pops=("la", "ny"), power=False) as world:
+    with EkvWorld.running(tmp_path, seed=seed_of_the_run(), pops=("la", "ny"), kinds=LASTING, power=False) as world:
         with world.work(60):
             pass
         world.converge()
