@@ -57,11 +57,15 @@ class Upload:
     """A complete body: `data`, or `ref` when it is in the store already. What nothing refers to is collected after a while."""
 
     size: int
-    digest: str
     head: bytes
     """How it begins."""
     data: bytes | None = None
     ref: BlobRef | None = None
+
+    @property
+    def digest(self) -> str:
+        """Its digest."""
+        return self.ref.digest if self.ref is not None else digest_of(self.data or b"")
 
 
 @asynccontextmanager
@@ -143,11 +147,11 @@ class _Spool:
 
     async def finish(self, expected: str | None) -> Upload:
         if not self._is_streamed:
-            data = b"".join(self._held)
-            digest = await run_in_threadpool(digest_of, data)
-            if expected not in (None, digest):
+            data = self._held[0] if len(self._held) == 1 else b"".join(self._held)
+            self._held.clear()
+            if expected is not None and (digest := await run_in_threadpool(digest_of, data)) != expected:
                 raise _mismatch(expected, digest)
-            return Upload(self.size, digest, self._head, data=data)
+            return Upload(self.size, self._head, data=data)
         await self._settle()
         self._write()
         await self._settle()
@@ -155,7 +159,7 @@ class _Spool:
             ref = await run_in_threadpool(self._writer.finish, expected)
         except CorruptBlob:
             raise _mismatch(expected, "another") from None
-        return Upload(self.size, ref.digest, self._head, ref=ref)
+        return Upload(self.size, self._head, ref=ref)
 
     async def close(self) -> None:
         if self._writing is not None:

@@ -91,10 +91,13 @@ class BlobFiles:
         except BlockingIOError:
             yield False
 
-    def writer(self) -> "FileWriter":
-        """A new file, without a name until its body is complete."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        return FileWriter(self._folder)
+    def writer(self, digest: str | None = None) -> "FileWriter":
+        """A new file, without a name until its body is complete; `digest`: of that body, when it is known already."""
+        try:
+            return FileWriter(self._folder, digest)
+        except FileNotFoundError:
+            self._make_folders()
+            return FileWriter(self._folder, digest)
 
     def open(self, digest: str) -> "BlobFile | None":
         """The file of a body, None when there is none."""
@@ -107,8 +110,7 @@ class BlobFiles:
         """Give a complete file its name, durably. The caller holds `placing` until the store knows of it."""
         path = self._path(digest)
         if not path.parent.exists():
-            path.parent.mkdir(exist_ok=True)
-            _sync_folder(self._folder)
+            self._make_folders()
         try:
             # Its name first and both to the disk at the same time: nobody believes the name before the store says so. A name that is there
             # already may be believed, so what takes its place has to be on the disk before.
@@ -167,10 +169,25 @@ class BlobFiles:
 
     @contextlib.contextmanager
     def _locked(self, how: int) -> Iterator[None]:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with open(self._folder / ".lock", "w") as handle:
+        path = self._folder / ".lock"
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            self._make_folders()
+            handle = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
             fcntl.flock(handle, how)
             yield
+        finally:
+            os.close(handle)
+
+    def _make_folders(self) -> None:
+        """All of them at once, so that one fsync is enough for all that will ever be in them."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for number in range(256):
+            (self._folder / f"{number:02x}").mkdir(exist_ok=True)
+        _sync_folder(self._folder)
+        _sync_folder(self._folder.parent)
 
     def _path(self, digest: str) -> Path:
         name = digest.removeprefix(PREFIX)
@@ -184,10 +201,11 @@ class FileWriter:
 
     _fd = -1
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, digest: str | None = None) -> None:
         self.path = folder / f"{_INCOMING}{secrets.token_hex(8)}"
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._fd, fcntl.LOCK_EX)  # says that its writer lives
+        self._known = digest
         self._hash = hashlib.sha256()
         self._crcs = bytearray()
         self._crc = 0
@@ -199,7 +217,8 @@ class FileWriter:
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """The next part of the body."""
         view = memoryview(data)
-        self._hash.update(view)
+        if self._known is None:
+            self._hash.update(view)
         at = 0
         while at < len(view):
             part = view[at : at + PIECE_BYTES - self._filled]
@@ -221,7 +240,7 @@ class FileWriter:
         if self._filled:
             self._end_piece()
         self._put(self._crcs)
-        return PREFIX + self._hash.hexdigest()
+        return self._known or PREFIX + self._hash.hexdigest()
 
     def sync(self) -> None:
         """All of it is on the disk."""

@@ -243,7 +243,7 @@ class Bodies(Calls):
             if self._has_file(digest, len(data)):
                 yield
                 return
-            file = self._files.writer()
+            file = self._files.writer(digest)
             try:
                 file.write(data)
                 file.finish()
