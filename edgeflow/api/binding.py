@@ -14,6 +14,7 @@ from starlette.types import Scope
 
 from edgeflow.api.problems import AckNotSupported, Reserved, UnsupportedMediaType
 from edgeflow.core.channels import SYSTEM_NAMESPACE, check_channel, is_reserved, namespace_of
+from edgeflow.core.durability import copies_of
 from edgeflow.core.events import Event, dataref_of, from_cloudevent, make_event, parse_cloudevent
 from edgeflow.errors import BadEvent, TooLarge
 from edgeflow.settings import Limits
@@ -49,16 +50,20 @@ def event_headers(event: Event) -> dict[str, str]:
     return {**headers, "Content-Type": event.datacontenttype or OCTETS}
 
 
-def check_ack(ack: str | None, prefer: str | None) -> None:
-    """Raises AckNotSupported for any class but `durable`, naming it."""
+def parse_ack(ack: str | None, prefer: str | None) -> int:
+    """At how many other PoPs an event shall be before it is acknowledged: 0 for `durable`. Raises AckNotSupported for what is no class."""
     asked = [ack] if ack is not None else []
     for preference in (prefer or "").split(","):
         name, _, value = preference.strip().partition("=")
         if name.lower() == "ack":
             asked.append(value.strip('"'))
+    copies = 0
     for name in asked:
-        if name != "durable":
+        found = copies_of(name)
+        if found is None:
             raise AckNotSupported(f"the acknowledgement class {name[:40]!r} is not offered over HTTP")
+        copies = max(copies, found)
+    return copies
 
 
 def event_from_request(

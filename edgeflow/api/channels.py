@@ -5,9 +5,11 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
 
-from edgeflow.api.binding import check_ack, check_open, event_from_request, headers_of
+from edgeflow.api.binding import check_open, event_from_request, headers_of, parse_ack
 from edgeflow.api.bodies import EventBody
+from edgeflow.api.consistency import WaitQuery, check_copies, parse_wait_s, replicated
 from edgeflow.api.consumers import follow
 from edgeflow.api.context import Api, ApiDep, now_ms
 from edgeflow.api.ekv import check_open_key
@@ -71,7 +73,7 @@ def list_channels(
         "requestBody": {"required": False, "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}}
     },
 )
-def publish_event(
+async def publish_event(
     api: ApiDep,
     request: Request,
     namespace: str,
@@ -80,14 +82,16 @@ def publish_event(
     put: Annotated[
         str | None, Query(description="Also put the body into the EKV under this key, in the same atomic step")
     ] = None,
-    ack: Annotated[str | None, Query(description="Acknowledgement class; only `durable`")] = None,
-    prefer: Annotated[str | None, Header(description="`ack=durable`")] = None,
+    ack: Annotated[str | None, Query(description="`durable` (default) or `replicated:<k>`")] = None,
+    prefer: Annotated[str | None, Header(description="`ack=durable`, `ack=replicated:<k>`")] = None,
+    wait: WaitQuery = None,
 ) -> Response:
     """Publish one event: the body is the data, `ce-*` headers are its attributes; or one structured CloudEvent.
 
     The body `{"dataref": "ekv:<namespace>/<key>"}` (JSON) takes the data from the EKV.
     """
-    check_ack(ack, prefer)
+    copies, wait_s = parse_ack(ack, prefer), parse_wait_s(wait)
+    check_copies(api, copies)
     event, dataref, is_own_id = event_from_request(
         check_open(f"{namespace}/{path}"), headers_of(request.scope), body, pop=api.settings.pop, now_ms=now_ms(), limits=api.settings.limits
     )  # fmt: skip
@@ -103,8 +107,9 @@ def publish_event(
         put_key=check_open_key(put) if put is not None else None,
         deduplicate=is_own_id,
     )
-    receipt = ingest_one(api, namespace, arrival)
-    return JSONResponse(receipt.to_json(), WAITING_STATUS if receipt.class_ == "waiting" else 201)
+    receipt = await run_in_threadpool(ingest_one, api, namespace, arrival)
+    document = await replicated(api, namespace, receipt, copies, wait_s)
+    return JSONResponse(document, WAITING_STATUS if receipt.class_ == "waiting" else 201)
 
 
 def ingest_one(api: Api, namespace: str, arrival: Arrival) -> Receipt:

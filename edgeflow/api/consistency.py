@@ -21,6 +21,8 @@ from edgeflow.api.context import Api
 from edgeflow.api.problems import BadParameter
 from edgeflow.api.times import parse_duration_s
 from edgeflow.core.cursors import Vector
+from edgeflow.core.durability import DURABLE, copies_of
+from edgeflow.core.durability import replicated as replicated_class
 from edgeflow.core.tokens import Session, parse_session
 from edgeflow.errors import Behind, EdgeflowError, NotFound, NotReplicated, Stale, Unavailable
 from edgeflow.store.records import Receipt
@@ -38,7 +40,6 @@ STAND_WAIT_S = 0.5
 """Longest the data process may take to say it; then a token is longer than need be, for a while."""
 NO_STAND_S = 2.0
 MAX_ID = re.compile(r"[\x21-\x7e]{1,200}")
-_REPLICATED = re.compile(r"replicated(?::|\()([1-9]\d?)\)?")
 
 
 class Consistency(StrEnum):
@@ -104,7 +105,7 @@ def reading(
     if consistency is Consistency.SESSION and session is None:
         session = Session(namespace)
     staleness_ms = None if max_staleness is None else round(_duration_s(max_staleness, "max_staleness", "ms") * 1000)
-    return Reading(consistency, session, staleness_ms, _wait_s(wait), wait is not None)
+    return Reading(consistency, session, staleness_ms, parse_wait_s(wait), wait is not None)
 
 
 def writing(
@@ -124,7 +125,7 @@ def writing(
     if idempotency_key is not None and not MAX_ID.fullmatch(idempotency_key):
         raise BadParameter("Idempotency-Key: use 1 to 200 printable ASCII characters without blanks")
     id = f"key|{idempotency_key}" if idempotency_key is not None else f"once|{secrets.token_hex(16)}"
-    return Writing(id, session, consistency is Consistency.STRONG, parse_durability(durability), _wait_s(wait))
+    return Writing(id, session, consistency is Consistency.STRONG, parse_durability(durability), parse_wait_s(wait))
 
 
 ReadingDep = Annotated[Reading, Depends(reading)]
@@ -133,18 +134,17 @@ WritingDep = Annotated[Writing, Depends(writing)]
 
 def parse_durability(text: str | None) -> int:
     """The number of other PoPs that a durability class asks for. Raises BadParameter for a class that there is not."""
-    if text is None or text == "durable":
-        return 0
-    found = _REPLICATED.fullmatch(text)
-    if found is None:
+    copies = 0 if text is None else copies_of(text)
+    if copies is None:
         raise BadParameter(
-            f"durability: {text[:40]!r} is not a class",
+            f"durability: {str(text)[:40]!r} is not a class",
             hint="Ask for `durable` or `replicated:<k>`, as in replicated:1.",
         )
-    return int(found[1])
+    return copies
 
 
-def _wait_s(text: str | None) -> float:
+def parse_wait_s(text: str | None) -> float:
+    """Seconds of a `wait`. Raises BadParameter."""
     seconds = DEFAULT_WAIT_S if text is None else parse_duration_s(text, "wait")
     if seconds > MAX_WAIT_S:
         raise BadParameter(f"wait: at most {MAX_WAIT_S:g} s, not {seconds:g} s")
@@ -253,33 +253,33 @@ async def stand(api: Api, namespace: str) -> Stand:
 # -- behind a write ----------------------------------------------------------------------------------------------------
 
 
-async def replicated(api: Api, namespace: str, receipt: Receipt, how: Writing) -> dict[str, Any]:
+async def replicated(api: Api, namespace: str, receipt: Receipt, copies: int, wait_s: float) -> dict[str, Any]:
     """The receipt as it is sent: of the class that was asked for. Raises NotReplicated with the durable one when the time is over."""
     document = receipt.to_json()
-    if how.copies == 0:
+    if copies == 0 or receipt.class_ != DURABLE:
         return document
     arguments = {
-        "ns": namespace, "origin": receipt.origin, "epoch": receipt.epoch, "seq": receipt.seq, "k": how.copies,
-        "timeout_ms": round(how.wait_s * 1000),
+        "ns": namespace, "origin": receipt.origin, "epoch": receipt.epoch, "seq": receipt.seq, "k": copies,
+        "timeout_ms": round(wait_s * 1000),
     }  # fmt: skip
     try:
-        answer = await ask(api, "await", arguments, how.wait_s + GRACE_S)
+        answer = await ask(api, "await", arguments, wait_s + GRACE_S)
         confirmed, why = int(answer["confirmed"]), ""
     except EdgeflowError as error:
         confirmed, why = 0, f" ({error.message})"
-    if confirmed < how.copies:
+    if confirmed < copies:
         raise NotReplicated(
-            f"{confirmed} of {how.copies} other PoPs have confirmed the write within {how.wait_s:g} s{why}",
+            f"{confirmed} of {copies} other PoPs have confirmed the write within {wait_s:g} s{why}",
             details={"receipt": document, "confirmed": confirmed},
         )
-    return {**document, "class": f"replicated:{confirmed}"}
+    return {**document, "class": replicated_class(confirmed)}
 
 
-def check_copies(api: Api, how: Writing) -> None:
-    """Raises BadParameter when there are not as many other PoPs as shall have the write."""
+def check_copies(api: Api, copies: int) -> None:
+    """Raises BadParameter when there are not as many other PoPs as shall have a write."""
     others = len(api.settings.link.peers)
-    if how.copies > others:
-        raise BadParameter(f"durability: replicated:{how.copies} is more than the {others} other PoPs that there are")
+    if copies > others:
+        raise BadParameter(f"durability: replicated:{copies} is more than the {others} other PoPs that there are")
 
 
 # -- the data process --------------------------------------------------------------------------------------------------

@@ -254,13 +254,13 @@ async def write_batch(api: ApiDep, namespace: str, how: WritingDep, body: EventB
 
 
 async def _write(api: Api, namespace: str, batch: Sequence[Write], how: Writing) -> Response:
-    check_copies(api, how)
+    check_copies(api, how.copies)
     receipt = await carry_out(api, namespace, batch, how)
     headers = await token_header(api, how.session, {(receipt.origin, receipt.epoch): receipt.seq})
     headers["Edgeflow-Receipt"] = f"{receipt.origin}/{receipt.epoch}/{receipt.seq}"
     if receipt.version:
         headers["ETag"] = etag(receipt.version)
-    return JSONResponse(await replicated(api, namespace, receipt, how), headers=headers)
+    return JSONResponse(await replicated(api, namespace, receipt, how.copies, how.wait_s), headers=headers)
 
 
 async def _expected(api: Api, namespace: str, key: str, if_match: str | None, how: Writing) -> str | None:

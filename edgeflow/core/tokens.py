@@ -18,6 +18,8 @@ from edgeflow.core.cursors import Log, Vector
 from edgeflow.errors import BadSession
 
 MAX_TOKEN_BYTES = 200
+SESSION_ATTRIBUTE = "ekvsession"
+"""The attribute of an event that carries the token of whoever published it."""
 _FORMAT = 1
 _WIDE = 2
 _NAME_BYTES = 4

@@ -31,7 +31,8 @@ from urllib.parse import quote, unquote
 
 import httpx
 
-from edgeflow.core.channels import check_channel, check_filter
+from edgeflow.core.channels import check_channel, check_filter, namespace_of
+from edgeflow.core.tokens import SESSION_ATTRIBUTE
 from edgeflow.errors import BadRequest, EdgeflowError, NotFound, Unavailable
 from edgeflow.sdk.subscription import FIRST_WAIT_S, LONGEST_WAIT_S, ApiError, Pop, Reader, Subscription, received
 from edgeflow.sdk.subscription import Gap as Gap
@@ -133,19 +134,30 @@ class Client:
     def publish(
         self, channel: str, data: Data = None, *, subject: str | None = None, attributes: Mapping[str, str] | None = None,
         datacontenttype: str | None = None, type: str | None = None, id: str | None = None, source: str | None = None,
-        dataref: str | None = None, put: str | None = None,
+        dataref: str | None = None, put: str | None = None, durability: str | None = None, wait_s: float | None = None,
+        session: Values | None = None,
     ) -> Receipt:  # fmt: skip
         """Publish one event durably; the receipt says where it entered the log.
 
         `dataref`: `ekv:<namespace>/<key>` in place of data. `put`: also put the data into the EKV under this key (without the namespace), atomically.
+        `durability`: "durable" or "replicated:<k>" (NotReplicated after `wait_s`). `session`: of `ekv`; functions that get the event read what it has seen.
         Raises BadName, BadEvent, TooLarge, Unavailable (after `retry_s`; publishing again with the same `id` and `source` is safe).
         """
         check_channel(channel)
+        if session is not None and (token := session.tokens.get(namespace_of(channel))):
+            attributes = {**(attributes or {}), SESSION_ATTRIBUTE: token}
         body, headers = self._event(data, subject, attributes, datacontenttype, type, id, source, dataref)
-        params = {"put": put} if put is not None else None
-        return receipt_of(
-            self._call("POST", f"/v1/channels/{_path(channel)}", content=body, headers=headers, params=params).json()
-        )
+        params = {
+            "put": put,
+            "ack": durability,
+            "wait": None if wait_s is None else f"{max(1, round(wait_s * 1000))}ms",
+        }
+        answer = self._call(
+            "POST", f"/v1/channels/{_path(channel)}", content=body, headers=headers,
+            params={name: value for name, value in params.items() if value is not None} or None,
+            timeout_s=None if wait_s is None else wait_s + ANSWER_S,
+        )  # fmt: skip
+        return receipt_of(answer.json())
 
     def invoke(
         self, function: str, data: Data = None, *, subject: str | None = None, attributes: Mapping[str, str] | None = None,

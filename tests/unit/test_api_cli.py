@@ -12,9 +12,10 @@ from typer.testing import CliRunner, Result
 from edgeflow.cli import reach
 from edgeflow.cli.main import app
 from edgeflow.core.events import Event
+from edgeflow.errors import Unavailable
 from edgeflow.host.discover import Cluster, PopAccess
 from edgeflow.host.layout import Home
-from edgeflow.store.records import DeadLetter, Input, PendingJoin
+from edgeflow.store.records import DeadLetter, Input, PendingJoin, Value
 
 
 @pytest.fixture
@@ -148,6 +149,102 @@ class TestValues:
         run("kv", "delete", "vision/k/1", status=1)
         assert "no keys" in run("kv", "list", "vision/").stderr
         assert json_of("kv", "list", "vision/") == []
+
+    def test_what_is_known_of_a_value(self, store: FakeStore, vision: FakeNamespace) -> None:
+        version = json_of("kv", "put", "vision/k", "-d", "text", "--ttl", "60")["version"]
+        shown = json_of("kv", "get", "vision/k")
+        assert (shown["data"], shown["version"], shown["kind"]) == ("text", version, "register")
+        vision.put("raw", b"\xff")
+        assert json_of("kv", "get", "vision/raw")["data_base64"] == "/w=="
+        assert json_of("kv", "head", "vision/k")["expires_ms"] == 1_700_000_060_000
+        assert version in run("kv", "head", "vision/k").stdout
+        run("kv", "head", "vision/none", status=1)
+        assert run("kv", "get", "vision/k", "--version", version).stdout == "text"
+        vision.losers["k"] = [Value("k", "1600000000000.00000@la", 4, None, None, b"lost", origin="la")]
+        assert [one["current"] for one in json_of("kv", "versions", "vision/k")] == [True, False]
+        assert "lost" in run("kv", "versions", "vision/k").stdout
+        run("kv", "versions", "vision/none", status=1)
+
+    def test_classes_and_consistency(self, store: FakeStore, vision: FakeNamespace) -> None:
+        store.mailbox.answers["await"] = lambda args: {"confirmed": args["k"]}
+        put = ("kv", "put", "vision/k", "-d", "x", "--durability", "replicated:1")
+        assert json_of(*put)["class"] == "replicated:1"
+        assert "replicated:1 chicago/1/" in run(*put).stdout
+        assert "home" in run("kv", "get", "vision/k", "--strong", status=1).stderr
+        assert "home" in run("kv", "put", "vision/k", "-d", "x", "--strong", status=1).stderr
+        store.mailbox.answers["stand"] = store.mailbox.answers["sync"] = lambda _args: {
+            "passed": [], "staleness_ms": 5000, "floor": "",
+        }  # fmt: skip
+        assert "5000 ms" in run("kv", "get", "vision/k", "--max-staleness", "1", status=1).stderr
+        assert run("kv", "get", "vision/k", "--max-staleness", "10").stdout == "x"
+        run("kv", "put", "vision/k", "-d", "x", "--durability", "fast", status=1)
+
+    def test_counters_sets_and_maps(self, vision: FakeNamespace) -> None:
+        assert json_of("kv", "incr", "vision/n", "--by", "5")["value"] == 5
+        assert run("kv", "incr", "vision/n", "--by", "-2").stdout == "vision/n  3\n"
+        assert json_of("kv", "set", "vision/s", "--add", "a", "--add", "b") == ["a", "b"]
+        assert run("kv", "set", "vision/s", "--remove", "a", "--add", "c").stdout == "b\nc\n"
+        assert json_of("kv", "map", "vision/m", "--set", "a=1", "--set", "b=x=y") == {"a": "1", "b": "x=y"}
+        assert run("kv", "map", "vision/m", "--remove", "a").stdout == "b=x=y\n"
+        assert "FIELD=VALUE" in run("kv", "map", "vision/m", "--set", "a", status=1).stderr
+        assert "another type" in run("kv", "incr", "vision/s", status=1).stderr
+        kinds = {item["key"]: item["kind"] for item in json_of("kv", "list", "vision/")}
+        assert kinds == {"vision/m": "map", "vision/n": "counter", "vision/s": "set"}
+        assert "counter" in run("kv", "list", "vision/").stdout
+
+    def test_watch(self, vision: FakeNamespace) -> None:
+        vision.put("a", b"1")
+        vision.put("b", b"1")
+        lines = run("kv", "watch", "vision/a", "-n", "2", "-o", "json").stdout.splitlines()
+        assert [json.loads(line)["event"] for line in lines] == ["change", "listed"]
+        assert "-- 1 keys" in run("kv", "watch", "vision/a", "-n", "2").stdout
+
+    def test_where_pops_stand(self, store: FakeStore, vision: FakeNamespace) -> None:
+        receipt = json_of("kv", "put", "vision/k", "-d", "x")
+        store.mailbox.answers["has"] = lambda args: {"has": args["seq"] == receipt["seq"]}
+        store.mailbox.answers["stand"] = lambda _args: {"passed": [], "staleness_ms": 7, "floor": ""}
+        place = f"{receipt['origin']}/{receipt['epoch']}/{receipt['seq']}"
+        assert json_of("kv", "has", "vision", place, "--pop", "chicago") == [{"pop": "chicago", "applied": True}]
+        assert "no" in run("kv", "has", "vision", "chicago/1/999", "--pop", "chicago").stdout
+        assert "not a receipt" in run("kv", "has", "vision", "yesterday", status=1).stderr
+        assert json_of("kv", "hash", "vision", "--pop", "chicago")[0]["staleness_ms"] == 7
+        store.local.documents["link_state"] = {
+            "la": {"state": "up", "entries_behind": 3, "bytes_behind": 9, "last_error": ""}
+        }
+        lag = {item["peer"]: item for item in json_of("kv", "lag", "--pop", "chicago")}
+        assert lag["la"]["entries_behind"] == 3
+        assert "ENTRIES BEHIND" in run("kv", "lag", "--pop", "chicago").stdout
+
+    def test_policies(self, store: FakeStore, vision: FakeNamespace) -> None:
+        assert "no policies" in run("kv", "policy", "show", "vision").stderr
+        run("kv", "policy", "set", "vision/models/", "--place", "pin:la,ny", "--home", "la")
+        run("kv", "policy", "set", "vision/", "--place", "lazy")
+        run("kv", "policy", "set", "vision/models/", "--place", "eager")
+        rules = {rule["prefix"]: rule for rule in json_of("kv", "policy", "show", "vision")["rules"]}
+        assert rules == {
+            "": {"prefix": "", "place": "lazy"},
+            "models/": {"prefix": "models/", "place": "eager", "home": "la", "term": 1},
+        }
+        assert json_of("kv", "policy", "show", "vision/models/x")["rules"][0]["home"] == "la"
+        assert "models/" in run("kv", "policy", "show", "vision").stdout
+        assert "kv policy move" in run("kv", "policy", "set", "vision/models/", "--home", "ny", status=1).stderr
+        assert "which is no PoP" in run("kv", "policy", "set", "vision/x/", "--home", "mars", status=1).stderr
+        run("kv", "policy", "set", "vision/x/", status=2)
+        run("kv", "policy", "set", "vision", "--place", "lazy", status=1)
+
+        def home(args: dict[str, Any]) -> dict[str, Any]:
+            if args["pop"] == "la":
+                raise Unavailable("the link to la is down")
+            return {"origin": args["pop"], "epoch": 1, "seq": 0}
+
+        store.mailbox.answers["home"] = home
+        assert "cannot be reached" in run("kv", "policy", "move", "vision/models/", "--to", "ny", status=1).stderr
+        run("kv", "policy", "move", "vision/models/", "--to", "ny", "--force", status=1)  # nobody to ask
+        moved = run("kv", "policy", "move", "vision/models/", "--to", "ny", "--force", "--yes")
+        assert "la -> ny, term 2" in moved.stdout
+        assert "may be lost" in moved.stderr
+        run("kv", "policy", "clear", "vision/models/")
+        assert "has no rule" in run("kv", "policy", "clear", "vision/models/", status=1).stderr
 
 
 class TestQuestions:

@@ -423,6 +423,22 @@ class TestWriting:
         answer = http.put("/v1/ekv/ns/k?durability=replicated:1&wait=0.1s", content=b"z")
         assert problem(answer, 504, "not-replicated")["receipt"]["seq"]
 
+    def test_an_event_with_copies(self, http: httpx.Client, store: FakeStore, ns: FakeNamespace) -> None:
+        confirmed = [1]
+        store.mailbox.answers["await"] = lambda _args: {"confirmed": confirmed[0]}
+        for url in ("/v1/channels/ns/c?ack=replicated:1", "/v1/channels/ns/c?ack=replicated(1)"):
+            assert http.post(url, content=b"x").json()["class"] == "replicated:1"
+        prefer = {"Prefer": "ack=replicated:1, wait=3"}
+        assert http.post("/v1/channels/ns/c", content=b"x", headers=prefer).json()["class"] == "replicated:1"
+        confirmed[0] = 0
+        told = problem(http.post("/v1/channels/ns/c?ack=replicated:1&wait=0.1s", content=b"x"), 504, "not-replicated")
+        assert told["receipt"]["class"] == "durable"
+        assert len(ns.released) == 4
+        problem(http.post("/v1/channels/ns/c?ack=replicated:3", content=b"x"), 422, "bad-parameter")
+        waiting = http.post("/v1/channels/ns/c?ack=replicated:1", json={"dataref": "ekv:ns/later"})
+        assert (waiting.status_code, waiting.json()["class"]) == (202, "waiting")
+        assert len(ns.released) == 4
+
     def test_durability_words(self) -> None:
         assert [parse_durability(text) for text in (None, "durable", "replicated:1", "replicated(2)")] == [0, 0, 1, 2]
         for text in ("", "replicated:", "replicated:x", "replicated:100", "durable:1"):

@@ -222,7 +222,7 @@ class TestPublish:
 
     @pytest.mark.parametrize(
         ("params", "headers"),
-        [({"ack": "fast"}, {}), ({"ack": "replicated(2)"}, {}), ({}, {"Prefer": "wait=3, ack=replicated"})],
+        [({"ack": "fast"}, {}), ({"ack": "replicated(0)"}, {}), ({}, {"Prefer": "wait=3, ack=replicated"})],
     )
     def test_other_acknowledgement_classes_are_refused_by_name(
         self, http: httpx.Client, params: dict[str, str], headers: dict[str, str]
