@@ -54,6 +54,10 @@ class NoAccounts:
         pass
 
 
+def no_body(_namespace: str, digest: str, _within_s: float, _done: Callable[[], None]) -> None:
+    raise AssertionError(f"no body is elsewhere, {digest} was asked for")
+
+
 class Pop:
     """The part of a data process that instances talk to, in a thread."""
 
@@ -70,13 +74,18 @@ class Pop:
             self.route = self.ns.routes().functions[0]
             self.folder = folder
             self.connected: list[Instance] = []
+            self.reactor = Reactor()
+            self.instances = Instances(
+                self.reactor,
+                self.store,
+                self.settings.limits,
+                lambda _name: None,
+                cast(Accounts, NoAccounts()),
+                no_body,
+            )
         except BaseException:
             self.redis.kill()
             raise
-        self.reactor = Reactor()
-        self.instances = Instances(
-            self.reactor, self.store, self.settings.limits, lambda _name: None, cast(Accounts, NoAccounts())
-        )
         rounds = Rounds(self.store, {}, self.instances, lambda _name, _released: None, self.reactor.serve_until)
         self.reactor.after_round.append(rounds.run)
         self.reactor.call_every(0.05, self._tick)

@@ -44,7 +44,9 @@ class Agent:
         self._loop_store = Store.open(self.settings)
         self._reactor = Reactor()
         accounts = cast(Accounts, SimpleNamespace(keep=list))
-        self._instances = Instances(self._reactor, self._loop_store, self.settings.limits, lambda _name: None, accounts)
+        self._instances = Instances(
+            self._reactor, self._loop_store, self.settings.limits, lambda _name: None, accounts, lambda *_: None
+        )
         rounds = Rounds(self._loop_store, {}, self._instances, lambda _name, _released: None, self._reactor.serve_until)
         self._reactor.after_round += [rounds.run]
         self._reactor.call_every(0.02, lambda: self._instances.notify(NAME))
