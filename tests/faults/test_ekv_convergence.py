@@ -4,6 +4,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from world import until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800), pytest.mark.usefixtures("programs")]
 
-OPERATIONS = {True: 900, False: 12_000}
-DISTURBANCES = {True: 10, False: 80}
+OPERATIONS = {True: 900, False: 10_000}
+DISTURBANCES = {True: 10, False: 60}
 """By `is_short`."""
 DISTURB: dict[str, Callable[[EkvWorld, random.Random], str]] = {}
 
@@ -28,6 +29,11 @@ def disturbance(function: Callable[[EkvWorld, random.Random], str]) -> Callable[
 def pair(chance: random.Random) -> tuple[str, str]:
     a, b = chance.sample(POPS, 2)
     return a, b
+
+
+def every_link(world: EkvWorld, **change: float) -> None:
+    for a, b in combinations(POPS, 2):
+        world.cluster.set_link(a, b, **change)  # type: ignore[arg-type]
 
 
 @disturbance
@@ -52,14 +58,18 @@ def isolate(world: EkvWorld, chance: random.Random) -> str:
 
 @disturbance
 def far(world: EkvWorld, chance: random.Random) -> str:
+    """Until the next one."""
     a, b = pair(chance)
+    every_link(world, delay_ms=0)
     world.cluster.set_link(a, b, delay_ms=(delay := chance.choice((5, 50, 300))))
     return f"{a}-{b} {delay} ms apart from now on"
 
 
 @disturbance
 def narrow(world: EkvWorld, chance: random.Random) -> str:
+    """Until the next one: more is written than goes through."""
     a, b = pair(chance)
+    every_link(world, kbit_s=0)
     world.cluster.set_link(a, b, kbit_s=1000)
     return f"{a}-{b} 1 Mbit/s from now on"
 
@@ -89,6 +99,9 @@ def full(world: EkvWorld, chance: random.Random) -> str:
 
 @disturbance
 def wrong_clock(world: EkvWorld, chance: random.Random) -> str:
+    """Until the next one."""
+    for other in POPS:
+        world.skew(other, 0)
     pop = chance.choice(POPS)
     world.skew(pop, off_ms := chance.choice((-3000, -300, 300, 3000)))
     return f"clock of {pop} {off_ms:+d} ms off from now on"
