@@ -23,8 +23,9 @@ from edgeflow.api.problems import BadParameter
 from edgeflow.api.tails import Begin, Item, Place, Subscription, TailHub
 from edgeflow.core.cursors import Cursor, Vector, covers, merged, parse_cursor, vector_text
 from edgeflow.core.events import Event
-from edgeflow.errors import EdgeflowError, Unavailable
+from edgeflow.errors import BodyMissing, CorruptBlob, EdgeflowError, Unavailable
 from edgeflow.store.namespace import Namespace
+from edgeflow.store.patience import Patience
 from edgeflow.store.records import Released
 
 log = structlog.get_logger(__name__)
@@ -59,6 +60,7 @@ class FrameEncoder:
 
     def __init__(self, public_url: str) -> None:
         self._blobs_url = public_url.rstrip("/") + "/v1/blobs"
+        self._patience = Patience()
 
     def event(self, handle: Namespace, released: Released) -> bytes:
         """The frame of a released position: a message, or a gap when it is one or when the event's data cannot be read here."""
@@ -67,9 +69,11 @@ class FrameEncoder:
             return frame("gap", {"reason": "lost", **(released.gap or {})})
         try:
             document = self._document(handle, event)
-        except Unavailable:
-            raise  # the store is away; the caller tries the same position again
         except (EdgeflowError, OSError) as error:
+            # The caller tries the same position again: the store is away, or the data was damaged and comes from a peer.
+            is_coming = isinstance(error, CorruptBlob | BodyMissing) and self._patience.waits((handle.name, released.n))
+            if is_coming or (isinstance(error, Unavailable) and not isinstance(error, BodyMissing)):
+                raise Unavailable(str(error)) from error
             log.error(
                 "event_data_unreadable",
                 namespace=handle.name,
@@ -90,6 +94,8 @@ class FrameEncoder:
         if event.ref is None or event.ref.size <= INLINE_BYTES:
             return event.to_cloudevent(handle.data_of(event))
         if handle.blob_size(event.ref.digest) is None:
+            if handle.knows_blob(event.ref.digest):
+                raise BodyMissing(f"blob {event.ref.digest} is not here right now")
             raise EdgeflowError(f"blob {event.ref.digest} is not here")
         namespace = event.channel.partition("/")[0]
         return event.to_cloudevent(None, url=f"{self._blobs_url}/{namespace}/{event.ref.digest}")

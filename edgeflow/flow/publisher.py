@@ -12,11 +12,12 @@ import structlog
 
 from edgeflow.core.events import Event
 from edgeflow.core.failpoints import hit
-from edgeflow.errors import EdgeflowError
+from edgeflow.errors import BodyMissing, CorruptBlob, EdgeflowError
 from edgeflow.flow.broker import BrokerSession
 from edgeflow.flow.outgoing import BlobUrl, outgoing
 from edgeflow.settings import PopSettings
 from edgeflow.store import LocalState, Namespace, OwnRelease
+from edgeflow.store.patience import Patience
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +42,7 @@ class Publisher:
         self._ready = False
         self._dirty = False
         self._boot = ""
+        self._patience = Patience()
         self.session: BrokerSession | None = None
 
     def ready(self, boot: str) -> None:
@@ -80,7 +82,9 @@ class Publisher:
         batch = self._namespace.read_release(self._next, min(room, 64))
         self._dirty = len(batch) == min(room, 64)
         for released in batch:
-            self._take(released.n, None if released.via == "mqtt" else released.event)
+            if not self._take(released.n, None if released.via == "mqtt" else released.event):
+                self._advance()
+                return False  # `notify` comes at least once a second
         self._advance()
         return self._dirty
 
@@ -93,11 +97,12 @@ class Publisher:
             if n != self._next + 1:
                 self._dirty = True
                 break
-            self._take(n, event)
+            if not self._take(n, event):
+                break
         self._advance()
 
-    def _take(self, n: int, event: Event | None) -> None:
-        self._next = n
+    def _take(self, n: int, event: Event | None) -> bool:
+        """False: its data was damaged and is on its way; what is behind it waits, too."""
         mid = 0
         if event is not None:
             try:
@@ -106,8 +111,12 @@ class Publisher:
                 if self.session is not None:
                     hit("publisher-published", self.session.flush)
             except EdgeflowError as error:
+                if isinstance(error, CorruptBlob | BodyMissing) and self._patience.waits(n):
+                    return False
                 log.error("publish_failed", namespace=self._namespace.name, n=n, code=error.code, error=error.message)
+        self._next = n
         self._order.append((n, mid))
+        return True
 
     def confirmed(self, mid: int) -> None:
         """The broker has confirmed message `mid`."""

@@ -97,6 +97,8 @@ class BodyWriter:
                 raise CorruptBlob(f"a body of {self.size} bytes does not match its digest {str(digest)[:23]}...")
             self._owner.keep_file(found, self.size, self._file)
             return BlobRef(found, self.size)
+        except OSError as error:
+            raise StoreFull(f"the body cannot be written: {error.strerror}") from error
         finally:
             self.abort()
 
@@ -243,13 +245,16 @@ class Bodies(Calls):
             if self._has_file(digest, len(data)):
                 yield
                 return
-            file = self._files.writer(digest)
             try:
-                file.write(data)
-                file.finish()
-                self._files.place(digest, file)
-            finally:
-                file.close()
+                file = self._files.writer(digest)
+                try:
+                    file.write(data)
+                    file.finish()
+                    self._files.place(digest, file)
+                finally:
+                    file.close()
+            except OSError as error:
+                raise StoreFull(f"the body cannot be written: {error.strerror}") from error
             yield
 
     def _has_file(self, digest: str, size: int) -> bool:

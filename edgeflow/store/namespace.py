@@ -18,6 +18,7 @@ from edgeflow.core.cursors import Position, Vector, low_water
 from edgeflow.core.events import BlobRef, Event, parse_ekv_ref
 from edgeflow.core.routing import Directive
 from edgeflow.errors import (
+    BodyMissing,
     EdgeflowError,
     ExpressionFailed,
     HomeElsewhere,
@@ -79,11 +80,15 @@ class Namespace(Values):
     # -- events and their bodies ------------------------------------------------------------------------------------------
 
     def data_of(self, event: Event) -> bytes:
-        """The body of an event. Raises NotFound when its blob is not here, which the gate rules out for released events that are retained."""
+        """The body of an event. The gate rules out for released events that are retained that their blob is not here; if it was damaged, CorruptBlob and
+        BodyMissing say that it is fetched again. Raises NotFound when it is no longer kept.
+        """
         if event.ref is None:
             return event.data or b""
         data = self.read_blob(event.ref.digest)
         if data is None:
+            if self.knows_blob(event.ref.digest):
+                raise BodyMissing(f"the data of event {event.id} on {event.channel} is not at {self.pop} right now")
             raise NotFound(f"the data of event {event.id} on {event.channel} is no longer kept at {self.pop}")
         return data
 

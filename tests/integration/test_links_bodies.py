@@ -11,7 +11,7 @@ from link_pops import Line, LinkPop, RedisServer, free_port, make_settings
 
 from edgeflow.core.events import make_event
 from edgeflow.core.policies import Policies, Rule
-from edgeflow.errors import CorruptBlob
+from edgeflow.errors import BodyMissing, CorruptBlob
 from edgeflow.settings import Peer
 from edgeflow.store import Arrival, Store
 from edgeflow.store.blobs import digest_of
@@ -264,3 +264,50 @@ def test_many_bodies_at_once_both_ways(pairs: Callable[..., Pair], wait_until: W
             lambda name=name: all(pair.ns(name).has_blob(digest_of(data)) for data in bodies), f"all are at {name}", 40
         )
         assert all(pair.ns(name).read_blob(digest_of(data)) == data for data in bodies)
+
+
+def test_an_event_that_refers_to_what_is_kept_elsewhere_has_it_fetched(
+    pairs: Callable[..., Pair], wait_until: Wait
+) -> None:
+    pair = pairs()
+    pair.place(Rule("raw/", "lazy"))
+    wait_until(pair.policies_are_known, "policies")
+    at_b = pair.ns("b")
+    bodies = [os.urandom(size) for size in (MIB, 20_000)]
+    digests = [pair.put("a", f"raw/{n}", data) for n, data in enumerate(bodies)]
+    wait_until(lambda: at_b.head("raw/1") is not None, "the values are known at b")
+    for n in range(2):
+        event = make_event(f"{NS}/frames", b"", id=str(n), source="test", now_ms=1)
+        (receipt,) = at_b.ingest([Arrival(event, dataref=f"ekv:{NS}/raw/{n}")])
+        assert getattr(receipt, "class_", None) == "waiting"
+    wait_until(
+        lambda: [one.event.id for one in at_b.read_release(0) if one.event is not None] == ["0", "1"],
+        "both are released",
+    )
+    events = [one.event for one in at_b.read_release(0) if one.event is not None]
+    assert [at_b.data_of(event) for event in events] == bodies
+    assert at_b.missing_blobs() == [] and at_b.cached_bytes() == 0
+    assert all(at_b.has_blob(digest) for digest in digests)
+
+
+def test_a_reader_of_an_event_is_told_that_its_damaged_data_comes_again(
+    pairs: Callable[..., Pair], wait_until: Wait
+) -> None:
+    pair = pairs()
+    data = os.urandom(MIB)
+    at_a, at_b = pair.ns("a"), pair.ns("b")
+    at_a.ingest([Arrival(make_event(f"{NS}/frames", data, id="1", source="test", now_ms=1))])
+    pair.pushed("a")
+    wait_until(lambda: at_b.read_release(0), "the event is at b")
+    event = at_b.read_release(0)[0].event
+    assert event is not None and event.ref is not None
+    pair.line.cut()
+    with open(pair.file("b", event.ref.digest), "r+b") as file:
+        file.write(b"damage")
+    with pytest.raises(CorruptBlob):
+        at_b.data_of(event)
+    with pytest.raises(BodyMissing):
+        at_b.data_of(event)
+    pair.line.heal()
+    wait_until(lambda: at_b.has_blob(digest_of(data)), "it came again", 20)
+    assert at_b.data_of(event) == data

@@ -7,7 +7,11 @@ local function resolve(p, c, event, ref)
   if ref.version ~= '' and ref.version ~= value[1] then return false end
   event[EV_DIGEST], event[EV_SIZE], event[EV_DATA], event[EV_DCRC] = value[2], tonumber(value[3]), value[4], tonumber(value[5])
   if event[EV_TYPE] == '' then event[EV_TYPE] = value[6] end
-  return readable(p, value[2])
+  if readable(p, value[2]) then return true end
+  -- It is kept at other PoPs: from now on it is missing here.
+  call('SADD', p .. 'missing', value[2])
+  call('SADD', p .. 'sought:' .. value[2], ref.key)
+  return false
 end
 
 local function wait_for(p, c, arrival)

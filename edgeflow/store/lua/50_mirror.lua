@@ -116,6 +116,8 @@ end)
 -- that made room for it.
 redis.register_function('ef_blob', function(keys, args)
   local p, c = start_call(keys, args)
+  local sought = call('SMEMBERS', p .. 'sought:' .. c.digest)
+  if #sought > 0 and not own_epoch(p, c) then return redis.error_reply('NOEPOCH') end
   local unlink = call('HSETNX', p .. 'blobs', c.digest, c.size) == 1 and cache_body(p, c, c.digest, c.size) or {}
   if call('HEXISTS', p .. 'refs', c.digest) == 0 then call('ZADD', p .. 'orphans', c.now, c.digest) end
   local names = call('SMEMBERS', p .. 'wanted:' .. c.digest)
@@ -127,7 +129,9 @@ redis.register_function('ef_blob', function(keys, args)
       try_release(p, c, name)
     end
   end
-  finish_call(p, c, #names > 0)
+  call('DEL', p .. 'sought:' .. c.digest)
+  for _, key in ipairs(sought) do drain_waiting(p, c, key) end
+  finish_call(p, c, #names > 0 or #sought > 0)
   return unlink
 end)
 
