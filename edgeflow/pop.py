@@ -307,13 +307,7 @@ class DataProcess:
     def _tidy(self) -> None:
         for name in self._gateways:
             namespace = self._store.namespace(name)
-            acknowledged = self._links.acknowledged(name)
-            keep: dict[str, int] = {}
-            for logid, head in namespace.logs().items():
-                # What a peer has not mirrored yet exists nowhere else.
-                needed = logid.origin == self._settings.pop and self._settings.link.peers
-                keep[f"{logid.origin}:{logid.epoch}"] = acknowledged.get(logid, 0) if needed else head
-            namespace.tidy(keep)
+            namespace.tidy({})
             namespace.fill_bodies()
 
     def _close(self) -> None:

@@ -153,6 +153,8 @@ class Limits(_Section):
     """How long (ms) the gate waits for data before it reports a gap."""
     id_window_ms: int = 600_000
     """How long (ms) a client's own event id is remembered for deduplication."""
+    log_bytes: int = 1024 * 1024 * 1024
+    """Memory (bytes) that the logs of one namespace may take; beyond it the oldest entries go, and a peer that needs them gets a snapshot."""
     retention_ms: int = 3_600_000
     """How long (ms) log entries and released events are kept at least."""
 

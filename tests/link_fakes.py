@@ -2,14 +2,16 @@
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgpack
 
 from edgeflow.cluster.calls import Body, Done
 from edgeflow.cluster.linkproto import Call
 from edgeflow.cluster.session import Session
+from edgeflow.cluster.snapshots import Imports
 from edgeflow.cluster.standing import Stand, Standing
 from edgeflow.cluster.tail import Tail
 from edgeflow.cluster.wants import Wants
@@ -17,6 +19,9 @@ from edgeflow.core.events import BlobRef
 from edgeflow.errors import CorruptBlob, CorruptEntry, LogGap, NotFound
 from edgeflow.settings import Limits
 from edgeflow.store.records import LogId, MirrorResult
+from edgeflow.store.replica import Trimmed
+
+MEMBERS = ("a", "b", "c", "d", "e")
 
 
 def digest_of(data: bytes) -> str:
@@ -32,6 +37,11 @@ class MemoryNamespace:
         self.first: dict[LogId, int] = {}
         self.blobs: dict[str, bytes] = {}
         self.missing: set[str] = set()
+        self.history: dict[tuple[LogId, int], bytes] = {}
+        """The values of this namespace: all entries that were ever merged, however they came."""
+        self.gaps: list[tuple[LogId, str, int]] = []
+        self.pages = 0
+        self.fails_at_page = 0
         self.mirror_calls = 0
         self.floor = ""
         self.elsewhere: dict[str, set[str]] = {}
@@ -45,8 +55,54 @@ class MemoryNamespace:
             self.blobs[digest_of(data)] = data
             refs.append([digest_of(data), len(data)])
         raw: bytes = msgpack.packb([hashlib.sha1(payload).hexdigest(), payload, refs])
-        self.entries.setdefault(LogId(self.pop, epoch), []).append(raw)
+        log = LogId(self.pop, epoch)
+        self.entries.setdefault(log, []).append(raw)
+        self.history[log, self.logs()[log]] = raw
         return raw
+
+    def trim(self, needed: Mapping[LogId, int], max_bytes: int, keep_from_ms: int) -> Trimmed:
+        return Trimmed(0, 0, False, 0, 0)
+
+    def collect(self, bound_version: str, passed: Mapping[LogId, int]) -> int:
+        return 0
+
+    def parked_count(self) -> int:
+        return 0
+
+    def drop(self, log: LogId, upto: int) -> None:
+        """Entries up to `upto` are not kept any more."""
+        first = self.first.get(log, 1)
+        del self.entries[log][: max(0, upto + 1 - first)]
+        self.first[log] = max(first, upto + 1)
+
+    def export_page(self, after_key: str, limit: int) -> tuple[list[Any], str | None]:
+        keys = {f"{log.origin}:{log.epoch}:{seq:06d}": (log, seq) for log, seq in self.history}
+        names = sorted(name for name in keys if name > after_key)
+        page = names[: min(limit, 10)]
+        items = [[*keys[name][0], keys[name][1], self.history[keys[name]]] for name in page]
+        return items, None if len(page) == len(names) else page[-1]
+
+    def import_page(self, after_key: str, last_key: str | None, items: list[Any]) -> None:
+        self.pages += 1
+        if self.pages == self.fails_at_page:
+            raise CorruptEntry("a page that cannot be taken")
+        for origin, epoch, seq, raw in items:
+            self.history[LogId(origin, epoch), seq] = raw
+            self.missing.update(ref.digest for ref in self.entry_blobs(raw) if ref.digest not in self.blobs)
+
+    def lanes(self) -> list[tuple[LogId, str, int]]:
+        return [(log, "ns/c", seq) for log, seq in self.logs().items()]
+
+    def adopt(self, vector: Mapping[LogId, int], lanes: Sequence[tuple[LogId, str, int]]) -> None:
+        heads = self.logs()
+        self.gaps += [lane for lane in lanes if lane[2] > heads.get(lane[0], 0)]
+        for log, seq in vector.items():
+            if seq > heads.get(log, 0):
+                self.entries[log] = []
+                self.first[log] = seq + 1
+
+    def applied(self) -> dict[LogId, int]:
+        return self.standing()[1]
 
     def logs(self) -> dict[LogId, int]:
         return {log: self.first.get(log, 1) + len(entries) - 1 for log, entries in self.entries.items()}
@@ -89,16 +145,19 @@ class MemoryNamespace:
             if hashlib.sha1(payload).hexdigest() != check:
                 raise CorruptEntry("checksum")
         have = self.entries.setdefault(log, [])
-        if first > len(have) + 1:
-            raise LogGap(f"have {len(have)}, got {first}")
+        head = self.logs()[log]
+        if first > head + 1:
+            raise LogGap(f"have {head}, got {first}")
         missing: list[str] = []
-        for raw in entries[len(have) - first + 1 :]:
+        for raw in entries[head - first + 1 :]:
             have.append(raw)
-            self.events.append(f"entry {len(have)}")
+            head += 1
+            self.history[log, head] = raw
+            self.events.append(f"entry {head}")
             absent = [ref.digest for ref in self.entry_blobs(raw) if ref.digest not in self.blobs]
             missing += absent
             self.missing.update(absent)
-        return MirrorResult(len(have), missing)
+        return MirrorResult(head, missing)
 
     def missing_blobs(self) -> list[str]:
         return sorted(self.missing)
@@ -178,17 +237,20 @@ class Side:
         self.store = MemoryStore(self.pop)
         self.wants = Wants()
         self.tail = Tail(self.store)
+        self.imports = Imports()
         self.answers: list[tuple[str, Call, Body, Done]] = []
         """Calls of peers that came in, with where the answer goes."""
         self.session: Session | None = None
 
     def connect(self, peer: str, now_s: float) -> Session:
         self.wants.peer_lost(peer, now_s)
+        self.imports.peer_lost(peer)
         self.standing = Standing(self.pop, [peer], lambda ns: Stand(*self.store.namespace(ns).standing()))
         self.standing.touch(self.store.spaces)
         self.session = Session(
             self.store, tail=self.tail, me=self.pop, cluster=self.cluster, peer=peer, limits=self.limits, wants=self.wants,
             standing=self.standing, answerer=lambda *call: self.answers.append(call), heads=self.store.heads(), now_s=now_s,
+            members=MEMBERS, imports=self.imports,
         )  # fmt: skip
         return self.session
 

@@ -64,16 +64,16 @@ class MemoryDocs:
     """The local documents of a store in memory."""
 
     def __init__(self) -> None:
-        self.documents: dict[str, dict[str, Any]] = {}
+        self.documents: dict[tuple[str, str], dict[str, Any]] = {}
 
-    def put_doc(self, kind: str, id: str, document: dict[str, Any]) -> None:
-        self.documents[id] = document
+    def put_doc(self, kind: str, id: str, document: dict[str, Any], *, wake: bool = True) -> None:
+        self.documents[kind, id] = document
 
     def delete_doc(self, kind: str, id: str) -> None:
-        self.documents.pop(id, None)
+        self.documents.pop((kind, id), None)
 
     def docs(self, kind: str) -> dict[str, dict[str, Any]]:
-        return dict(self.documents)
+        return {id: document for (of, id), document in self.documents.items() if of == kind}
 
 
 class MemoryMail:

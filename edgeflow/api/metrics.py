@@ -176,6 +176,32 @@ class _PopCollector(Collector):
                     gauge.add_metric([peer], document[field] * scale)
         yield up
         yield from (gauge for gauge, _ in gauges.values())
+        totals = {
+            "relayed": CounterMetricFamily(
+                "edgeflow_link_relayed_entries", "Entries of other PoPs sent to the peer", labels=["peer"]
+            ),
+            "snapshots_sent": CounterMetricFamily(
+                "edgeflow_link_snapshots", "Snapshots the peer has taken", labels=["peer"]
+            ),
+            "saved_bytes": CounterMetricFamily("edgeflow_link_saved_bytes", "Saved by deflating", labels=["peer"]),
+        }
+        for peer, document in sorted(self._api.store.local.docs("link_state").items()):
+            for field, total in totals.items():
+                total.add_metric([peer], int(document.get(field) or 0))
+        yield from totals.values()
+        levels = {
+            "staleness_ms": (
+                GaugeMetricFamily("edgeflow_staleness_seconds", "Age of what is readable here", labels=["namespace"]),
+                0.001,
+            ),
+            "log_bytes": (GaugeMetricFamily("edgeflow_log_bytes", "Memory of the logs", labels=["namespace"]), 1.0),
+            "parked": (GaugeMetricFamily("edgeflow_parked", "Entries from the future", labels=["namespace"]), 1.0),
+        }
+        for name, document in sorted(self._api.store.local.docs("lag").items()):
+            for field, (level, scale) in levels.items():
+                if isinstance(document.get(field), int | float):
+                    level.add_metric([name], document[field] * scale)
+        yield from (level for level, _ in levels.values())
 
 
 def _add_quantiles(family: GaugeMetricFamily, labels: list[str], document: Any) -> None:

@@ -21,6 +21,7 @@ from edgeflow.cluster.calls import Answerer, Done
 from edgeflow.cluster.dial import Dial
 from edgeflow.cluster.ports import Handle, Heads, LinkStore, Reactor
 from edgeflow.cluster.session import CALL_ANSWERS_BYTES, Session, last_words
+from edgeflow.cluster.snapshots import Imports
 from edgeflow.cluster.standing import Standing
 from edgeflow.cluster.tail import Tail
 from edgeflow.cluster.wants import Wants
@@ -38,6 +39,8 @@ BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 5.0
 STEADY_S = 1.0
 """A connection that lasted this long resets the backoff."""
+HEARD_S = 1.0
+"""Several pings long: a peer that says nothing for this long is gone round."""
 
 
 @dataclass(slots=True)
@@ -54,6 +57,7 @@ class Site:
     answerer: Answerer
     on_pong: Callable[[], None] = lambda: None
     wants: Wants = field(default_factory=Wants)
+    imports: Imports = field(default_factory=Imports)
     clock: Callable[[], float] = time.monotonic
 
 
@@ -154,6 +158,9 @@ class Connection:
         session, self.session = self.session, None
         if session is not None and session.sender is not None and self._link is not None:
             self._link.acked = session.sender.acked
+            self._link.relayed += session.sender.relayed
+            self._link.snapshots += session.sender.snapshots
+            self._link.saved_bytes += session.sender.saved_bytes
         if session is not None:
             session.calls.close()
 
@@ -181,6 +188,7 @@ class Link:
         self.state = "connecting" if self.dials else "down"
         self.since_ms = int(time.time() * 1000)
         self.last_error = ""
+        self.relayed = self.snapshots = self.saved_bytes = 0
 
     def start(self) -> None:
         """Begins to dial, if this side dials."""
@@ -210,6 +218,23 @@ class Link:
         if self._connection is not None:
             self._connection.guard(lambda session: session.beat(self._site.clock()))
             self._plan_flush()
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether the link is up and the peer was heard just now: on a dead line it takes longer until the connection is given up."""
+        session = self._connection.session if self._connection is not None else None
+        return session is not None and session.is_open and self._site.clock() - session.heard_s < HEARD_S
+
+    @property
+    def relays(self) -> bool:
+        """Whether the peer gets logs of others over this link."""
+        session = self._connection.session if self._connection is not None else None
+        return session is not None and session.sender is not None and session.sender.relays
+
+    def relay(self, origins: list[str], down: list[str], heads: Heads) -> None:
+        """Asks the peer for the logs of `origins`, and for no others any more."""
+        if self._connection is not None:
+            self._connection.guard(lambda session: session.relay(origins, down, heads))
 
     def call(self, kind: str, ns: str, body: Mapping[str, Any], timeout_s: float, done: Done) -> None:
         """Asks the peer's data process; `done` is called once."""
@@ -258,6 +283,9 @@ class Link:
             "bytes_behind": sender.bytes_behind if sender else 0,
             "staleness_ms": sender.staleness_ms(now_s) if sender else round(stale_s * 1000),
             "corrupt_blobs": session.receiver.corrupt_blobs if session else 0,
+            "relayed": self.relayed + (sender.relayed if sender else 0),
+            "snapshots_sent": self.snapshots + (sender.snapshots if sender else 0),
+            "saved_bytes": self.saved_bytes + (sender.saved_bytes if sender else 0),
             "last_error": (sender.trouble if sender else "") or self.last_error,
         }
 
@@ -274,6 +302,7 @@ class Link:
         return Session(
             self._site.store, tail=self._site.tail, me=settings.pop, cluster=settings.cluster, peer=self.peer, limits=settings.limits,
             wants=self._site.wants, standing=self._site.standing, answerer=self._site.answerer, heads=self._site.heads(), now_s=self._site.clock(),
+            members=[settings.pop, *settings.link.peers], imports=self._site.imports,
         )  # fmt: skip
 
     def came_up(self) -> None:
@@ -289,6 +318,7 @@ class Link:
         elif connection is self._connection:
             self._connection = None
             self._site.wants.peer_lost(self.peer, self._site.clock())
+            self._site.imports.peer_lost(self.peer)
             if connection.age_s > STEADY_S:
                 self._failures = 0
         else:

@@ -7,13 +7,16 @@ are checked here. docs/links.md describes each message; a test compares the two.
 """
 
 import re
+import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
+import msgpack
+
 from edgeflow.core.channels import NAMESPACE
+from edgeflow.core.wire import MAX_FRAME_BYTES, encode_frame
 from edgeflow.core.wire import Message as Frame
-from edgeflow.core.wire import encode_frame
 from edgeflow.errors import ProtocolError
 
 VERSION = 2
@@ -26,6 +29,9 @@ BATCH_BYTES = 256 * 1024
 CHUNK_BYTES = 64 * 1024
 LIST_ITEMS = 1000
 """Digests per `want` or `nohave`."""
+INFLATED_BYTES = MAX_FRAME_BYTES
+"""Most that a deflated list of entries may hold."""
+REASON_CHARS = 500
 CALL_BYTES = 1024 * 1024
 """Longest body of a `call` or an `answer`."""
 
@@ -49,7 +55,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """Consecutive raw entries of one of the sender's own logs, the first at seq `first`; the blobs in `coming` follow on this link."""
+    """Consecutive raw entries of one log, the first at seq `first`; the blobs in `coming` follow on this link. With `z` 1 `entries` is one deflated list."""
 
     ns: str
     origin: str
@@ -57,6 +63,7 @@ class Entries:
     first: int
     entries: list[bytes]
     coming: list[str]
+    z: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +124,57 @@ class Rewind:
 
 
 @dataclass(frozen=True, slots=True)
+class Relay:
+    """My links to `origins` are down: send me what you have of their logs, behind these cursors. Replaces what was asked before."""
+
+    origins: list[str]
+    logs: list[Position]
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What you need of this namespace's logs is not kept here any more (`firsts`: where they begin): take the values as they are now?"""
+
+    ns: str
+    firsts: list[tuple[str, int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """Answer to an offer: yes when `reason` is empty, else why not. `cursors`: how far I have those logs. Also ends a snapshot that cannot be taken."""
+
+    ns: str
+    reason: str
+    cursors: list[tuple[str, int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The values whose keys lie behind `after` and up to `last` ("" = the end), as a packed list."""
+
+    ns: str
+    after: str
+    last: str
+    items: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """The last event of each channel and log (origin, epoch, channel, seq) that the snapshot covers."""
+
+    ns: str
+    lanes: list[tuple[str, int, str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """The end of a snapshot: it holds each log up to here."""
+
+    ns: str
+    cursors: list[tuple[str, int, int]]
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """Where the sender stands, in the namespaces where that changed since it last said so (`spaces`: namespace -> [floor, [[origin, epoch, seq], ...]])."""
 
@@ -146,17 +204,22 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """`at` is the sender's monotonic clock in microseconds; it comes back as it is."""
+    """`at` is the sender's monotonic clock in microseconds; it comes back as it is. `about`: PoPs to which its own link is down."""
 
     at: int
+    about: list[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """The answer to a ping. With `state` number `n`, which went before it, it says all that was written at the sender by now."""
+    """The answer to a ping. With `state` number `n`, which went before it, it says all that was written at the sender by now.
+
+    `ages`: how long ago (PoP, namespace, ms) the sender had all that those PoPs had written.
+    """
 
     at: int
     n: int
+    ages: list[tuple[str, str, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +230,13 @@ class Error:
     message: str
 
 
-Message = Hello | Entries | Blob | Want | NoHave | Refuse | Ack | Rewind | State | Call | Answer | Ping | Pong | Error
+Message = (
+    Hello | Entries | Blob | Want | NoHave | Refuse | Ack | Rewind | Relay | Offer | Take | Page | Lanes | Complete | State | Call | Answer | Ping | Pong | Error
+)  # fmt: skip
 
 KINDS: dict[str, type[Message]] = {
     "hello": Hello, "entries": Entries, "blob": Blob, "want": Want, "nohave": NoHave, "refuse": Refuse, "ack": Ack, "rewind": Rewind,
-    "state": State, "call": Call, "answer": Answer, "ping": Ping, "pong": Pong, "error": Error,
+    "relay": Relay, "offer": Offer, "take": Take, "page": Page, "lanes": Lanes, "complete": Complete, "state": State, "call": Call, "answer": Answer, "ping": Ping, "pong": Pong, "error": Error,
 }  # fmt: skip
 
 
@@ -179,7 +244,9 @@ def encode(message: Message) -> bytes:
     """The frame of a message."""
     frame: dict[str, Any] = {"t": _NAMES[type(message)]}
     for name in _CHECKS[type(message)]:
-        frame[name] = getattr(message, name)
+        value = getattr(message, name)
+        if name not in _DEFAULTS or value != _DEFAULTS[name]:
+            frame[name] = value
     return encode_frame(frame)
 
 
@@ -192,17 +259,43 @@ def decode(frame: Frame) -> Message:
     values = []
     for field, check in _CHECKS[kind].items():
         try:
-            values.append(check(frame[field]))
+            values.append(check(frame[field]) if field in frame or field not in _DEFAULTS else _DEFAULTS[field])
         except (KeyError, TypeError, ValueError):
             raise ProtocolError(f"{name}.{field} is missing or malformed") from None
     return kind(*values)
 
 
-def payload_bytes(message: Entries | Blob) -> int:
+def payload_bytes(message: Entries | Blob | Page) -> int:
     """What a message counts towards the window; both sides compute it alike."""
-    return (
-        len(message.data) if isinstance(message, Blob) else sum(map(len, message.entries)) + 16 * len(message.entries)
-    )
+    match message:
+        case Blob():
+            return len(message.data)
+        case Page():
+            return len(message.items)
+        case Entries():
+            return sum(map(len, message.entries)) + 16 * len(message.entries)
+
+
+def deflated(entries: list[bytes]) -> list[bytes] | None:
+    """`entries` as they travel with `z` 1, or None when that saves less than a tenth."""
+    packed: bytes = msgpack.packb(entries)
+    small = zlib.compress(packed, 1)
+    return [small] if len(small) * 10 <= len(packed) * 9 else None
+
+
+def inflated(message: Entries) -> list[bytes]:
+    """The entries of a message. Raises ProtocolError when they cannot be read or are far too long."""
+    if not message.z:
+        return message.entries
+    try:
+        (small,) = message.entries
+        machine = zlib.decompressobj()
+        entries = msgpack.unpackb(machine.decompress(small, INFLATED_BYTES))
+        if machine.unconsumed_tail or not machine.eof:
+            raise ValueError("too long, or cut off")
+        return _list_of(_bytes)(entries)
+    except Exception as error:  # zlib and msgpack raise many kinds
+        raise ProtocolError(f"deflated entries cannot be read: {error!r}") from None
 
 
 def _text(value: Any) -> str:
@@ -279,6 +372,8 @@ def _fail() -> Any:
     raise ValueError
 
 
+_ORIGINS = _list_of(_text)
+_CURSORS = _list_of(_tuple_of(_text, _number, _number))
 _SPECIAL: dict[str, Callable[[Any], Any]] = {
     "ns": _namespace,
     "digest": _digest,
@@ -288,6 +383,13 @@ _SPECIAL: dict[str, Callable[[Any], Any]] = {
     "entries": _list_of(_bytes),
     "blobs": _list_of(_tuple_of(_namespace, _digest)),
     "spaces": _state_spaces,
+    "origins": _ORIGINS,
+    "about": _ORIGINS,
+    "ages": _list_of(_tuple_of(_text, _namespace, _number)),
+    "firsts": _CURSORS,
+    "cursors": _CURSORS,
+    "lanes": _list_of(_tuple_of(_text, _number, _text, _number)),
+    "items": _bytes,
     "body": _body,
 }
 _BY_TYPE: dict[Any, Callable[[Any], Any]] = {str: _text, int: _number, bytes: _bytes}
@@ -306,6 +408,9 @@ def _checks(kind: type[Message]) -> dict[str, Callable[[Any], Any]]:
 
 
 _CHECKS = {kind: _checks(kind) for kind in KINDS.values()}
+_DEFAULTS = {
+    field.name: field.default for kind in KINDS.values() for field in fields(kind) if field.default is not MISSING
+}  # fmt: skip
 _NAMES = {kind: name for name, kind in KINDS.items()}
 
 

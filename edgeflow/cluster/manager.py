@@ -19,8 +19,10 @@ from edgeflow.cluster.calls import Done
 from edgeflow.cluster.desk import Desk
 from edgeflow.cluster.link import Connection, Link, Site
 from edgeflow.cluster.ports import Handle, Heads, LinkStore, Reactor
+from edgeflow.cluster.relays import Relays
 from edgeflow.cluster.standing import Stand, Standing
 from edgeflow.cluster.tail import Tail
+from edgeflow.cluster.upkeep import Kept, Upkeep
 from edgeflow.errors import BadRequest, LinkRefused, Unavailable
 from edgeflow.settings import PopSettings
 from edgeflow.store.mailbox import Asked
@@ -38,7 +40,7 @@ MAX_STRANGERS = 32
 class LocalDocs(Protocol):
     """Where `link_state` goes."""
 
-    def put_doc(self, kind: str, id: str, document: dict[str, Any]) -> None: ...
+    def put_doc(self, kind: str, id: str, document: dict[str, Any], *, wake: bool = True) -> None: ...
     def delete_doc(self, kind: str, id: str) -> None: ...
     def docs(self, kind: str) -> dict[str, dict[str, Any]]: ...
 
@@ -77,12 +79,14 @@ class Links:
         )  # fmt: skip
         self._desk = Desk(settings.pop, store, self._standing, self._site.wants, self, clock)
         self._links: dict[str, Link] = {}
+        self._relays = Relays()
         self._server_context: ssl.SSLContext | None = None
         self._listener: socket.socket | None = None
         self._strangers: set[Connection] = set()
         self._timer: Handle | None = None
         self._beat_timer: Handle | None = None
-        self._written: dict[str, dict[str, Any]] = {}
+        self._written: dict[tuple[str, str], dict[str, Any]] = {}
+        self._upkeep = Upkeep(settings.limits, settings.pop, bool(others))
 
     @property
     def port(self) -> int:
@@ -209,6 +213,9 @@ class Links:
     def _released(self, namespace: str) -> None:
         self._standing.touch({namespace})
         self._desk.changed(namespace)
+        for link in self._links.values():
+            if link.relays:
+                link.notify({namespace})
         self._on_released(namespace)
 
     def _on_pong(self) -> None:
@@ -235,12 +242,63 @@ class Links:
             self._site.wants.tick(now_s)
             for link in self._links.values():
                 link.tick(heads)
+            self._relay(heads, now_s)
+            for name in heads:
+                self._upkeep.run(
+                    name,
+                    self._store.namespace(name),
+                    self.acknowledged(name),
+                    self.floor(name),
+                    self._standing.passed(name),
+                )
             for peer, document in self.states().items():
-                if self._written.get(peer) != document:
-                    self._store.local.put_doc("link_state", peer, document)
-                    self._written[peer] = document
+                self._write("link_state", peer, document)
+            for name in heads:
+                self._write("lag", name, self._lag(name, heads[name]))
         except Exception:  # the next tick tries again; the loop goes on
             log.exception("link_tick_failed")
+
+    def _write(self, kind: str, id: str, document: dict[str, Any]) -> None:
+        if self._written.get((kind, id)) != document:
+            self._store.local.put_doc(kind, id, document, wake=kind == "link_state")
+            self._written[kind, id] = document
+
+    def _lag(self, name: str, heads: Mapping[LogId, int]) -> dict[str, Any]:
+        """The `lag` of a namespace; see docs/links.md."""
+        kept = self._upkeep.kept.get(name, Kept())
+        now_s, now_ms = self._site.clock(), time.time_ns() // 1_000_000
+        own = [(log_id, head) for log_id, head in heads.items() if log_id.origin == self._settings.pop]
+        peers = {}
+        for peer, link in self._links.items():
+            cursors = link.acked.get(name, {})
+            behind = sum(max(0, head - cursors.get(log_id, 0)) for log_id, head in own)
+            complete_s = self._standing.complete_s(name, peer)
+            peers[peer] = {
+                "entries_behind": behind,
+                "bytes_behind": round(behind * kept.entry_bytes),
+                "complete_ms": None if complete_s is None else now_ms - round((now_s - complete_s) * 1000),
+            }
+        return {
+            "staleness_ms": self._standing.staleness_ms(name, now_s),
+            "floor": self.floor(name),
+            "log_bytes": kept.size_bytes,
+            "log_entries": kept.length,
+            "forced_out": kept.forced,
+            "parked": self._store.namespace(name).parked_count(),
+            "peers": peers,
+        }
+
+    def _relay(self, heads: Heads, now_s: float) -> None:
+        """Where the link to a PoP is down, another one sends its logs."""
+
+        def reach(peer: str, pop: str) -> int:
+            stands = (self._standing.stand_of(peer, ns).applied for ns in heads)
+            return sum(seq for stand in stands for log_id, seq in stand.items() if log_id[0] == pop)
+
+        up = {peer: link.is_heard for peer, link in self._links.items()}
+        down = sorted(peer for peer, is_up in up.items() if not is_up)
+        for peer, origins in self._relays.choose(up, reach, now_s).items():
+            self._links[peer].relay(origins, down, heads)
 
     def _accept(self, _events: int) -> None:
         listener = self._listener

@@ -6,13 +6,13 @@ What must stay true: an ack names only what the store has on disk; a log is mirr
 of unfinished blobs is bounded; an entry that the store cannot take stops its log only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import structlog
 
 from edgeflow.cluster import linkproto
-from edgeflow.cluster.linkproto import Ack, Blob, Entries, Message, NoHave, Refuse, Rewind, Want
+from edgeflow.cluster.linkproto import Ack, Blob, Entries, Message, NoHave, Page, Refuse, Rewind, Want
 from edgeflow.cluster.ports import LinkStore
 from edgeflow.cluster.wants import Wants
 from edgeflow.core.failpoints import hit
@@ -39,8 +39,10 @@ class Receiver:
     """What one connection brings. `send` queues an answer."""
 
     def __init__(
-        self, store: LinkStore, me: str, peer: str, limits: Limits, wants: Wants, send: Callable[[Message], None]
-    ) -> None:
+        self, store: LinkStore, me: str, peer: str, limits: Limits, wants: Wants, send: Callable[[Message], None],
+        members: Collection[str] = (),
+    ) -> None:  # fmt: skip
+        self._members = members
         self._store = store
         self._me = me
         self._peer = peer
@@ -62,15 +64,14 @@ class Receiver:
         self.entries = 0
 
     def on_entries(self, message: Entries, now_s: float) -> None:
-        """Mirrors them. Raises ProtocolError when they are neither the peer's own nor a lost tail of ours."""
+        """Mirrors them. Raises ProtocolError when they are of no member of the cluster."""
         key = (message.ns, LogId(message.origin, message.epoch))
-        if message.origin not in (self._peer, self._me):
-            raise ProtocolError(
-                f"{self._peer} sent entries of {message.origin!r}; only a PoP's own logs travel on its link"
-            )
-        if not message.entries or message.first < 1:
-            raise ProtocolError("an entries message is empty or does not begin at seq 1 or later")
+        if message.origin not in (self._peer, self._me) and message.origin not in self._members:
+            raise ProtocolError(f"{self._peer} sent entries of {message.origin!r}, which is no PoP of this cluster")
         self._got_bytes += linkproto.payload_bytes(message)
+        entries = linkproto.inflated(message)
+        if not entries or message.first < 1:
+            raise ProtocolError("an entries message is empty or does not begin at seq 1 or later")
         handle = self._store.namespace(message.ns)
         if message.origin == self._me and key not in self.returned:
             self._cursors[key] = handle.logs().get(key[1], 0)  # the peer took it for lost, it is not
@@ -82,7 +83,7 @@ class Receiver:
             del self._rewound[key]
         hit("link-receiver-before-mirror")
         try:
-            result = handle.mirror(key[1], message.first, message.entries)
+            result = handle.mirror(key[1], message.first, entries)
         except Exception as error:  # one log that cannot be mirrored must not end the link
             failures = self._failures.get(key, 0)
             self._failures[key] = failures + 1
@@ -99,7 +100,7 @@ class Receiver:
             return
         hit("link-receiver-mirrored")
         self._failures.pop(key, None)
-        self.entries += len(message.entries)
+        self.entries += len(entries)
         self._cursors[key] = result.mirrored
         self.released.add(message.ns)
         if result.missing:
@@ -110,6 +111,18 @@ class Receiver:
             if begun:
                 self._send(Want(message.ns, list(begun), list(begun.values())))
             self._wants.missing(message.ns, missing, now_s)
+
+    def on_page(self, message: Page) -> None:
+        """A piece of a snapshot was dealt with."""
+        self._got_bytes += linkproto.payload_bytes(message)
+        self.released.add(message.ns)
+
+    def adopted(self, ns: str, heads: Mapping[LogId, int]) -> None:
+        """A snapshot is whole: these logs are here up to where it says."""
+        self._cursors.update({(ns, log_id): seq for log_id, seq in heads.items()})
+        for key in [key for key in self._rewound if key[0] == ns]:
+            del self._rewound[key]
+        self.released.add(ns)
 
     def on_blob(self, message: Blob, now_s: float) -> None:
         """Collects chunks; stores a blob when it is whole. Raises ProtocolError when a chunk does not follow the one before."""

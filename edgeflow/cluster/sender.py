@@ -1,9 +1,10 @@
-"""The sending half of a link: this PoP's own logs, and blobs, in the order and at the pace the peer can take.
+"""The sending half of a link: this PoP's own logs, and blobs, in the order and at the pace the peer can take; logs of others when it asks for them.
 
 What it is: per log a cursor (sent, acked), per blob a transfer, and `fill`, which puts the next frames into a buffer.
 What it is not: a queue of what was appended: the store is the queue, `notify` only says that there is something to read.
 What must stay true: entries of a log leave in order without a gap; blobs below `redis_blob_bytes` leave before the entry that refers to them,
-larger ones after it in chunks between other entries; never more than the window is under way; one log's trouble stops that log only.
+larger ones after it in chunks between other entries; never more than the window is under way; one log's trouble stops that log only; what
+is not kept any more is replaced by a snapshot, never passed over.
 """
 
 from collections import OrderedDict, deque
@@ -13,8 +14,23 @@ from dataclasses import dataclass, field
 import structlog
 
 from edgeflow.cluster import linkproto
-from edgeflow.cluster.linkproto import Ack, Blob, Entries, Message, NoHave, Refuse, Rewind, Want, encode
+from edgeflow.cluster.linkproto import (
+    Ack,
+    Blob,
+    Entries,
+    Message,
+    NoHave,
+    Offer,
+    Page,
+    Refuse,
+    Relay,
+    Rewind,
+    Take,
+    Want,
+    encode,
+)
 from edgeflow.cluster.ports import Heads, LinkNamespace, LinkStore
+from edgeflow.cluster.snapshots import NOT_NEEDED, SILENCE_S, Outgoing
 from edgeflow.cluster.tail import Item, Tail
 from edgeflow.core.failpoints import hit
 from edgeflow.errors import LogGap, ProtocolError
@@ -27,6 +43,14 @@ REMEMBERED_DIGESTS = 10_000
 ACTIVE_TRANSFERS = 8
 RETRY_S = 10.0
 """A log that cannot be sent is tried again after this long."""
+BUSY_S = 1.0
+"""A snapshot that the peer cannot take now is offered again after this long."""
+FULL_S = 1.0
+"""Entries are deflated for so long after the window was full: then the line is what is scarce."""
+
+
+class _Trimmed(LogGap):
+    """Entries that the peer needs are not kept here any more."""
 
 
 @dataclass(slots=True)
@@ -60,6 +84,8 @@ class _Space:
     handle: LinkNamespace
     logs: dict[LogId, _OwnLog] = field(default_factory=dict)
     dirty_since_s: float | None = None
+    snapshot: Outgoing | None = None
+    """Instead of entries, from the offer to its end."""
 
 
 @dataclass(slots=True)
@@ -88,8 +114,19 @@ class Sender:
         self._active: OrderedDict[tuple[str, str], _Transfer] = OrderedDict()
         self._waiting: OrderedDict[tuple[str, str], _Transfer] = OrderedDict()
         self._active_bytes = 0
+        self._relayed: dict[str, dict[str, dict[LogId, int]]] = {}
+        """PoPs whose logs the peer has asked for -> its cursors by namespace."""
+        self._once_relayed: set[str] = set()
+        """Of these an ack or a rewind may still come, though they are not sent any more."""
+        self._full_s = float("-inf")
         self.sent_bytes = 0
         self.acked_bytes = 0
+        self.relayed = 0
+        """Entries of others that were sent."""
+        self.snapshots = 0
+        """Snapshots that were sent."""
+        self.saved_bytes = 0
+        """What deflating has saved."""
 
     # What there is to send
 
@@ -110,16 +147,40 @@ class Sender:
             if space is None:
                 space = self._spaces[name] = _Space(name, self._store.namespace(name))
             for log_id, head in sorted(logs.items()):
-                if log_id.origin != self._me and log_id not in self._cursors.get(name, {}):
+                cursors = self._cursors.get(name, {})
+                relayed = self._relayed.get(log_id.origin)
+                if log_id.origin != self._me and log_id not in cursors and relayed is None:
                     continue
                 own = space.logs.get(log_id)
                 if own is None:
-                    cursor = self._cursors.get(name, {}).get(log_id, 0)
+                    if log_id not in cursors and relayed is not None:
+                        cursors = relayed.get(name, {})
+                    cursor = cursors.get(log_id, 0)
                     own = space.logs[log_id] = _OwnLog(log_id, acked=cursor, sent=cursor)
                 own.head = max(own.head, head)
                 if own.head > own.sent and own.retry_at_s <= now_s and space.dirty_since_s is None:
                     self._tail.changed(name)
                     space.dirty_since_s = now_s
+
+    def relay(self, message: Relay, heads: Heads, now_s: float) -> None:
+        """The peer says whose logs it wants besides ours, and how far it has them."""
+        asked: dict[str, dict[str, dict[LogId, int]]] = {origin: {} for origin in message.origins if origin != self._me}
+        for ns, origin, epoch, seq in message.logs:
+            if origin in asked:
+                asked[origin].setdefault(ns, {})[LogId(origin, epoch)] = seq
+        for name, space in self._spaces.items():
+            lost = self._cursors.get(name, {})
+            for log_id in [log_id for log_id in space.logs if log_id.origin != self._me and log_id not in lost]:
+                if self._relayed.get(log_id.origin) != asked.get(log_id.origin):
+                    del space.logs[log_id]
+        self._relayed = asked
+        self._once_relayed.update(asked)
+        self.poll(heads, now_s)
+
+    @property
+    def relays(self) -> bool:
+        """Whether the peer wants logs of others."""
+        return bool(self._relayed)
 
     @property
     def bytes_behind(self) -> int:
@@ -156,27 +217,67 @@ class Sender:
         for ns, origin, epoch, seq in message.logs:
             own = self._own(ns, origin, epoch)
             if own is None:
+                if origin in self._once_relayed:
+                    continue
                 raise ProtocolError(f"ack of log {ns} {origin}.{epoch}, which is not sent here")
+            snapshot = self._spaces[ns].snapshot
+            if snapshot is not None and own.id in snapshot.unacked:
+                self._finish(self._spaces[ns], snapshot, own, seq)
+                continue
             own.acked = max(own.acked, min(seq, own.sent))
             while own.unacked and own.unacked[0][0] <= seq:
                 own.unacked.popleft()
             hit("link-sender-acked")
 
+    def _finish(self, space: _Space, snapshot: Outgoing, own: _OwnLog, seq: int) -> None:
+        """The peer has adopted a snapshot: this log goes on where it says."""
+        self._place(space.name, own, seq)
+        snapshot.unacked.discard(own.id)
+        if not snapshot.unacked:
+            space.snapshot = None
+            space.dirty_since_s = snapshot.began_s
+            self.snapshots += 1
+
     def on_rewind(self, message: Rewind, now_s: float) -> None:
         """Starts a log again at the peer's cursor. Raises ProtocolError when that lies beyond what was sent."""
         own = self._own(message.ns, message.origin, message.epoch)
+        if own is None and message.origin in self._once_relayed:
+            return
         if own is None or message.seq > own.sent:
             raise ProtocolError(
                 f"rewind of log {message.ns} {message.origin}.{message.epoch} to {message.seq}, which was not sent"
             )
-        own.sent = own.acked = message.seq
+        self._place(message.ns, own, message.seq)
+        self._spaces[message.ns].dirty_since_s = now_s
+
+    def _place(self, ns: str, own: _OwnLog, seq: int) -> None:
+        """The log goes on behind `seq`."""
+        own.sent = own.acked = seq
         own.read.clear()
         own.unacked.clear()
         if own.batch is not None:
             for digest in (*own.batch.blobs, *own.batch.coming):
-                self._sent_digests.pop((message.ns, digest), None)
+                self._sent_digests.pop((ns, digest), None)
             own.batch = None
-        self._spaces[message.ns].dirty_since_s = now_s
+
+    def on_take(self, message: Take, now_s: float) -> None:
+        """The peer takes the snapshot that was offered, or says why not."""
+        space = self._spaces.get(message.ns)
+        if space is None or space.snapshot is None:
+            return
+        for origin, epoch, seq in message.cursors:
+            own = space.logs.get(LogId(origin, epoch))
+            if own is not None:
+                self._place(space.name, own, seq)
+        if not message.reason:
+            space.snapshot.taken()
+        else:
+            space.snapshot = None
+            if message.reason != NOT_NEEDED:
+                log.info("snapshot_not_taken", namespace=space.name, peer_says=message.reason)
+                for own in space.logs.values():
+                    own.retry_at_s = now_s + BUSY_S
+        space.dirty_since_s = now_s
 
     def on_want(self, message: Want) -> list[Message]:
         """Queues what is here; returns the answer for what is not. Raises ProtocolError when the offsets do not fit."""
@@ -209,6 +310,8 @@ class Sender:
         Each round takes one batch of one namespace and one chunk of one blob.
         """
         progress = True
+        if self._under_way >= linkproto.WINDOW_BYTES:
+            self._full_s = now_s
         while progress and len(out) < budget_bytes:
             progress = False
             if self._under_way < linkproto.WINDOW_BYTES and (space := self._next_dirty()) is not None:
@@ -231,12 +334,18 @@ class Sender:
 
     def _push(self, space: _Space, out: bytearray, now_s: float) -> None:
         """One step of a namespace: a small blob, or a batch of entries, or the finding that there is nothing left."""
+        if space.snapshot is not None:
+            self._push_snapshot(space, space.snapshot, out, now_s)
+            return
         for own in space.logs.values():
             if own.retry_at_s > now_s:
                 continue
             try:
                 if own.batch is None:
                     own.batch = self._next_batch(space, own)
+            except _Trimmed:
+                self._offer(space, out, now_s)
+                return
             except Exception as error:  # one damaged log must not end the link
                 own.read.clear()
                 self._stop(space, own, f"cannot be read after seq {own.sent}: {error!r}", now_s)
@@ -254,10 +363,12 @@ class Sender:
         if not own.read:
             own.read.extend(self._tail.read(space.name, own.id, own.sent))
             if not own.read:
+                if own.head > own.sent and not space.handle.read_log(own.id, own.sent, count=1, max_bytes=1):
+                    raise _Trimmed(f"entries {own.sent + 1}..{own.head} are no longer kept here")
                 return None
             hit("link-sender-read")
         if own.read[0].seq != own.sent + 1:
-            raise LogGap(f"entries {own.sent + 1}..{own.read[0].seq - 1} are no longer kept here")
+            raise _Trimmed(f"entries {own.sent + 1}..{own.read[0].seq - 1} are no longer kept here")
         batch = _Batch(own.sent + 1, [], deque(), [])
         size = 0
         while own.read and len(batch.entries) < linkproto.BATCH_ENTRIES:
@@ -285,13 +396,51 @@ class Sender:
             if size is not None:
                 self._queue((space.name, digest), size)
                 coming.append(digest)
-        message = Entries(space.name, own.id.origin, own.id.epoch, batch.first, batch.entries, coming)
+        entries, z = batch.entries, 0
+        if now_s - self._full_s < FULL_S and (small := linkproto.deflated(entries)) is not None:
+            self.saved_bytes += sum(map(len, entries)) - len(small[0])
+            entries, z = small, 1
+        if own.id.origin in self._relayed:
+            self.relayed += len(batch.entries)
+        message = Entries(space.name, own.id.origin, own.id.epoch, batch.first, entries, coming, z)
         out += encode(message)
         self.sent_bytes += linkproto.payload_bytes(message)
         own.sent = batch.first + len(batch.entries) - 1
         own.head = max(own.head, own.sent)
         own.unacked.append((own.sent, space.dirty_since_s if space.dirty_since_s is not None else now_s))
         own.batch = None
+        space.dirty_since_s = now_s
+
+    def _offer(self, space: _Space, out: bytearray, now_s: float) -> None:
+        """Asks the peer whether it takes the values instead of what is not kept any more."""
+        firsts = []
+        for own in space.logs.values():
+            kept = space.handle.read_log(own.id, 0, count=1, max_bytes=1)
+            firsts.append((*own.id, kept[0][0] if kept else own.head + 1))
+        space.snapshot = Outgoing(space.handle, space.name, now_s)
+        space.dirty_since_s = None  # until it has answered
+        out += encode(Offer(space.name, firsts))
+
+    def _push_snapshot(self, space: _Space, snapshot: Outgoing, out: bytearray, now_s: float) -> None:
+        if not snapshot.is_taken or snapshot.unacked:
+            space.dirty_since_s = None
+            if now_s - snapshot.began_s > SILENCE_S:
+                space.snapshot = None
+            return
+        try:
+            messages, is_last = snapshot.next()
+            frames = [encode(message) for message in messages]
+        except Exception as error:  # one namespace that cannot be read must not end the link
+            space.snapshot = None
+            for own in space.logs.values():
+                self._stop(space, own, f"a snapshot cannot be made: {error!r}", now_s)
+            return
+        for message, frame in zip(messages, frames, strict=True):
+            out += frame
+            if isinstance(message, Page):
+                self.sent_bytes += linkproto.payload_bytes(message)
+        if is_last:
+            snapshot.unacked = set(space.logs)
         space.dirty_since_s = now_s
 
     def _put_whole(self, space: _Space, digest: str, out: bytearray) -> None:

@@ -7,7 +7,7 @@ refused by name.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import structlog
 
@@ -18,16 +18,22 @@ from edgeflow.cluster.linkproto import (
     Answer,
     Blob,
     Call,
+    Complete,
     Entries,
     Error,
     Hello,
+    Lanes,
     Message,
     NoHave,
+    Offer,
+    Page,
     Ping,
     Pong,
     Refuse,
+    Relay,
     Rewind,
     State,
+    Take,
     Want,
     encode,
     in_lists,
@@ -35,6 +41,7 @@ from edgeflow.cluster.linkproto import (
 from edgeflow.cluster.ports import Heads, LinkStore
 from edgeflow.cluster.receiver import Receiver
 from edgeflow.cluster.sender import Sender
+from edgeflow.cluster.snapshots import Imports, Taker
 from edgeflow.cluster.standing import Stand, Standing
 from edgeflow.cluster.tail import Tail
 from edgeflow.cluster.wants import Wants
@@ -74,6 +81,8 @@ class Session:
         answerer: Answerer,
         heads: Heads,
         now_s: float,
+        members: Collection[str] = (),
+        imports: Imports | None = None,
     ) -> None:
         self._store = store
         self._tail = tail
@@ -84,12 +93,16 @@ class Session:
         self._wants = wants
         self._reader = FrameReader()
         self._answers = bytearray()
-        self._heard_s = self._ticked_s = now_s
+        self.heard_s = self._ticked_s = now_s
         self._heads = heads
         self._early: set[str] = set()
         self.sender: Sender | None = None
         """None until the peer's hello came."""
-        self.receiver = Receiver(store, me, peer, limits, wants, self._answer)
+        self._members = members
+        self.receiver = Receiver(store, me, peer, limits, wants, self._answer, members)
+        self._taker = Taker(store, peer, imports if imports is not None else Imports(), self._answer)
+        self._relays: list[str] = []
+        self._about: list[str] = []
         self.calls = Calls(peer, self._answer, answerer)
         self._standing = standing
         self._told: dict[str, int] = {}
@@ -112,7 +125,7 @@ class Session:
 
     def receive(self, data: bytes, now_s: float) -> None:
         """Deals with what came. Raises EdgeflowError when the connection must end."""
-        self._heard_s = now_s
+        self.heard_s = now_s
         for frame in self._reader.feed(data):
             self._dispatch(linkproto.decode(frame), now_s)
         if self.is_open:
@@ -141,7 +154,20 @@ class Session:
             self._pings[at] = now_s
             if len(self._pings) > OPEN_PINGS:
                 self._pings.popitem(last=False)
-            self._answer(Ping(at))
+            self._answer(Ping(at, self._about))
+
+    def relay(self, origins: list[str], down: list[str], heads: Heads) -> None:
+        """Of all PoPs to which the link is `down`, the peer shall send the logs of `origins`."""
+        self._about = down
+        if self.sender is not None and origins != self._relays:
+            self._relays = origins
+            logs = [
+                (ns, *log_id, seq)
+                for ns, logs in heads.items()
+                for log_id, seq in logs.items()
+                if log_id.origin in origins
+            ]
+            self._answer(Relay(origins, logs))
 
     def beat(self, now_s: float) -> None:
         """Several times a second."""
@@ -151,9 +177,9 @@ class Session:
     def tick(self, heads: Heads, now_s: float) -> None:
         """Once a second, with the present heads. Raises LinkRefused when the peer has been silent for too long."""
         if now_s - self._ticked_s > STALL_S:
-            self._heard_s = now_s
+            self.heard_s = now_s
         self._ticked_s = now_s
-        if now_s - self._heard_s > SILENCE_S:
+        if now_s - self.heard_s > SILENCE_S:
             raise LinkRefused(f"{self._peer} said nothing for {SILENCE_S:g} s")
         if self.sender is not None:
             self.sender.poll(heads, now_s)
@@ -185,6 +211,19 @@ class Session:
                 sender.on_refuse(message)
             case Rewind():
                 sender.on_rewind(message, now_s)
+            case Relay():
+                sender.relay(message, {ns: self._store.namespace(ns).logs() for ns in self._store.namespaces()}, now_s)
+            case Offer():
+                self._taker.on_offer(message, now_s)
+            case Take():
+                sender.on_take(message, now_s)
+            case Page():
+                self._taker.on_page(message, now_s)
+                self.receiver.on_page(message)
+            case Lanes():
+                self._taker.on_lanes(message)
+            case Complete():
+                self.receiver.adopted(message.ns, self._taker.on_complete(message))
             case State():
                 self._hear(message)
             case Call():
@@ -193,7 +232,7 @@ class Session:
                 self.calls.on_answer(message)
             case Ping():
                 self._tell()
-                self._answer(Pong(message.at, self._told_n))
+                self._answer(Pong(message.at, self._told_n, self._standing.ages(message.about, now_s)))
             case Pong():
                 self._on_pong(message, now_s)
             case Hello():
@@ -241,6 +280,9 @@ class Session:
         self.pongs += 1
         if message.n == self._heard_n:
             self._standing.answered(self._peer, asked_s)
+            for pop, ns, age_ms in message.ages:
+                if pop in self._about:
+                    self._standing.relayed(self._peer, pop, ns, asked_s - age_ms / 1000)
 
     def _compare(self, hello: Hello) -> Heads:
         """The peer's cursors of the logs to send: our own, and those of the peer itself of which it has lost the tail.

@@ -6,6 +6,7 @@ What must stay true: `passed` and `floor` never claim more than each member said
 of what every other member had written by then; no clock is ever compared with another PoP's.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -114,9 +115,33 @@ class Standing:
                 space.marks.clear()
                 _reach(space, mark)
                 continue
-            if len(space.marks) >= MARKS:
-                del space.marks[MARKS // 2]
-            space.marks.append(mark)
+            self._keep(space, mark)
+
+    def ages(self, pops: Iterable[str], now_s: float) -> list[tuple[str, str, int]]:
+        """How long ago (PoP, namespace, ms) all that these PoPs had written was applied here: for a peer that cannot ask them itself."""
+        found = []
+        for pop in pops:
+            known = self._peers.get(pop)
+            for ns in known.spaces if known is not None else ():
+                complete_s = self.complete_s(ns, pop)
+                if complete_s is not None:
+                    found.append((pop, ns, max(0, math.ceil((now_s - complete_s) * 1000))))
+        return found
+
+    def relayed(self, helper: str, pop: str, ns: str, at_s: float) -> None:
+        """`helper` has, by its last word, all that `pop` had written at `at_s`."""
+        known = self._peers.get(pop)
+        if known is None:
+            return
+        space = known.spaces.setdefault(ns, _Space())
+        written = {log: seq for log, seq in self.stand_of(helper, ns).applied.items() if log[0] == pop}
+        mark = _Mark(at_s, written, space.floor)
+        if _covers(self._own.get(ns, NOWHERE).applied, written) or (
+            ns in self._dirty and _covers(self.own(ns).applied, written)
+        ):
+            _reach(space, mark)
+        else:
+            self._keep(space, mark)
 
     # What follows
 
@@ -156,6 +181,12 @@ class Standing:
             oldest_s = min(oldest_s, complete_s)
         return max(0, round((now_s - oldest_s) * 1000))
 
+    @staticmethod
+    def _keep(space: _Space, mark: _Mark) -> None:
+        if len(space.marks) >= MARKS:
+            del space.marks[MARKS // 2]
+        space.marks.append(mark)
+
     def _look(self, ns: str, own: Stand) -> None:
         """More is applied here: which questions does that settle?"""
         for known in self._peers.values():
@@ -165,7 +196,8 @@ class Standing:
 
 
 def _reach(space: _Space, mark: _Mark) -> None:
-    space.fresh_s = mark.at_s
+    if space.fresh_s is None or mark.at_s > space.fresh_s:
+        space.fresh_s = mark.at_s
     space.floor = mark.floor
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from edgeflow.cluster.linkproto import BATCH_BYTES
 from edgeflow.cluster.ports import LinkStore
 from edgeflow.core.events import BlobRef
-from edgeflow.errors import CorruptEntry, LogGap
+from edgeflow.errors import CorruptEntry
 from edgeflow.store.records import LogId
 
 READ_ENTRIES = 256
@@ -65,6 +65,7 @@ class Tail:
                     raise
                 break  # what is in front of it goes out first
             if seq != found[0][0] + len(piece) - 1:
-                raise LogGap(f"entries of log {namespace} {log.origin}.{log.epoch} are missing before seq {seq}")
+                piece.pop()  # a hole that a snapshot has left; what is in front of it goes out first
+                break
         self._pieces[key] = piece
         return piece

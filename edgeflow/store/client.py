@@ -45,6 +45,7 @@ class Store:
         self.local = LocalState(self._connection)
         self.mailbox = Mailbox(self._connection)
         self.open_log(SYSTEM_NAMESPACE)
+        self.check_epochs()  # before anything is written, by whichever process is first
 
     @classmethod
     def open(cls, settings: PopSettings, *, patient: bool = False) -> "Store":
@@ -156,11 +157,12 @@ class LocalState:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def put_doc(self, kind: str, id: str, document: dict[str, Any]) -> None:
-        """Write a document and wake who listens, unless it is there already just so."""
+    def put_doc(self, kind: str, id: str, document: dict[str, Any], *, wake: bool = True) -> None:
+        """Write a document and wake who listens, unless it is there already just so. Without `wake` nobody hears of it."""
         text = json.dumps(document, sort_keys=True)
         if self._connection.one("HGET", self._PREFIX + kind, id) != text.encode():
-            self._connection.run([("HSET", self._PREFIX + kind, id, text), ("PUBLISH", WAKE_CHANNEL, _LOCAL_WAKE)])
+            hint = [("PUBLISH", WAKE_CHANNEL, _LOCAL_WAKE)] if wake else []
+            self._connection.run([("HSET", self._PREFIX + kind, id, text), *hint])
 
     def get_doc(self, kind: str, id: str) -> dict[str, Any] | None:
         """A document, or None."""

@@ -4,7 +4,7 @@ What must stay true: `mirror` takes entries in order and without holes, and taki
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -23,6 +23,21 @@ PAGE_BYTES = 1024 * 1024
 """About how much one page of a snapshot has; one large set or map may make it longer."""
 PIECE = 200
 """Keys that one call merges."""
+
+
+class Trimmed(NamedTuple):
+    """What `trim` has done: entries that went, those of them that some peer still needs; whether there is more to do; bytes and entries
+    that the logs had."""
+
+    entries: int
+    forced: int
+    more: bool
+    size_bytes: int
+    length: int
+
+
+def _by_name(vector: Vector) -> dict[str, int]:
+    return {f"{origin}:{epoch}": seq for (origin, epoch), seq in vector.items()}
 
 
 class ReplicatedNamespace(OverseenNamespace, HomedNamespace, CachedBodies):
@@ -104,6 +119,44 @@ class ReplicatedNamespace(OverseenNamespace, HomedNamespace, CachedBodies):
     def entry_blobs(raw: bytes) -> list[BlobRef]:
         """The blobs that an entry refers to."""
         return entry_refs(raw)
+
+    def parked_count(self) -> int:
+        """Entries from the future that wait until their time has come here."""
+        return int(self._connection.one("ZCARD", self.prefix + "parked"))
+
+    def lanes(self) -> list[tuple[LogId, str, int]]:
+        """Per log and channel the last event that was released here."""
+        seen, own = self._connection.run([("HGETALL", self.prefix + "seen"), ("HGETALL", self.prefix + "prev")])
+        found = []
+        for name, seq in seen.items():
+            origin, epoch, channel = name.decode().split(":", 2)
+            found.append((LogId(origin, int(epoch)), channel, int(seq)))
+        for name, seq in own.items():
+            epoch, _, channel = name.decode().partition(":")
+            found.append((LogId(self.pop, int(epoch)), channel, int(seq)))
+        return found
+
+    def adopt(self, vector: Vector, lanes: Sequence[tuple[LogId, str, int]]) -> None:
+        """A snapshot with everything up to `vector` has been merged: the logs are here up to there. Events of `lanes` that were not seen are gaps."""
+        self._call(
+            "ef_adopt", vector=_by_name(vector),
+            lanes=[[log.origin, log.epoch, channel, seq] for log, channel, seq in lanes],
+        )  # fmt: skip
+
+    def trim(self, needed: Vector, max_bytes: int, keep_from_ms: int) -> "Trimmed":
+        """Forget a bounded piece of the logs: what is older than `keep_from_ms` up to `needed`, and beyond `max_bytes` the oldest, needed or not."""
+        applied = self.applied()
+        keys = [f"{self.prefix}log:{origin}:{epoch}" for origin, epoch in applied]
+        replies = self._connection.run([
+            *(("MEMORY", "USAGE", key, "SAMPLES", 50) for key in keys), *(("XLEN", key) for key in keys),
+        ]) if keys else []  # fmt: skip
+        size, length = (
+            sum(one for one in some if isinstance(one, int)) for some in (replies[: len(keys)], replies[len(keys) :])
+        )
+        gone, forced, more = self._call(
+            "ef_trim", logs=_by_name(needed), applied=_by_name(applied), over=max(0, size - max_bytes), keep_from=keep_from_ms
+        )  # fmt: skip
+        return Trimmed(gone, forced, bool(more), size, length)
 
     def mirror(self, log: LogId, first: int, entries: Sequence[bytes]) -> MirrorResult:
         """Take `entries` of a peer's log, the first of which has seq `first`. Entries that are here already are passed over.

@@ -236,7 +236,7 @@ def read_all(sock: ssl.SSLSocket) -> bytes:
         ("z", b"", b"the smaller id dials"),
         ("a", encode(Hello(VERSION, "c1", "c", {})), b"the hello says 'c'"),
         ("a", encode(Hello(9, "c1", "a", {})), b"link version 9"),
-        ("a", encode(Ping(1)), b"ping before hello"),
+        ("a", encode(Ping(1, [])), b"ping before hello"),
         ("a", b"\xff\xff\xff\xff rubbish", b"announces 4294967295 bytes"),
         ("a", b"\x00\x00\x00\x01\xc1", b"not msgpack"),
     ],

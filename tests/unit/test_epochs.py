@@ -61,3 +61,26 @@ def test_a_clock_that_was_set_back_does_no_harm_while_the_file_is_there(tmp_path
 
 def test_with_the_file_lost_the_epoch_of_the_store_counts(tmp_path: Path, clock: Clock) -> None:
     assert EpochFile(tmp_path, clock).decide("ns", 1_600_000_000, 7) == 1_600_000_000
+
+
+def test_a_restored_copy_of_everything_begins_anew(tmp_path: Path, clock: Clock) -> None:
+    """The store and the file are of the same old moment: only the copy itself shows it."""
+    file = EpochFile(tmp_path / "state", clock)
+    epoch = file.decide("ns", 0, 0)
+    file.record({"ns": (epoch, 5)})
+    shutil.copytree(tmp_path / "state", tmp_path / "backup")
+    file.record({"ns": (epoch, 9)})
+    shutil.rmtree(tmp_path / "state")
+    shutil.copytree(tmp_path / "backup", tmp_path / "state")
+    after = EpochFile(tmp_path / "state", clock).decide("ns", epoch, 5)
+    assert after == epoch + 1
+    assert EpochFile(tmp_path / "state", clock).decide("ns", after, 0) == after, "once"
+
+
+def test_a_machine_that_was_started_anew_begins_anew(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epoch = EpochFile(tmp_path, clock).decide("ns", 0, 0)
+    (tmp_path / "boot").write_text("another")
+    monkeypatch.setattr("edgeflow.store.epochs._BOOT_ID", tmp_path / "boot")
+    assert EpochFile(tmp_path, clock).decide("ns", epoch, 0) == epoch + 1

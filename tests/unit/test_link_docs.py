@@ -4,7 +4,7 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from edgeflow.cluster import calls, desk, link, linkproto, manager, session, wants
+from edgeflow.cluster import calls, desk, link, linkproto, manager, relays, session, snapshots, wants
 from edgeflow.cluster.linkproto import KINDS
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "links.md").read_text()
@@ -30,6 +30,8 @@ def test_the_figures_are_those_of_the_code() -> None:
     assert f"At most {calls.OPEN_CALLS} open calls".lower() in TEXT
     assert f"at most {linkproto.CALL_BYTES // kib // kib} MiB. |" in TEXT
     assert f"Every {manager.BEAT_S * 1000:g} ms each side asks" in TEXT
+    assert f"not been heard for {link.HEARD_S:g} s is gone round: {relays.RELAY_S:g} s later" in TEXT
+    assert f"at most {snapshots.LANES} a message. |" in TEXT
     assert f"again every {wants.RETRY_S:g} s" in TEXT
 
 
@@ -38,6 +40,13 @@ def test_every_field_of_link_state_is_documented() -> None:
     body = source[source.index("def document") : source.index("# What connections report")]
     for name in re.findall(r'"(\w+)":', body):
         assert f"| `{name}` |" in TEXT, name
+
+
+def test_every_field_of_lag_is_documented() -> None:
+    source = Path(manager.__file__).read_text()
+    body = source[source.index("def _lag") : source.index("def _relay")]
+    for name in re.findall(r'"(\w+)":', body):
+        assert f"`{name}`" in TEXT, name
 
 
 def test_every_question_is_documented() -> None:

@@ -43,11 +43,17 @@ MESSAGES = [
     Refuse("ns", digest_of(b"z"), "busy", "later"),
     Ack(17, [("ns", "a", 1, 8)], [("ns", digest_of(b"z"))]),
     Rewind("ns", "a", 1, 3),
+    linkproto.Relay(["c"], [("ns", "c", 1, 7)]),
+    linkproto.Offer("ns", [("a", 1, 100)]),
+    linkproto.Take("ns", "busy", [("a", 1, 3)]),
+    linkproto.Page("ns", "a", "b", b"items"),
+    linkproto.Lanes("ns", [("a", 1, "ns/c", 17)]),
+    linkproto.Complete("ns", [("a", 1, 99)]),
     linkproto.State(1, {"ns": ("0000000000001.00000@~", [("a", 1, 8)]), "new": ("", [])}),
     linkproto.Call(1, "has", "ns", 500, b"body"),
     linkproto.Answer(1, "not-found", b"body"),
-    Ping(12),
-    linkproto.Pong(12, 1),
+    Ping(12, ["c"]),
+    linkproto.Pong(12, 1, [("c", "ns", 40)]),
     linkproto.Error("link-refused", "no"),
 ]
 
@@ -359,19 +365,6 @@ def test_a_log_that_cannot_be_read_stops_itself_only(pair: tuple[Side, Side]) ->
     assert a.session.sender.trouble == ""
 
 
-def test_a_trimmed_log_is_named_not_skipped(pair: tuple[Side, Side]) -> None:
-    a, b = pair
-    space = a.store.namespace("ns")
-    space.append(b"9")
-    space.first[LogId("a", 1)] = 9
-    connect(a, b)
-    run(a, b)
-    assert not b.store.namespace("ns").entries.get(LogId("a", 1))
-    assert (
-        a.session is not None and a.session.sender is not None and "1..8 are no longer kept" in a.session.sender.trouble
-    )
-
-
 def test_a_lost_tail_is_given_back_and_its_epoch_is_over(pair: tuple[Side, Side]) -> None:
     a, b = pair
     space = a.store.namespace("ns")
@@ -418,7 +411,7 @@ def test_what_was_never_lost_is_not_taken_back(pair: tuple[Side, Side]) -> None:
         (lambda hello: {**hello, "v": 9}, "version 9"),
         (lambda hello: {**hello, "cluster": "other"}, "cluster 'other'"),
         (lambda hello: {**hello, "pop": "c"}, "the hello says 'c'"),
-        (lambda hello: {"t": "ping", "at": 1}, "ping before hello"),
+        (lambda hello: {"t": "ping", "at": 1, "about": []}, "ping before hello"),
         (lambda hello: {"t": "error", "code": "x", "message": "go away"}, "go away"),
     ],
 )
@@ -433,13 +426,13 @@ def test_the_wrong_peer_is_refused_by_name(
         b.session.receive(encode_frame(change(hello)), 0.0)
 
 
-def test_a_peer_sends_its_own_logs_only(pair: tuple[Side, Side]) -> None:
+def test_entries_of_no_member_are_refused(pair: tuple[Side, Side]) -> None:
     a, b = pair
     connect(a, b)
     run(a, b)
     assert b.session is not None
-    with pytest.raises(ProtocolError, match="only a PoP's own logs"):
-        b.session.receive(encode(Entries("ns", "c", 1, 1, [b"x"], [])), 0.0)
+    with pytest.raises(ProtocolError, match="'z', which is no PoP of this cluster"):
+        b.session.receive(encode(Entries("ns", "z", 1, 1, [b"x"], [])), 0.0)
 
 
 @pytest.mark.parametrize(
