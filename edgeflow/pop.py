@@ -91,6 +91,8 @@ class DataProcess:
         self._push_timer: Timer | None = None
         self._discovery = Discovery(self._gateways.__contains__, self._create_namespace)
         self._links = Links(settings, self._store, self._reactor, self._mirrored)
+        self._instances.covering.passed = self._links.passed
+        self._instances.covering.staleness_ms = self._links.staleness_ms
         self._wakeups = self._store.wakeups()
         self._wake_fd = -1
         self._outages = self._store.outages

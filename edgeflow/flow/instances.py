@@ -28,6 +28,7 @@ from edgeflow.errors import EdgeflowError, ProtocolError
 from edgeflow.flow.accounts import Accounts
 from edgeflow.flow.ahead import Ahead, InboxKey, Waiting
 from edgeflow.flow.bodies import InstanceBodies, WantBody, answer
+from edgeflow.flow.covering import Covering
 from edgeflow.flow.direct import DirectStats
 from edgeflow.flow.outputs import build_events, build_increments, build_ops, build_state, build_values
 from edgeflow.flow.reactor import READ, Reactor
@@ -80,6 +81,7 @@ class Instances:
         self._of_inbox: dict[InboxKey, list[Session]] = defaultdict(list)
         self._to_flush: set[Session] = set()
         self._ahead = Ahead()
+        self.covering = Covering(store)
         self._waits_well: dict[InboxKey, tuple[RouteTable, bool]] = {}
         self._maybe_work: set[InboxKey] = set()
         self._blocked: set[InboxKey] = set()
@@ -334,6 +336,9 @@ class Instances:
             return None
         return {"key": value.key, "version": value.version, "data": value.data, "content_type": value.content_type}
 
+    def _on_session(self, session: Session, message: Message) -> None:
+        self.covering.ask(session, message)
+
     def _on_list(self, session: Session, message: Message) -> None:
         self._reply(session, message, lambda: {"items": self._list(session, message)})
 
@@ -392,6 +397,7 @@ class Instances:
 
     def notify(self, namespace: str, inboxes: Iterable[str] | None = None) -> None:
         """Inboxes ("function:revision") of a namespace got work; None = any of them may have."""
+        self.covering.look(namespace)
         if inboxes is None:
             self._maybe_work.update(
                 _inbox_key(s.spec) for s in self._sessions.values() if s.spec.namespace == namespace
@@ -632,6 +638,7 @@ class Instances:
 
     def check_timeouts(self) -> None:
         """End the attempt that an instance has been on for longer than its timeout, and tell the instance to exit."""
+        self.covering.look()
         now = time.monotonic()
         for one in self._ahead.take_late(now):
             self._give_back(one.owner.spec.namespace, [one])
@@ -718,7 +725,7 @@ class Instances:
 _HANDLERS: dict[str, Callable[[Instances, Session, Message], None]] = {
     "ready": Instances._on_ready, "claim": Instances._on_claim, "commit": Instances._on_commit, "fail": Instances._on_fail,
     "release": Instances._on_release, "blob": Instances._on_blob, "fetch": Instances._on_fetch, "get": Instances._on_get,
-    "list": Instances._on_list, "parked": Instances._on_parked, "leave": Instances._on_leave,
+    "list": Instances._on_list, "session": Instances._on_session, "parked": Instances._on_parked, "leave": Instances._on_leave,
     "grant": Instances._on_grant, "stats": Instances._on_stats, "context": Instances._on_context,
 }  # fmt: skip
 

@@ -372,6 +372,13 @@ class AgentPort:
         self.waited_s += time.perf_counter() - started_s
         return items
 
+    def session(self, token: str) -> str:
+        """Waits until this PoP has what the token names; the token of what it has."""
+        started_s = time.perf_counter()
+        answer: str = self._connection.request({"t": "session", "token": token})["token"]
+        self.waited_s += time.perf_counter() - started_s
+        return answer
+
     def context(self) -> Mapping[str, Any]:
         """The heads of the function's context values, as in a work item."""
         values: Mapping[str, Any] = self._connection.request({"t": "context"})["values"]

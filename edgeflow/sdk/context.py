@@ -13,8 +13,9 @@ from typing import Any
 
 from edgeflow.core.channels import check_channel, fill, is_reserved, matches, template_filter
 from edgeflow.core.events import ATTRIBUTE_NAME, CORE_ATTRIBUTES, LOG_ATTRIBUTES, check_text
+from edgeflow.core.tokens import SESSION_ATTRIBUTE
 from edgeflow.errors import BadName, BadOutput, EdgeflowError
-from edgeflow.sdk.ekv import ContextValues, Ekv, Value
+from edgeflow.sdk.ekv import ContextValues, Ekv, InputSession, Value
 from edgeflow.sdk.inputs import Input
 from edgeflow.sdk.log import Log
 from edgeflow.sdk.outcome import JSON_TYPE, Outcome, Port, encode_body, too_late
@@ -79,7 +80,7 @@ class Context:
     """`ctx`: what one attempt of an invocation may use. Valid until the handler has returned."""
 
     __slots__ = (
-        "_info", "_inputs", "_outcome", "_port", "_state", "_stored_state", "attempt", "context", "deadline", "ekv", "invocation_id", "key", "log",
+        "_info", "_inputs", "_outcome", "_port", "_session", "_state", "_stored_state", "attempt", "context", "deadline", "ekv", "invocation_id", "key", "log",
         "replay", "shadow", "window",
     )  # fmt: skip
 
@@ -98,7 +99,8 @@ class Context:
         self.attempt = attempt
         self.deadline = deadline_ms / 1000
         """Unix time in seconds at which the agent gives this attempt up."""
-        self.ekv = Ekv(info.function, port, outcome)
+        self._session = InputSession(info.namespace, (one.attributes.get(SESSION_ATTRIBUTE) for one in inputs), port)
+        self.ekv = Ekv(info.function, port, outcome, self._session)
         self.context = ContextValues(info.function, info.context, context)
         self.log = log
         self.key = key
@@ -153,7 +155,8 @@ class Context:
         """Adds an event to the commit: `data` (bytes, str or JSON-able) on one of the function's publish channels.
 
         Where `publish:` has a template, any channel that it can become may be named; levels like `{id}` are filled from the captures of the
-        inputs, the first that has one. `subject` is the first input's unless given. Extension attributes are not inherited, except traceparent and tracestate.
+        inputs, the first that has one. `subject` is the first input's unless given. Extension attributes are not inherited, except traceparent, tracestate
+        and the session of the inputs (`ekvsession`), with what this attempt has read.
         Raises BadOutput for another channel, for data that cannot be written, and for an attribute that CloudEvents does not allow.
         """
         outcome = self._outcome
@@ -172,6 +175,9 @@ class Context:
                 extensions = {name: inherited[name] for name in _TRACE_ATTRIBUTES if name in inherited}
             if subject is None:
                 subject = parent.subject
+            token = self._session.for_output()
+            if token:
+                extensions[SESSION_ATTRIBUTE] = token
         try:
             if attributes:
                 extensions.update(_check_attributes(attributes))

@@ -442,6 +442,10 @@ class DirectPort:
         """Keys of the namespace. Raises Unavailable while the agent is away."""
         return self._ask(lambda agent: agent.list(prefix, after, limit))
 
+    def session(self, token: str) -> str:
+        """Waits until this PoP has what the token names. Raises Unavailable while the agent is away."""
+        return self._ask(lambda agent: agent.session(token))
+
     def context(self) -> Mapping[str, Any]:
         """The heads of the context values, as in a work item. Raises Unavailable while the agent is away."""
         return self._ask(lambda agent: agent.context())

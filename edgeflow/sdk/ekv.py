@@ -7,12 +7,13 @@ What must stay true: an attempt reads back the values it has written; a context 
 
 import json
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from edgeflow.core.channels import check_key
 from edgeflow.core.events import check_text
+from edgeflow.core.tokens import parse_session
 from edgeflow.errors import BadOutput, EdgeflowError
 from edgeflow.sdk.inputs import Bodies, fetch_pieces
 from edgeflow.sdk.outcome import Outcome, Port, encode_body
@@ -95,15 +96,53 @@ class KeyInfo:
     size: int
 
 
+class InputSession:
+    """The session that the inputs of an attempt belong to, when they carry tokens: what it has seen is here before the attempt reads, and what the
+    attempt has read goes on with its outputs.
+    """
+
+    __slots__ = ("_has_read", "_is_here", "_namespace", "_port", "_tokens")
+
+    def __init__(self, namespace: str, tokens: Iterable[str | None], port: Port) -> None:
+        self._namespace = namespace
+        self._tokens = [token for token in tokens if token]
+        self._port = port
+        self._is_here = self._has_read = False
+
+    def before_read(self) -> None:
+        """Raises Behind when this PoP does not get in time what was seen elsewhere, BadSession when an input carries no token of this namespace."""
+        if self._tokens and not self._is_here:
+            self._port.session(self._merged())
+            self._is_here = True
+        self._has_read = True
+
+    def for_output(self) -> str:
+        """The token of an event that is emitted now; empty when no input has one. Raises BadSession."""
+        if not self._tokens:
+            return ""
+        if self._has_read:
+            self._tokens.append(self._port.session(""))
+            self._has_read = False
+        return self._merged()
+
+    def _merged(self) -> str:
+        token = parse_session(self._tokens[0], self._namespace)
+        for other in self._tokens[1:]:
+            token = token.merged(parse_session(other, self._namespace))
+        self._tokens = [token.text()]
+        return self._tokens[0]
+
+
 class Ekv:
     """The namespace's values: reads go to this PoP's store, writes are part of the commit and read back within the attempt."""
 
-    __slots__ = ("_function", "_outcome", "_port")
+    __slots__ = ("_function", "_outcome", "_port", "_session")
 
-    def __init__(self, function: str, port: Port, outcome: Outcome) -> None:
+    def __init__(self, function: str, port: Port, outcome: Outcome, session: InputSession | None = None) -> None:
         self._function = function
         self._port = port
         self._outcome = outcome
+        self._session = session
 
     def get(self, key: str, *, version: str | None = None) -> Value | None:
         """The value of `key` (relative to the namespace), or None. With `version`, that stored version. Raises BadName, EdgeflowError."""
@@ -112,6 +151,7 @@ class Ekv:
             if written.get("delete"):
                 return None
             return Value(key, None, data=written["_body"], content_type=written["content_type"])
+        self._before_read()
         found = self._port.get(key, version)
         if found is None:
             return None
@@ -126,8 +166,8 @@ class Ekv:
             bodies=self._port,
         )
 
-    def put(self, key: str, data: Any, *, content_type: str | None = None) -> None:
-        """Writes bytes, str or JSON-able data with the commit. Raises BadName, BadOutput."""
+    def put(self, key: str, data: Any, *, content_type: str | None = None, ttl_s: float | None = None) -> None:
+        """Writes bytes, str or JSON-able data with the commit; `ttl_s`: it is gone after that time, everywhere. Raises BadName, BadOutput."""
         what = f"function {self._function!r} put under key {key!r}"
         self._check_value(key)
         body, guessed = encode_body(data, what)
@@ -136,8 +176,11 @@ class Ekv:
                 check_text("content_type", content_type)
         except (EdgeflowError, AttributeError) as error:
             raise BadOutput(f"{what}: {error}", hint="content_type is a media type as text.") from None
+        if ttl_s is not None and not 0.001 <= ttl_s < 1e10:
+            raise BadOutput(f"{what} with a ttl_s of {ttl_s!r}", hint="A value lives for 1 ms at least.")
         self._outcome.values[key] = {
             "key": key,
+            **({} if ttl_s is None else {"ttl_ms": round(ttl_s * 1000)}),
             **self._outcome.body(body),
             "content_type": content_type or guessed,
             "delete": False,
@@ -171,6 +214,10 @@ class Ekv:
             raise BadOutput(f"{what} by more than {MAX_COUNT} in one attempt", hint="Count in a larger unit.")
         outcome.increments[key] = total
 
+    def _before_read(self) -> None:
+        if self._session is not None:
+            self._session.before_read()
+
     def _check_value(self, key: str) -> None:
         self._outcome.check_write(key)
         if key in self._outcome.increments:
@@ -183,6 +230,7 @@ class Ekv:
         """Up to `limit` keys (1 to 1000) that begin with `prefix` and sort after `after`, in order, this attempt's own writes included."""
         limit = max(1, min(limit, LIST_MAX))
         writes = {key: one for key, one in self._outcome.values.items() if key.startswith(prefix) and key > after}
+        self._before_read()
         while True:
             items = self._port.list(prefix, after, limit)
             found = {one["key"]: KeyInfo(one["key"], one.get("version"), int(one.get("size", 0))) for one in items}

@@ -32,6 +32,9 @@ class Port(Bodies, Protocol):
     def list(self, prefix: str, after: str, limit: int) -> Sequence[Frame]:
         """{"key", "version", "size"} of values whose key begins with `prefix` and sorts after `after`, in key order."""
 
+    def session(self, token: str) -> str:
+        """Returns when this PoP has all that a session token names (none: at once), with a token that names what it shows from now on."""
+
     def store_blob(self, digest: str, data: bytes) -> None:
         """Sends a body that the commit will refer to."""
 

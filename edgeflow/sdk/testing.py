@@ -217,6 +217,9 @@ class _MemoryPort:
         keys = sorted(key for key in self._values if key.startswith(prefix) and key > after)
         return [{"key": key, "version": "1", "size": len(self._values[key][0])} for key in keys[:limit]]
 
+    def session(self, token: str) -> str:
+        return token
+
     def store_blob(self, digest: str, data: bytes) -> None:
         self._blobs[digest] = data
 

@@ -4,11 +4,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edgeflow.cli.admin import Operator
+from edgeflow.cli.apply import Target, apply_file
 from edgeflow.core.tokens import MAX_TOKEN_BYTES, parse_session
 from edgeflow.errors import (
     BadPolicy,
@@ -438,3 +440,61 @@ def test_types_batches_and_deadlines_at_several_pops(
     for pop in POPS:
         wait_until(lambda pop=pop: at(pop).ekv.get("types/short") is None, "the deadline")
     settled(at, "types", wait_until)
+
+
+READER = """
+from edgeflow import function
+
+@function
+def handle(ctx, asked):
+    value = ctx.ekv.get(asked.text())
+    ctx.emit("told", "nothing" if value is None else value.text())
+"""
+
+
+def test_a_function_reads_what_the_session_of_its_input_has_seen(
+    cluster: LocalCluster, at: Callable[[str], Operator], wait_until: Wait, tmp_path: Path
+) -> None:
+    all_linked(at, wait_until)
+    (tmp_path / "reader").mkdir()
+    (tmp_path / "reader" / "handler.py").write_text(READER)
+    (tmp_path / "edgeflow.yaml").write_text(
+        "namespace: fn\nfunctions:\n  reader: {build: ./reader, subscribe: asked, publish: told, place: {pops: [la]}}\n"
+    )
+    access = cluster.pop("la")
+    apply_file(tmp_path / "edgeflow.yaml", Target(access.api_url, access.token), timeout_s=120)
+    told: list[Any] = []
+    ready = threading.Event()
+
+    def follow() -> None:
+        with at("la").subscribe("fn/told") as events:
+            ready.set()
+            for event in events:
+                told.append(event)
+                if event.data == b"end":
+                    return
+
+    following = threading.Thread(target=follow)
+    following.start()
+    ready.wait(10)
+    at("la").ekv.put("fn/end", "end")
+    wait_until(lambda: at("chicago").ekv.get("fn/end") is not None, "the namespace at chicago")
+    session = at("chicago").ekv.session()
+    cluster.set_link("chicago", "la", delay_ms=700)
+    cluster.set_link("ny", "la", delay_ms=700)
+    try:
+        wait_until(lambda: hears_nothing(at("la"), "fn"), "the delay to be there")
+        session.put("fn/k", "seen")
+        at("la").publish("fn/asked", "k")
+        at("la").publish("fn/asked", "k", session=session)
+        wait_until(lambda: len([one for one in told if one.data != b"end"]) >= 2, "both answers", 20)
+    finally:
+        cluster.set_link("chicago", "la", delay_ms=0)
+        cluster.set_link("ny", "la", delay_ms=0)
+    at("la").publish("fn/asked", "end")
+    following.join(20)
+    assert [one.data for one in told] == [b"nothing", b"seen", b"end"]
+    plain, with_token = told[0].attributes, told[1].attributes
+    assert "ekvsession" not in plain
+    # Whoever goes on with the output reads as much.
+    assert found(at("ny").ekv.session({"fn": with_token["ekvsession"]}).get("fn/k")) == b"seen"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from edgeflow.core.channels import check_channel, matches, template_filter
 from edgeflow.core.events import BlobRef, Event
+from edgeflow.core.tokens import Session
 from edgeflow.errors import BadName, BadOutput, NotFound
 from edgeflow.sdk.context import Context, FunctionInfo
 from edgeflow.sdk.ekv import Value
@@ -37,6 +38,9 @@ class MemoryPort:
     def list(self, prefix: str, after: str, limit: int) -> Sequence[dict[str, Any]]:
         keys = sorted(key for key in self.keys if key.startswith(prefix) and key > after)
         return [{"key": key, "version": "1", "size": self.keys[key]} for key in keys[:limit]]
+
+    def session(self, token: str) -> str:
+        return token or Session("vision").with_vector({("la", 1): 9}).text()
 
     def store_blob(self, digest: str, data: bytes) -> None:
         self.blobs[digest] = data
@@ -577,3 +581,18 @@ def test_captures_are_those_of_the_event() -> None:
     assert dict(arguments["faces"].captures) == {}
     with pytest.raises(TypeError):
         arguments["frames"].captures["id"] = "8"
+
+
+def test_an_output_carries_the_session_of_its_input_and_of_what_was_read() -> None:
+    token = Session("vision").with_vector({("ny", 1): 4}).text()
+    ctx, outcome, _ = context(attributes={"ekvsession": token})
+    ctx.emit("faces", b"before")
+    ctx.ekv.get("k")
+    ctx.emit("faces", b"behind")
+    told = [one["attributes"]["ekvsession"] for one in outcome.outputs]
+    assert told[0] == token
+    assert told[1] == Session("vision").with_vector({("ny", 1): 4, ("la", 1): 9}).text()
+    plain, outcome, _ = context()
+    plain.ekv.get("k")
+    plain.emit("faces", b"x")
+    assert "ekvsession" not in outcome.outputs[0]["attributes"]
