@@ -83,13 +83,21 @@ class BlobFiles:
             yield
 
     @contextlib.contextmanager
-    def removing(self, *, wait: bool = False) -> Iterator[bool]:
-        """Held while files are taken away, alone; yields False when writers are at it and `wait` is not set."""
-        try:
-            with self._locked(fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB):
-                yield True
-        except BlockingIOError:
-            yield False
+    def removing(self, wait_s: float = 0.0) -> Iterator[bool]:
+        """Held while files are taken away, alone; yields False when writers are still at it after `wait_s`: the lock is not fair to who waits."""
+        until_s = time.monotonic() + wait_s
+        with contextlib.ExitStack() as stack:
+            while True:
+                try:
+                    stack.enter_context(self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB))
+                    is_alone = True
+                    break
+                except BlockingIOError:
+                    is_alone = False
+                    if time.monotonic() >= until_s:
+                        break
+                    time.sleep(0.002)
+            yield is_alone
 
     def writer(self, digest: str | None = None) -> "FileWriter":
         """A new file, without a name until its body is complete; `digest`: of that body, when it is known already."""

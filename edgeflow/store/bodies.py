@@ -18,6 +18,8 @@ from edgeflow.store.connection import Command
 Body = tuple[str, bytes]
 """(digest, data)."""
 Placed = Callable[[], Rows[Command]]
+LOST_WAIT_S = 0.2
+"""How long a reader that has found damage waits for writers that are just placing files."""
 UNMARKED_S = 3600.0
 """A file of that age that the store does not know belongs to a writer that was ended before it could say so."""
 
@@ -213,8 +215,9 @@ class Bodies(Calls):
 
     def lost_blob(self, digest: str, inode: int = 0) -> None:
         """A body turned out to be damaged: not readable any more, and missing if something refers to it. `inode`: of the file that was read."""
-        with self._files.removing(wait=True):
-            if self._files.set_aside(digest, inode):
+        with self._files.removing(LOST_WAIT_S) as is_alone:
+            # Otherwise whoever reads it next tries again.
+            if is_alone and self._files.set_aside(digest, inode):
                 self._routed(lambda _again: [self._command("ef_blob_lost", {"digest": digest})])
 
     # -- chores --------------------------------------------------------------------------------------------------------
@@ -232,9 +235,9 @@ class Bodies(Calls):
 
     def sweep_files(self) -> int:
         """Remove what ended writers left behind, a piece per call; how many files."""
-        unknown = [
-            digest.encode() for digest in self._files.some_digests(UNMARKED_S) if not self.has_blob(digest)
-        ]  # fmt: skip
+        found = self._files.some_digests(UNMARKED_S)
+        known = self._connection.run([("HEXISTS", self.prefix + "blobs", one) for one in found]) if found else []
+        unknown = [one.encode() for one, is_known in zip(found, known, strict=True) if not is_known]
         return self._files.drop_unfinished() + self.remove_files(unknown)
 
     # -- inside --------------------------------------------------------------------------------------------------------
