@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Kind = Literal["read", "write", "delete", "cas"]
@@ -119,7 +119,56 @@ def _apply(state: str | None, op: Op) -> tuple[bool, str | None]:
     return state == op.expected, op.value
 
 
-def _linearize(key: str, ops: Sequence[Op], most_steps: int) -> Linearity:
+UNSEEN = "\0unseen"
+"""What a register holds after a write of unknown outcome whose value nobody has ever seen: one such value is like another."""
+
+
+def _known(ops: Sequence[Op]) -> list[Op]:
+    """The same history with what can be known of unknown outcomes: a value that was seen was written, before whoever saw it first was done."""
+    seen_s: dict[str | None, float] = {}
+    for op in ops:
+        sees = op.value if op.kind == "read" else op.expected if op.kind == "cas" else None
+        if sees is not None and op.outcome == "ok":
+            seen_s[sees] = min(op.end_s, seen_s.get(sees, math.inf))
+    while True:
+        # What a compare-and-set found was there before what it made of it was seen.
+        found = {
+            op.expected: seen_s[op.value]
+            for op in ops
+            if op.kind == "cas" and op.outcome == "unknown" and op.expected is not None and op.value in seen_s
+            and seen_s[op.value] < seen_s.get(op.expected, math.inf)
+        }  # fmt: skip
+        if not found:
+            break
+        seen_s.update(found)
+    asked_for = {op.expected for op in ops if op.kind == "cas"}
+    known = []
+    for op in ops:
+        if op.outcome == "unknown" and op.kind in ("write", "cas"):
+            if op.value in seen_s:
+                op = replace(op, outcome="ok", end_s=max(op.start_s, seen_s[op.value]))
+            elif op.value not in asked_for:
+                op = replace(op, value=UNSEEN)
+        known.append(op)
+    return known
+
+
+def _forerunners(ops: Sequence[Op]) -> dict[int, int]:
+    """Slot of an operation of unknown outcome -> slot of the one that does the same and began before it: of several that are alike the earliest is tried first, and no others."""
+    last: dict[tuple[str, str | None, str | None], int] = {}
+    found = {}
+    for slot in sorted(range(len(ops)), key=lambda slot: ops[slot].start_s):
+        if ops[slot].outcome == "unknown":
+            alike = (ops[slot].kind, ops[slot].expected, ops[slot].value)
+            if alike in last:
+                found[slot] = last[alike]
+            last[alike] = slot
+    return found
+
+
+def _linearize(key: str, told: Sequence[Op], most_steps: int) -> Linearity:
+    ops = _known(told)
+    forerunners = _forerunners(ops)
     head = _Node(None, False, -1)
     points: list[tuple[float, int, _Node]] = []
     for slot, op in enumerate(ops):
@@ -149,6 +198,10 @@ def _linearize(key: str, ops: Sequence[Op], most_steps: int) -> Linearity:
         if node is not None and node.is_call:
             assert node.op is not None
             fits, becomes = _apply(state, node.op)
+            if node.partner is None:
+                # One that changes nothing need not have happened.
+                first = forerunners.get(node.slot)
+                fits = fits and becomes != state and (first is None or bool(done >> first & 1))
             mark = (done | 1 << node.slot, becomes)
             if fits and mark not in seen:
                 seen.add(mark)
@@ -162,7 +215,7 @@ def _linearize(key: str, ops: Sequence[Op], most_steps: int) -> Linearity:
             continue
         # An operation is over that was not placed yet (or nothing is left to place): what was placed last is placed differently.
         if node is not None and len(stack) > furthest:
-            furthest, stuck = len(stack), node.op
+            furthest, stuck = len(stack), told[node.slot]
         if not stack:
             return Linearity(key, False, steps, stuck)
         placed, state = stack.pop()

@@ -120,7 +120,7 @@ def test_all_pops_end_with_the_same_and_with_all_that_was_acknowledged(
     world.replicate_share = 0.1
     count = DISTURBANCES[is_short]
     # Each kind at least once, in any order.
-    kinds = [*DISTURB, *(chance.choice(list(DISTURB)) for _ in range(count - len(DISTURB)))]
+    kinds = [*DISTURB, *(chance.choice([*DISTURB, "kill", "kill"]) for _ in range(count - len(DISTURB)))]
     chance.shuffle(kinds)
     watchers = [Watching(world, pop) for pop in POPS]
     began_s = time.monotonic()

@@ -139,7 +139,7 @@ def test_what_a_right_register_shows_passes(seed: int) -> None:
 def test_the_search_agrees_with_trying_everything(seed: int) -> None:
     """Small histories with a random change, against all orders that time allows."""
     chance = random.Random(seed)
-    ops = simulated(chance, 6, 3)
+    ops = simulated(chance, 7, 3)
     changed = chance.choice(ops)
     changed.value = chance.choice([None, *(one.value for one in ops)])
     assert is_linear(ops) == _by_trying([one for one in ops if one.kind != "read" or one.outcome == "ok"])
@@ -180,6 +180,21 @@ def test_a_long_history_with_one_lost_update_is_found() -> None:
 def test_a_search_that_takes_too_long_is_no_pass() -> None:
     with pytest.raises(Undecided):
         linearizable(simulated(random.Random(1), 60, 5), steps=10)
+
+
+def test_many_unknown_outcomes_do_not_take_for_ever() -> None:
+    ops = sorted(simulated(random.Random(7), 400, 5), key=lambda one: one.start_s)
+    for number, one in enumerate(ops):
+        if one.kind in ("write", "delete") and number % 3 == 0:
+            one.outcome, one.end_s = "unknown", math.inf
+    assert sum(one.outcome == "unknown" for one in ops) > 50
+    (verdict,) = linearizable(ops, steps=300_000)
+    assert verdict.ok
+    few = ops[:90]
+    assert linearizable(few)[0].ok
+    last = max(one.end_s for one in few if one.end_s < math.inf)
+    wrong = [op("z", "write", last + 1, last + 2, "mine"), op("z", "read", last + 3, last + 4, "other")]
+    assert not linearizable([*few, *wrong])[0].ok
 
 
 def test_keys_are_judged_apart() -> None:
