@@ -202,7 +202,8 @@ local function apply_increment(p, c, lane, seq, add)
     call('HSET', hash, lane .. '|s', string.format('%d', seq))
     gone = 0
   end
-  redis.pcall('HINCRBY', hash, lane, string.format('%d', add[2]))
+  -- Of a life of whose end a deletion has told already: it counts no more.
+  if seq >= life then redis.pcall('HINCRBY', hash, lane, string.format('%d', add[2])) end
   call('HSET', hash, lane .. '|n', string.format('%d', seq))
   resize(p, c, 'c', hash, key, visible, visible + (seq > gone and 1 or 0) - (was and 1 or 0))
   note_change(p, c, key)

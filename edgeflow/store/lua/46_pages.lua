@@ -99,20 +99,22 @@ local function merge_register(p, c, context, key, theirs, lost)
   end
 end
 
+local function merge_item(p, c, dot, name, item, version)
+  local lane, seq = split_dot(dot)
+  if park(p, c, lane, string.format('%d', seq), 'm', name, item, version) then return end
+  see_version(p, c, version)
+  apply_map(p, c, dot, item)
+end
+
 local function merge_map(p, c, context, key, theirs)
   local hash = p .. 'map:' .. key
   local mine = as_table(call('HGETALL', hash))
-  if theirs.d and (mine.d or not covers_dot(c.here, theirs.dd)) then apply_map(p, c, theirs.dd, {'m', key, {}, theirs.d}) end
+  if theirs.d and (mine.d or not covers_dot(c.here, theirs.dd)) then merge_item(p, c, theirs.dd, '', {'m', key, {}, theirs.d}, theirs.d) end
   for name, packed in pairs(theirs) do
     if string.sub(name, 1, 1) == 'f' then
       local version, dot, deleted, kind, data, crc = unpack(cmsgpack.unpack(packed))
       if mine[name] or not covers_dot(c.here, dot) then
-        local item = {'m', key, {{string.sub(name, 2), version, deleted, kind, data, crc}}, ''}
-        local lane, seq = split_dot(dot)
-        if not park(p, c, lane, string.format('%d', seq), 'm', string.sub(name, 2), item, version) then
-          see_version(p, c, version)
-          apply_map(p, c, dot, item)
-        end
+        merge_item(p, c, dot, name, {'m', key, {{string.sub(name, 2), version, deleted, kind, data, crc}}, ''}, version)
       end
     end
   end
