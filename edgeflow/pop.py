@@ -157,6 +157,7 @@ class DataProcess:
             on_published=publisher.confirmed,
         )  # fmt: skip
         gateway.session = publisher.session = session
+        gateway.confirm = self._links.confirm
         self._gateways[name], self._publishers[name], self._sessions[name] = gateway, publisher, session
         self._replies[name] = replies
         log.info("namespace_served", namespace=name)

@@ -198,13 +198,20 @@ class Desk:
         ns = _namespace(asked.args)
         log_id, seq = _position(asked.args)
         wanted, timeout_ms = _number(asked.args, "k"), _number(asked.args, "timeout_ms")
+        timeout_s = min(timeout_ms / 1000, max(0.0, asked.left_s))
+        self.confirm(ns, log_id, seq, wanted, timeout_s, lambda count: asked.answer({"confirmed": count}))
+
+    def confirm(
+        self, ns: str, log_id: LogId, seq: int, wanted: int, timeout_s: float, done: Callable[[int], None]
+    ) -> None:
+        """Tells how many other PoPs have an entry, bodies included: as soon as `wanted` have, or when the time is over. Raises BadRequest, Throttled."""
         everyone = self._peers.peers()
         if wanted > len(everyone):
             raise BadRequest(f"{wanted} other PoPs shall have it, the cluster has {len(everyone)}")
         # Written at its home: that one has it by itself, and this PoP is one of the others.
         others = [peer for peer in everyone if peer != log_id.origin]
         now_s = self._clock()
-        until_s = now_s + min(timeout_ms / 1000, max(0.0, asked.left_s))
+        until_s = now_s + timeout_s
         body: Body = {"origin": log_id.origin, "epoch": log_id.epoch, "seq": seq}
         task = _Confirming(ns, body, wanted, until_s, set(others))
         ended = False
@@ -215,7 +222,7 @@ class Desk:
                 task.has.add(self._me)
             if not ended and (len(task.has) >= wanted or is_late):
                 ended = True
-                asked.answer({"confirmed": len(task.has)})
+                done(len(task.has))
             if not ended:
                 self._confirm(task, look)
             return ended

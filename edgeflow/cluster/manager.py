@@ -26,7 +26,7 @@ from edgeflow.cluster.upkeep import Kept, Upkeep
 from edgeflow.errors import BadRequest, LinkRefused, Unavailable
 from edgeflow.settings import PopSettings
 from edgeflow.store.mailbox import Asked
-from edgeflow.store.records import LogId
+from edgeflow.store.records import LogId, Receipt
 
 log = structlog.get_logger(__name__)
 
@@ -135,6 +135,13 @@ class Links:
         while asked := self._store.mailbox.take():
             for one in asked:
                 self._desk.serve(one)
+
+    def confirm(
+        self, namespace: str, receipt: Receipt, copies: int, timeout_s: float, done: Callable[[int], None]
+    ) -> None:
+        """Tells how many other PoPs have an entry, as soon as `copies` have it or when the time is over. Raises EdgeflowError."""
+        log_id = LogId(receipt.origin, receipt.epoch)
+        self._desk.confirm(namespace, log_id, receipt.seq, copies, timeout_s, done)
 
     # Where everybody stands
 

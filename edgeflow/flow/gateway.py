@@ -20,15 +20,18 @@ from typing import Any
 import structlog
 
 from edgeflow.core.channels import RECEIPTS_LEVEL, is_reserved
+from edgeflow.core.durability import DURABLE, copies_of, replicated
 from edgeflow.core.events import dataref_of, from_cloudevent, make_event, parse_cloudevent
 from edgeflow.core.failpoints import hit
 from edgeflow.core.ids import invocation_id
 from edgeflow.core.mqttprops import encode_properties
 from edgeflow.errors import (
+    BadEvent,
     BadName,
     EdgeflowError,
     GatedChannel,
     NotFound,
+    NotReplicated,
     QueueFull,
     QuotaExceeded,
     Throttled,
@@ -53,6 +56,13 @@ PENDING = 512
 """Above so many messages that wait for their round nothing more is read from the broker, until they are down to half of it."""
 PENDING_BYTES = 16 * 1024 * 1024
 """The same for the bytes of their payloads."""
+
+DURABILITY = "durability"
+"""User property of a publish that asks for a class of receipt; it is no attribute of the event."""
+COPIES_S = 30.0
+"""How long other PoPs may take to confirm an event."""
+Confirm = Callable[[str, Receipt, int, float, Callable[[int], None]], None]
+"""(namespace, receipt, at how many other PoPs, how long (s), who is told how many it are)."""
 
 
 class Gateway:
@@ -80,6 +90,8 @@ class Gateway:
         self._reading = self._covering = True
         self._on_covering: Callable[[bool], None] | None = None
         self.session: BrokerSession | None = None
+        self.confirm: Confirm | None = None
+        """How a receipt of the class `replicated` is come by."""
 
     def ready(self, boot: str) -> None:
         """The session is connected to the broker life `boot`."""
@@ -281,6 +293,11 @@ class Gateway:
             )
         properties = message.decoded
         attributes = dict(properties.user)
+        if copies_of(attributes.pop(DURABILITY, DURABLE)) is None:
+            raise BadEvent(
+                f"{dict(properties.user)[DURABILITY][:40]!r} is no class of durability",
+                hint="Ask for durable or replicated:<k>.",
+            )
         content_type = properties.content_type
         now = now_ms()
         dataref = attributes.get("dataref")
@@ -326,6 +343,10 @@ class Gateway:
                 self._replies.ask(id, topic, message.decoded.correlation)
                 return
             document = result.to_json()
+            copies = copies_of(dict(message.decoded.user).get(DURABILITY, DURABLE))
+            if copies and result.class_ == DURABLE:
+                self._answer_replicated(topic, message.decoded.correlation, result, copies)
+                return
         else:
             document = {
                 "class": "refused",
@@ -335,8 +356,39 @@ class Gateway:
             }
             if isinstance(result.error, Throttled):
                 document["retry_after_s"] = result.error.retry_after_s
-        properties = encode_properties(content_type="application/json", correlation=message.decoded.correlation)
-        self.session.publish(topic, json.dumps(document).encode(), properties)
+        self._tell(topic, message.decoded.correlation, document)
+
+    def _answer_replicated(self, topic: str, correlation: bytes | None, receipt: Receipt, copies: int) -> None:
+        """The receipt when that many other PoPs have the event, or that they do not have it in time."""
+
+        def done(confirmed: int) -> None:
+            document = receipt.to_json()
+            if confirmed >= copies:
+                document["class"] = replicated(confirmed)
+            else:
+                late = NotReplicated(
+                    f"{confirmed} of {copies} other PoPs have confirmed the event within {COPIES_S:g} s"
+                )
+                document = {"class": "not-replicated", "code": late.code, "detail": late.message, "receipt": document}
+            self._tell(topic, correlation, document)
+
+        try:
+            if self.confirm is None:
+                raise NotReplicated("this PoP has no links")
+            self.confirm(self._namespace.name, receipt, copies, COPIES_S, done)
+        except EdgeflowError as error:
+            document = {
+                "class": "not-replicated",
+                "code": error.code,
+                "detail": error.message,
+                "receipt": receipt.to_json(),
+            }
+            self._tell(topic, correlation, document)
+
+    def _tell(self, topic: str, correlation: bytes | None, document: dict[str, Any]) -> None:
+        if self.session is not None:
+            properties = encode_properties(content_type="application/json", correlation=correlation)
+            self.session.publish(topic, json.dumps(document).encode(), properties)
 
 
 def _wanted(reading: bool, messages: int, size_bytes: int) -> bool:

@@ -1,5 +1,7 @@
 """The key-value store on three real PoPs: sessions, staleness, copies, homes and their hand-over, watches, types; with links that are cut."""
 
+import json
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +27,7 @@ from edgeflow.errors import (
     WrongType,
 )
 from edgeflow.host.local import LocalCluster
+from edgeflow.sdk.client import ReceivedEvent
 from edgeflow.sdk.values import Change, Listed, Listing, Value
 
 POPS = ("chicago", "la", "ny")
@@ -498,3 +501,39 @@ def test_a_function_reads_what_the_session_of_its_input_has_seen(
     assert "ekvsession" not in plain
     # Whoever goes on with the output reads as much.
     assert found(at("ny").ekv.session({"fn": with_token["ekvsession"]}).get("fn/k")) == b"seen"
+
+
+def test_a_stock_mqtt_client_asks_for_copies_of_its_event(
+    cluster: LocalCluster, at: Callable[[str], Operator], wait_until: Wait
+) -> None:
+    all_linked(at, wait_until)
+    access = cluster.pop("chicago")
+
+    def publish(durability: str, *options: str) -> dict[str, Any]:
+        command = [
+            "mosquitto_rr", "-h", access.mqtt_host, "-p", str(access.mqtt_port), "-u", access.mqtt_username, "-P", access.mqtt_password,
+            "-V", "5", "-q", "1", "-t", "mq/c", "-e", f"mq/_re/{time.monotonic_ns()}", "-m", "x", "-W", "40",
+            "-D", "publish", "user-property", "durability", durability, *options,
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    receipt = publish("replicated:2")
+    assert (receipt["class"], receipt["origin"]) == ("replicated:2", "chicago")
+    for pop in ("la", "ny"):
+        assert at(pop)._call("GET", f"/v1/receipts/mq/chicago/{receipt['epoch']}/{receipt['seq']}").json()["applied"]
+    assert publish("durable")["class"] == "durable"
+    refused = publish("etched-in-stone")
+    assert (refused["class"], refused["code"]) == ("refused", "bad-event")
+    assert "'etched-in-stone'" in refused["detail"]
+    late = publish("replicated:3")
+    assert late["class"] == "not-replicated"
+    assert late["receipt"]["class"] == "durable"
+    told = list(at("chicago").channels("mq"))
+    assert told == [{"channel": "mq/c", "events": 3}]
+    with at("chicago").subscribe("mq/c", from_="start") as events:
+        for event in events:
+            assert isinstance(event, ReceivedEvent)
+            assert "durability" not in event.attributes
+            break
