@@ -612,6 +612,7 @@ class EkvWorld:
     def backup(self, pop: str, where: Path) -> None:
         """Copy what the PoP has on its disk: Redis and the agent's folder."""
         pid = self.cluster.kill(pop, "redis", signal.SIGSTOP)
+        shutil.rmtree(where, ignore_errors=True)
         try:
             for name in ("redis", "state"):
                 shutil.copytree(self._disk(pop, name), where / name, symlinks=True)

@@ -15,6 +15,8 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(300), pytest.mark.usefixtu
 WORK = {True: 150, False: 1500}
 """Operations of a part, by `is_short`."""
 BODY = 600_000
+DISASTERS = ("away", "destroyed", "set back")
+ROUNDS = 12
 
 
 def settled(world: EkvWorld, what: str, figure: Figure, deadline_s: float = 90.0) -> None:
@@ -126,6 +128,18 @@ def test_bodies_that_the_disk_has_damaged(tmp_path: Path, figure: Figure) -> Non
         assert [path.stat().st_size for path in world.blob_files("ny")] == sizes
 
 
+def test_a_log_that_was_trimmed_before_a_peer_had_it(tmp_path: Path, is_short: bool, figure: Figure) -> None:
+    limits = {"log_bytes": 60_000, "retention_ms": 1_000}
+    with EkvWorld.running(tmp_path, seed=seed_of_the_run(), kinds=LASTING, settings={"limits": limits}) as world:
+        with world.work(60):
+            pass
+        world.isolate("sf")
+        with world.work(WORK[is_short] * 4, writers_per_pop=3, pause_s=0.0):
+            pass
+        until(lambda: world.trimmed("la", "ny") and world.trimmed("ny", "la"), "the logs to be trimmed", 60)
+        settled(world, "logs trimmed before a PoP that was cut off had them", figure)
+
+
 def test_a_clock_that_is_far_ahead(tmp_path: Path, is_short: bool, figure: Figure) -> None:
     """It may win against others for as long as it is ahead; it never keeps them from writing, and nothing is lost."""
     with EkvWorld.running(tmp_path, seed=seed_of_the_run(), kinds=LASTING) as world:
@@ -135,6 +149,55 @@ def test_a_clock_that_is_far_ahead(tmp_path: Path, is_short: bool, figure: Figur
                 work.reach(step / 4)
                 world.skew(chance.choice(world.cluster.pops), off_ms)
         settled(world, "clocks up to 4 s off", figure)
+
+
+def test_one_disaster_after_the_other(tmp_path: Path, is_short: bool, figure: Figure) -> None:
+    """In one cluster whose logs are short, so that who was away is brought up by snapshots: PoPs cut off, destroyed, set back to backups of any age, killed on the way."""
+    if is_short:
+        pytest.skip("the long form has it; each kind of disaster is in a test above")
+    limits = {"log_bytes": 60_000, "retention_ms": 1_000}
+    seed = seed_of_the_run()
+    chance = random.Random(seed)
+    recovered_s: list[float] = []
+    done: list[str] = []
+    with EkvWorld.running(tmp_path, seed=seed, kinds=LASTING, settings={"limits": limits}) as world:
+        backups: dict[str, Path] = {}
+        kinds = ["away", "destroyed", "set back", *(chance.choice(DISASTERS) for _ in range(ROUNDS - 3))]
+        for number, kind in enumerate(kinds):
+            pop = chance.choice(world.cluster.pops)
+            others = [other for other in world.cluster.pops if other != pop]
+            if kind == "set back" and pop not in backups:
+                world.backup(pop, backups.setdefault(pop, tmp_path / f"backup{number}"))
+            with world.work(WORK[True]):
+                pass
+            if kind == "away":
+                world.isolate(pop)
+                with world.work(3 * WORK[True], writers_per_pop=3, pause_s=0.0):
+                    pass
+            else:
+                # Whatever it had acknowledged is with the others: nothing may be lost.
+                world.converge()
+                with world.work(2 * WORK[True], pops=others, writers_per_pop=3, pause_s=0.0) as work:
+                    work.reach(0.3)
+                    if kind == "destroyed":
+                        world.destroy(pop, returns=True)
+                    else:
+                        world.restore(pop, backups[pop])
+            world.heal()
+            time.sleep(chance.uniform(0.0, 1.0))
+            for _ in range(chance.randrange(3)):
+                # In the middle of being brought up.
+                world.kill(chance.choice(world.cluster.pops), chance.choice(("data", "redis")))
+                time.sleep(chance.uniform(0.1, 1.5))
+            recovered_s.append(world.converge())
+            done.append(f"{pop} {kind}")
+            problems = world.problems()
+            assert problems == [], f"after {done}: {problems}"
+            if chance.random() < 0.3:
+                world.backup(pop, backups.setdefault(pop, tmp_path / f"backup{number}b"))
+    figure(
+        f"one disaster after the other, {world.summary()}: {', '.join(done)}; the same everywhere after {', '.join(f'{one:.1f}' for one in recovered_s)} s; lost or doubled: 0"
+    )
 
 
 # -- controls: what is wrong is seen ----------------------------------------------------------------------------------
