@@ -219,8 +219,8 @@ async def token_header(api: Api, session: Session, seen: Vector) -> dict[str, st
     """The header with the session's token after it has seen `seen`, without what every member has passed."""
     grown = session.with_vector(seen)
     if len(grown.seen) > 1:
-        with_less = await stand(api, session.namespace)
-        grown = grown.pruned(with_less.passed)
+        # What all had passed a while ago they have passed: the newest need not be waited for.
+        grown = grown.pruned((await last_stand(api, session.namespace)).passed)
     return {SESSION_HEADER: grown.text()}
 
 
@@ -234,18 +234,37 @@ class Stand:
     is_known: bool = True
 
 
+async def last_stand(api: Api, namespace: str) -> Stand:
+    """The stand of a namespace as it was known last, for what must not wait for the data process; it is asked for anew meanwhile."""
+    known: Stand | None = api.stands.get(namespace)
+    if known is None:
+        return await stand(api, namespace)
+    if _is_old(known) and namespace not in api.asking:
+        api.asking[namespace] = asyncio.create_task(_ask_stand(api, namespace))
+    return known
+
+
 async def stand(api: Api, namespace: str) -> Stand:
     """The stand of a namespace, at most STAND_S old; one that says nothing when the data process does not answer."""
-    now_s = asyncio.get_running_loop().time()
     known: Stand | None = api.stands.get(namespace)
-    if known is not None and now_s - known.at_s < (STAND_S if known.is_known else NO_STAND_S):
-        return known
+    return await _ask_stand(api, namespace) if known is None or _is_old(known) else known
+
+
+def _is_old(known: Stand) -> bool:
+    return asyncio.get_running_loop().time() - known.at_s >= (STAND_S if known.is_known else NO_STAND_S)
+
+
+async def _ask_stand(api: Api, namespace: str) -> Stand:
+    now_s = asyncio.get_running_loop().time()
     try:
         answer = await ask(api, "stand", {"ns": namespace}, STAND_WAIT_S)
         passed = {(origin, epoch): seq for origin, epoch, seq in answer["passed"]}
         known = Stand(passed, answer["staleness_ms"], now_s)
     except EdgeflowError:
-        known = Stand({}, None, now_s, is_known=False)
+        before: Stand | None = api.stands.get(namespace)
+        known = Stand(before.passed if before is not None else {}, None, now_s, is_known=False)
+    finally:
+        api.asking.pop(namespace, None)
     api.stands[namespace] = known
     return known
 

@@ -58,6 +58,8 @@ class Api:
     policies: PolicyBook = field(init=False)
     stands: dict[str, Any] = field(default_factory=dict)
     """What `consistency.stand` has found last, by namespace."""
+    asking: dict[str, Any] = field(default_factory=dict)
+    """Where it is being asked for in the background."""
 
     def __post_init__(self) -> None:
         self.policies = PolicyBook(self.store)

@@ -6,6 +6,7 @@ What it is not: when a read may be answered and what a write waits for (edgeflow
 What must stay true: a body is sent only when it was read whole or its piece was checked; a key that belongs to edgeflow is read only.
 """
 
+import asyncio
 import base64
 import json
 from collections.abc import Sequence
@@ -28,9 +29,9 @@ from edgeflow.api.consistency import (
     WritingDep,
     absent,
     check_copies,
+    last_stand,
     ready_to_read,
     replicated,
-    stand,
     token_header,
 )
 from edgeflow.api.context import Api, ApiDep
@@ -502,8 +503,11 @@ async def _age(api: Api, namespace: str, info: ValueInfo, how: Reading) -> dict[
     """Age (s) of a copy: since when this PoP is not known to have everything. What entered here has none."""
     if info.origin in ("", api.settings.pop) or how.is_strong:
         return {}
-    staleness_ms = (await stand(api, namespace)).staleness_ms
-    return {} if staleness_ms is None else {"Age": str(staleness_ms // 1000)}
+    known = await last_stand(api, namespace)
+    if known.staleness_ms is None:
+        return {}
+    since_s = asyncio.get_running_loop().time() - known.at_s
+    return {"Age": str(int(known.staleness_ms / 1000 + since_s))}
 
 
 def _headers(info: ValueInfo) -> dict[str, str]:

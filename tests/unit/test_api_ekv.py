@@ -38,6 +38,7 @@ def store(served_api: tuple[Api, str]) -> FakeStore:
     api.store = store  # type: ignore[assignment]
     api.policies._store = store  # type: ignore[assignment]
     api.stands.clear()
+    api.asking.clear()
     return store
 
 
