@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
@@ -125,6 +125,11 @@ def _check_writable(namespace: str, keys: Sequence[str]) -> None:
         check_open_key(key)
 
 
+async def writable_key(request: Request) -> None:
+    """Refuses what only edgeflow may write before the body has come."""
+    _check_writable(request.path_params["namespace"], [request.path_params["key"]])
+
+
 # -- lists -------------------------------------------------------------------------------------------------------------
 
 
@@ -183,6 +188,7 @@ async def put_value(
     namespace: str,
     key: str,
     how: WritingDep,
+    _writable: Annotated[None, Depends(writable_key)],
     body: ValueUpload,
     ttl: Annotated[
         str | None, Query(description="How long it lives, as in `30s` or `7d`; for ever if not given")
@@ -192,7 +198,6 @@ async def put_value(
     content_type: Annotated[str | None, Header()] = None,
 ) -> Response:
     """Put a value: the body as it is. The answer means that it is durable at this PoP (or at its home); its ETag is the version."""
-    _check_writable(namespace, [key])
     if if_none_match is not None and if_none_match.strip() != "*":
         raise BadParameter(f"If-None-Match: {if_none_match[:80]!r} is not `*`")
     expected = await _expected(api, namespace, key, if_match, how)

@@ -186,6 +186,17 @@ def test_more_than_the_limit_is_refused_with_and_without_a_length(api: ApiProces
     assert set(api.files()) == before
 
 
+@pytest.mark.parametrize(
+    ("path", "status"), [("large/_mine", 403), ("system/x", 403), ("Large/x", 400), ("large/" + "k" * 600, 400)]
+)
+def test_what_may_not_be_written_is_refused_before_the_body(api: ApiProcess, path: str, status: int) -> None:
+    with socket.create_connection(("127.0.0.1", api.settings.api.port), timeout=10) as sock:
+        sock.sendall(
+            f"PUT /v1/ekv/{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {100 * MIB}\r\n\r\n".encode()
+        )
+        assert f" {status} ".encode() in sock.recv(4096).split(b"\r\n")[0]
+
+
 def test_the_same_body_under_two_keys_is_one_file(api: ApiProcess) -> None:
     api.http.put("/v1/ekv/large/one", content=large_body(5, 8 * MIB)).raise_for_status()
     files = set(api.files())
