@@ -206,7 +206,12 @@ class MemoryStore:
     def __init__(self, pop: str) -> None:
         self.pop = pop
         self.spaces: dict[str, MemoryNamespace] = {}
+        self.strange: set[str] = set()
+        """Namespaces that are not known here, whatever peers send."""
         self.lost_tails: list[tuple[str, int, int]] = []
+
+    def has_namespace(self, name: str) -> bool:
+        return name not in self.strange
 
     def namespaces(self) -> list[str]:
         return sorted(self.spaces)

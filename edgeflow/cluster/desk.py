@@ -18,7 +18,7 @@ from edgeflow.cluster.ports import LinkNamespace, LinkStore
 from edgeflow.cluster.standing import Standing
 from edgeflow.cluster.wants import Wants
 from edgeflow.core.channels import check_namespace
-from edgeflow.errors import BadRequest, EdgeflowError, Throttled, Unavailable, describe, described
+from edgeflow.errors import BadRequest, EdgeflowError, NotFound, Throttled, Unavailable, describe, described
 from edgeflow.store.decided import execute
 from edgeflow.store.mailbox import Asked
 from edgeflow.store.records import LogId
@@ -105,6 +105,8 @@ class Desk:
         kind = self._calls.get(call.kind)
         if kind is None:
             raise BadRequest(f"{self._me} knows no call {call.kind[:40]!r}")
+        if not self._store.has_namespace(call.ns):
+            raise NotFound(f"there is no namespace {call.ns!r} at {self._me}")
         kind(peer, call, body, done)
 
     def changed(self, ns: str) -> None:

@@ -286,7 +286,9 @@ class Link:
             "relayed": self.relayed + (sender.relayed if sender else 0),
             "snapshots_sent": self.snapshots + (sender.snapshots if sender else 0),
             "saved_bytes": self.saved_bytes + (sender.saved_bytes if sender else 0),
-            "last_error": (sender.trouble if sender else "") or self.last_error,
+            "last_error": (sender.trouble if sender else "")
+            or (session.receiver.trouble if session else "")
+            or self.last_error,
         }
 
     # What connections report

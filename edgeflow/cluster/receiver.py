@@ -15,8 +15,9 @@ from edgeflow.cluster import linkproto
 from edgeflow.cluster.linkproto import Ack, Blob, Entries, Message, NoHave, Page, Refuse, Rewind, Want
 from edgeflow.cluster.ports import LinkStore
 from edgeflow.cluster.wants import Wants
+from edgeflow.core.channels import SYSTEM_NAMESPACE
 from edgeflow.core.failpoints import hit
-from edgeflow.errors import CorruptBlob, EdgeflowError, LogGap, ProtocolError, StoreFull
+from edgeflow.errors import CorruptBlob, EdgeflowError, LogGap, NotFound, ProtocolError, StoreFull
 from edgeflow.settings import Limits
 from edgeflow.store.records import LogId
 
@@ -52,6 +53,8 @@ class Receiver:
         self._refused: set[BlobKey] = set()
         self._rewound: dict[LogKey, _Rewound] = {}
         self._failures: dict[LogKey, int] = {}
+        self._reasons: dict[LogKey, str] = {}
+        self._known = {SYSTEM_NAMESPACE}
         self._got_bytes = 0
         self._reported_bytes = 0
         self._cursors: dict[LogKey, int] = {}
@@ -83,10 +86,12 @@ class Receiver:
             del self._rewound[key]
         hit("link-receiver-before-mirror")
         try:
+            self._check_namespace(message.ns)
             result = handle.mirror(key[1], message.first, entries)
         except Exception as error:  # one log that cannot be mirrored must not end the link
             failures = self._failures.get(key, 0)
             self._failures[key] = failures + 1
+            self._reasons[key] = f"log {message.ns} {message.origin}.{message.epoch} is not taken: {error}"
             log.warning(
                 "link_entries_refused",
                 namespace=message.ns,
@@ -100,6 +105,12 @@ class Receiver:
             return
         hit("link-receiver-mirrored")
         self._failures.pop(key, None)
+        self._reasons.pop(key, None)
+        if message.ns == SYSTEM_NAMESPACE:
+            # It may have made namespaces known whose entries came too early.
+            for other, rewound in self._rewound.items():
+                if other[0] not in self._known and not rewound.asked:
+                    rewound.ask_at_s = now_s
         self.entries += len(entries)
         self._cursors[key] = result.mirrored
         self.released.add(message.ns)
@@ -111,6 +122,18 @@ class Receiver:
             if begun:
                 self._send(Want(message.ns, list(begun), list(begun.values())))
             self._wants.missing(message.ns, missing, now_s)
+
+    @property
+    def trouble(self) -> str:
+        """Why some log is not taken; empty when all are."""
+        return next(iter(self._reasons.values()), "")
+
+    def _check_namespace(self, ns: str) -> None:
+        """Raises NotFound for a namespace that is not known here."""
+        if ns not in self._known:
+            if not self._store.has_namespace(ns):
+                raise NotFound(f"there is no namespace {ns!r} at {self._me}")
+            self._known.add(ns)
 
     def on_page(self, message: Page) -> None:
         """A piece of a snapshot was dealt with."""
@@ -182,6 +205,11 @@ class Receiver:
         if size > self._max_blob_bytes:
             self._wants.give_up(key, now_s)
             self._refuse(key, "too-large", f"{size} bytes, the limit here is {self._max_blob_bytes}")
+            return False
+        try:
+            self._check_namespace(key[0])
+        except NotFound as error:
+            self._refuse(key, "busy", str(error))
             return False
         spools = self._wants.spools
         # The sender keeps what is active within value_bytes, so twice that is only exceeded by one that does not follow the rules.

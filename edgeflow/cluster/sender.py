@@ -32,6 +32,7 @@ from edgeflow.cluster.linkproto import (
 from edgeflow.cluster.ports import Heads, LinkNamespace, LinkStore
 from edgeflow.cluster.snapshots import NOT_NEEDED, SILENCE_S, Outgoing
 from edgeflow.cluster.tail import Item, Tail
+from edgeflow.core.channels import SYSTEM_NAMESPACE
 from edgeflow.core.failpoints import hit
 from edgeflow.errors import LogGap, ProtocolError
 from edgeflow.settings import Limits
@@ -326,6 +327,9 @@ class Sender:
         return self.sent_bytes - self.acked_bytes
 
     def _next_dirty(self) -> _Space | None:
+        system = self._spaces.get(SYSTEM_NAMESPACE)  # it names the others
+        if system is not None and system.dirty_since_s is not None:
+            return system
         for space in self._spaces.values():
             if space.dirty_since_s is not None:
                 self._spaces.move_to_end(space.name)

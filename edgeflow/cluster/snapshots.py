@@ -98,6 +98,9 @@ class Taker:
 
     def on_offer(self, message: Offer, now_s: float) -> None:
         """Says whether it is needed; another one of the same namespace may be under way."""
+        if not self._store.has_namespace(message.ns):
+            self._send(Take(message.ns, f"there is no namespace {message.ns!r} here", []))
+            return
         logs = [(LogId(origin, epoch), first) for origin, epoch, first in message.firsts]
         heads = self._store.namespace(message.ns).logs()
         other = self._imports.spaces.get(message.ns)

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from edgeflow.core.cursors import Vector
 
+SPACES = 10_000
+"""Most namespaces of which a peer is listened to."""
 MARKS = 64
 """Most questions of a peer that wait until this PoP has what the peer had; beyond that those in between are forgotten."""
 
@@ -96,7 +98,7 @@ class Standing:
     def heard(self, peer: str, ns: str, stand: Stand) -> None:
         """A peer's word. What it said before is replaced, also when that was more: it has lost its store then."""
         known = self._peers.get(peer)
-        if known is not None:
+        if known is not None and (ns in known.spaces or len(known.spaces) < SPACES):
             space = known.spaces.setdefault(ns, _Space())
             space.stand = stand
             space.written = {log: seq for log, seq in stand.applied.items() if log[0] == peer}

@@ -15,6 +15,7 @@ from edgeflow.errors import LogGap
 from edgeflow.store.cache import CachedBodies
 from edgeflow.store.calls import Rows
 from edgeflow.store.connection import Command
+from edgeflow.store.foreign import check_foreign
 from edgeflow.store.homes import HomedNamespace
 from edgeflow.store.oversight import OverseenNamespace
 from edgeflow.store.records import LogId, MirrorResult, check_entry, entry_refs, unpack_event
@@ -164,6 +165,8 @@ class ReplicatedNamespace(OverseenNamespace, HomedNamespace, CachedBodies):
         Raises LogGap when entries are missing in front, CorruptEntry when one is damaged (nothing is written then).
         """
         checked = [check_entry(raw, log, first + offset) for offset, raw in enumerate(entries)]
+        for raw in entries:
+            check_foreign(msgpack.unpackb(raw, raw=True, strict_map_key=False), self.name)
 
         def directives(table: RouteTable, seq: int, events: Sequence[Any]) -> list[list[Directive]]:
             # Most events of most logs go to no function here: only those that do are unpacked.

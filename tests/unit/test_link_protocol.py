@@ -426,6 +426,25 @@ def test_the_wrong_peer_is_refused_by_name(
         b.session.receive(encode_frame(change(hello)), 0.0)
 
 
+def test_a_namespace_that_is_not_known_is_refused_until_it_is(pair: tuple[Side, Side]) -> None:
+    a, b = pair
+    b.store.strange = {"new"}
+    space = a.store.namespace("new")
+    body = random.randbytes(300_000)
+    space.append(b"1", [body, b"small"])
+    connect(a, b)
+    now_s = run(a, b)
+    assert b.session is not None and "there is no namespace 'new'" in b.session.receiver.trouble
+    assert b.store.spaces.get("new") is None or not b.store.namespace("new").blobs
+    b.store.strange = set()
+    a.store.namespace("system").append(b"the namespace is made known")
+    a.session.notify({"system"}, now_s) if a.session is not None else None
+    now_s = run(a, b, now_s)
+    assert b.store.namespace("new").logs() == {LogId("a", 1): 1}, "at once, not at the next try"
+    settle(a, b, now_s)
+    assert b.session.receiver.trouble == ""
+
+
 def test_entries_of_no_member_are_refused(pair: tuple[Side, Side]) -> None:
     a, b = pair
     connect(a, b)
