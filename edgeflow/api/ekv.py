@@ -7,8 +7,6 @@ What must stay true: a body is sent only when it was read whole or its piece was
 """
 
 import asyncio
-import base64
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -43,6 +41,7 @@ from edgeflow.api.watch import watch_changes
 from edgeflow.api.writes import carry_out, read_at_home
 from edgeflow.core.channels import SYSTEM_NAMESPACE, check_key
 from edgeflow.core.cursors import EMPTY, Vector
+from edgeflow.core.typed import typed_json
 from edgeflow.errors import Behind, VersionMismatch
 from edgeflow.store.records import Delete, Put, ValueInfo, Write
 from edgeflow.store.replica import ReplicatedNamespace
@@ -223,7 +222,7 @@ async def delete_value(api: ApiDep, namespace: str, key: str, how: WritingDep, i
     return Response(status_code=204, headers={name: written.headers[name] for name in _KEPT if name in written.headers})
 
 
-_KEPT = ("edgeflow-session", "edgeflow-receipt")
+_KEPT = ("edgeflow-session", "edgeflow-receipt", "etag")
 
 
 @router.post(
@@ -428,21 +427,6 @@ def _current(handle: ReplicatedNamespace, key: str) -> _Found | None:
 def _typed(info: ValueInfo, content: Any) -> _Found:
     data = typed_json(info.kind, content)
     return _Found(ValueInfo(info.key, info.version, len(data), JSON, None, kind=info.kind, origin=info.origin), data)
-
-
-def typed_json(kind: str, content: Any) -> bytes:
-    """A counter as a number, a set as a list, a map as an object: text as it is, other bytes as {"data_base64": ...}."""
-    if kind == "counter":
-        return str(content).encode()
-    document = {name: _text_of(data) for name, data in content.items()} if kind == "map" else content
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _text_of(data: bytes) -> str | dict[str, str]:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return {"data_base64": base64.b64encode(data).decode()}
 
 
 async def _strong(api: Api, namespace: str, key: str, how: Reading) -> _Found | None:
