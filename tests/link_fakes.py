@@ -172,6 +172,9 @@ class MemoryNamespace:
     def blob_writer(self, limit_bytes: int | None = None) -> "MemoryWriter":
         return MemoryWriter(self)
 
+    def keep_blobs(self, digests: Sequence[str]) -> list[str]:
+        return [digest for digest in digests if digest not in self.blobs]
+
     def kept_elsewhere(self, raw: bytes, pop: str) -> set[str]:
         return self.elsewhere.get(pop, set())
 

@@ -150,11 +150,14 @@ class Desk:
         return seq <= self._standing.own(ns).applied.get(log_id, 0)
 
     def _lacking(self, handle: LinkNamespace, log_id: LogId, seq: int) -> list[str]:
-        """Bodies of one entry that are not here: where they are fetched when they are read, it may be applied without them."""
+        """Bodies of one entry that are not here: where they are fetched when they are read, it may be applied without them.
+
+        This PoP is about to say that it has the entry, bodies included: from now on it keeps them.
+        """
         found = handle.read_log(log_id, seq - 1, count=1, max_bytes=1)
         if not found or found[0][0] != seq:
             return []
-        return [ref.digest for ref in handle.entry_blobs(found[0][1]) if handle.blob_size(ref.digest) is None]
+        return handle.keep_blobs([ref.digest for ref in handle.entry_blobs(found[0][1])])
 
     def _is_whole(self, ns: str, log_id: LogId, seq: int) -> bool:
         return self._is_applied(ns, log_id, seq) and not self._lacking(self._store.namespace(ns), log_id, seq)

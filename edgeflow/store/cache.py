@@ -9,6 +9,7 @@ What must stay true: what is placed elsewhere holds no gate and is never pushed;
 
 import threading
 import time
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +17,7 @@ from edgeflow.core.channels import SYSTEM_NAMESPACE
 from edgeflow.core.policies import EAGER, LAZY, NONE, Place, Policies, load_policies
 from edgeflow.errors import BadPolicy
 from edgeflow.store.bodies import Bodies
-from edgeflow.store.calls import now_ms
+from edgeflow.store.calls import Rows, now_ms
 from edgeflow.store.records import unpack_entry
 
 PLACES_EVERY_S = 1.0
@@ -150,7 +151,14 @@ class CachedBodies(Bodies):
         wanted = [digest for digest in digests if digest]
         here = self._connection.run([("HEXISTS", self.prefix + "blobs", digest) for digest in wanted]) if wanted else []
         absent = sorted({digest.decode() for digest, is_here in zip(wanted, here, strict=True) if not is_here})
-        return int(self._connection.one(*self._command("ef_keep_bodies", {"digests": absent}))) if absent else 0
+        return len(self.keep_blobs(absent))
+
+    def keep_blobs(self, digests: Sequence[str]) -> Rows[str]:
+        """Bodies that are kept here from now on, whatever the policies say; those that are not here are missing and asked for, and returned."""
+        if not digests:
+            return []
+        absent = self._connection.one(*self._command("ef_keep_bodies", {"digests": list(digests)}))
+        return [digest.decode() for digest in absent]
 
 
 def _keeps(place: Place | None, pop: str) -> bool:

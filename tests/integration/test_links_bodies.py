@@ -311,3 +311,29 @@ def test_a_reader_of_an_event_is_told_that_its_damaged_data_comes_again(
     pair.line.heal()
     wait_until(lambda: at_b.has_blob(digest_of(data)), "it came again", 20)
     assert at_b.data_of(event) == data
+
+
+def test_a_copy_that_was_confirmed_is_kept_though_its_value_is_lazy(
+    pairs: Callable[..., Pair], wait_until: Wait
+) -> None:
+    pair = pairs(cache_bytes=MIB)
+    pair.place(Rule("raw/", "lazy"))
+    wait_until(pair.policies_are_known, "policies")
+    at_a, at_b = pair.ns("a"), pair.ns("b")
+    other = pair.put("a", "raw/other", os.urandom(2 * MIB))
+    data = os.urandom(2 * MIB)
+    receipt = at_a.put("raw/confirmed", data)
+    pair.pushed("a")
+    question = {"ns": NS, "origin": "a", "epoch": receipt.epoch, "seq": receipt.seq, "k": 1, "timeout_ms": 15_000}
+    future = pair.stores["a"].mailbox.submit("await", question, 20)
+
+    def answered() -> bool:
+        pair.pops["a"].call(pair.pops["a"].links.serve)
+        return future.done()
+
+    wait_until(answered, "b confirms it", 20)
+    assert future.result(0)["confirmed"] == 1
+    assert at_b.has_blob(digest_of(data)) and not at_b.has_blob(other)
+    assert at_b.cached_bytes() == 0
+    pair.fetch("b", other, wait_until)
+    assert at_b.has_blob(digest_of(data))

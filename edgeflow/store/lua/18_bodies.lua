@@ -75,16 +75,20 @@ redis.register_function('ef_cache', function(keys, args)
   return call('GET', p .. 'cached:bytes') or '0'
 end)
 
--- keep_bodies: values that are kept here, found without their bodies after a policy changed (c.digests). They are missing from now on.
+-- keep_bodies: bodies that are kept here from now on: a policy changed, or this PoP says that it has them. Those that are not here are missing, and
+-- returned. Nothing is written where nothing changes.
 redis.register_function('ef_keep_bodies', function(keys, args)
   local p, c = start_call(keys, args)
-  local missing = 0
+  local absent, changed = {}, false
   for _, digest in ipairs(c.digests) do
     if call('HEXISTS', p .. 'refs', digest) == 1 then
       place_body(p, digest, true)
-      if call('HEXISTS', p .. 'blobs', digest) == 0 then missing = missing + call('SADD', p .. 'missing', digest) end
+      if call('HEXISTS', p .. 'blobs', digest) == 0 then
+        absent[#absent + 1] = digest
+        if call('SADD', p .. 'missing', digest) == 1 then changed = true end
+      end
     end
   end
-  finish_call(p, c, missing > 0)
-  return missing
+  finish_call(p, c, changed)
+  return absent
 end)
