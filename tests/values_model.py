@@ -251,7 +251,7 @@ class ModelPop:
             one = state.register
             if one is not None and one.expires_ms is not None and one.expires_ms <= self.now_ms:
                 self.keys[key] = replace(state, register=Register(one.version, one.dot, None))
-                self.lineages[key].written[one.version] = False
+                self.lineages.setdefault(key, Lineage()).written[one.version] = False
 
     def adopt(self, source: "ModelPop", vector: Mapping[Log, int]) -> None:
         """A snapshot of another PoP, whole; `vector` is what that had applied."""

@@ -214,15 +214,15 @@ class Machine(RuleBasedStateMachine):
             if isinstance(one, Put) and one.data is not None and len(one.data) > INLINE_BYTES:
                 digests[one.key] = digest_of(one.data)
                 side.bodies[digests[one.key]] = one.data
+        # The bodies go in front, whatever becomes of the batch: held entries may have waited for the same ones.
+        side.model.bring(digests.values())
         planned = side.model.plan(batch, digests)
         id = f"{side.name}{len(side.entries)}{batch!r}"
         if isinstance(planned, type):
             with pytest.raises(planned):
                 side.ns.write(batch, id=id)
-            side.model.bring(digests.values())  # in front of what was refused
             return
         receipt = side.ns.write(batch, id=id)
-        side.model.bring(digests.values())
         assert not receipt.duplicate and receipt.seq == planned.dot.seq
         ((seq, raw),) = side.ns.read_log(LogId(*planned.dot.log), receipt.seq - 1, count=1)
         entry = read_entry(planned.dot.log, seq, unpack_entry(raw))
@@ -382,14 +382,18 @@ class Machine(RuleBasedStateMachine):
             visible = side.visible()
             assert visible == side.model.visible(), side.name
             for key in ("k", "l"):
+                if self.is_forgotten(side, key):
+                    side.model.lineages.pop(key, None)
                 lost = {one.version for one in side.ns.versions(key) if not one.is_current}
                 expected = side.model.lost(key)
-                if side.model.is_exact and len(expected) < 8 and not self.collected(side, key):
-                    assert lost == expected, (side.name, key)
+                if side.model.is_exact and len(expected) < 8:
+                    # With a full memory of what later writes have seen, one too many may be told.
+                    past = side.ns._connection.one("HGET", f"{side.ns.prefix}value:{key}", "past") or b""
+                    assert expected <= lost if len(past.split()) == 8 else lost == expected, (side.name, key)
                 assert (side.ns.head(key) is not None) == (key in visible)
             assert [change.n for change in side.ns.changes(0)] == sorted(change.n for change in side.ns.changes(0))
 
-    def collected(self, side: Side, key: str) -> bool:
+    def is_forgotten(self, side: Side, key: str) -> bool:
         """What lost to a tombstone goes with it."""
         return not side.ns._connection.one("EXISTS", f"{side.ns.prefix}value:{key}")
 

@@ -90,7 +90,7 @@ local function keep_loser(p, c, key, value)
   end
 end
 
--- `past` with `version` in front; the last of many is forgotten.
+-- `past` with `version` in front. The last of many is forgotten: if that write comes yet, it is told as lost though somebody has seen it.
 local function with_past(past, version)
   local found, n = {version}, 1
   for one in string.gmatch(past or '', '%S+') do
