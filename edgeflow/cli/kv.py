@@ -24,6 +24,7 @@ from edgeflow.cli.reach import (
     size_text,
 )
 from edgeflow.core.events import time_text
+from edgeflow.core.typed import text_of
 from edgeflow.errors import BadRequest, NotFound
 from edgeflow.sdk.values import Change, Listed, Listing, Receipt, Value, ValueInfo
 
@@ -275,7 +276,7 @@ def change_map(
                     batch.unset(inner, *remove)
         found = session.map(key).fields()
     if output is Output.JSON:
-        print_json({name: _text_of(data) for name, data in found.items()})
+        print_json({name: text_of(data) for name, data in found.items()})
     else:
         for name, data in found.items():
             print(f"{name}={data.decode(errors='replace')}")
@@ -376,18 +377,9 @@ def _written(item: dict[str, Any]) -> str | None:
 
 
 def _with_body(value: Value) -> dict[str, Any]:
-    text = _text_of(value.data)
+    text = text_of(value.data)
     body = {"data": text} if isinstance(text, str) else text
     return {**_info(value), "age_s": value.age_s, **body}
-
-
-def _text_of(data: bytes) -> Any:
-    import base64
-
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return {"data_base64": base64.b64encode(data).decode()}
 
 
 def _receipt(receipt: Receipt) -> dict[str, Any]:

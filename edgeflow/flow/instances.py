@@ -23,6 +23,7 @@ from edgeflow.core.channels import check_key
 from edgeflow.core.failpoints import hit
 from edgeflow.core.retries import retry_delay_ms
 from edgeflow.core.routing import FunctionRoute, RouteTable, compile_routes
+from edgeflow.core.typed import typed_json
 from edgeflow.core.wire import Message
 from edgeflow.errors import EdgeflowError, ProtocolError
 from edgeflow.flow.accounts import Accounts
@@ -37,6 +38,7 @@ from edgeflow.flow.timings import Timings
 from edgeflow.settings import Limits
 from edgeflow.store import Claim, Claimed, Commit, RoundResult, Store, Value
 from edgeflow.store.namespace import now_ms
+from edgeflow.store.replica import ReplicatedNamespace
 
 _chance = random.Random()
 """Of our own: the global generator belongs to the program that uses this, which may have seeded it."""
@@ -316,11 +318,10 @@ class Instances:
 
     def _get(self, session: Session, message: Message) -> dict[str, Any] | None:
         namespace, key = self._store.namespace(session.spec.namespace), check_key(str(message.get("key")))
-        count = namespace.count_value(key)
-        if count is not None:
-            return {"key": key, "version": "", "data": str(count).encode(), "content_type": "application/json"}
         version = message.get("version")
         head = namespace.small_values([key])[0]
+        if head is None and version is None:
+            return self._typed(namespace, key)
         if (
             head is not None
             and head.digest is not None
@@ -335,6 +336,27 @@ class Instances:
         if value is None:
             return None
         return {"key": value.key, "version": value.version, "data": value.data, "content_type": value.content_type}
+
+    @staticmethod
+    def _typed(namespace: ReplicatedNamespace, key: str) -> dict[str, Any] | None:
+        """A counter, a set or a map as JSON."""
+        info = namespace.head(key)
+        if info is None or info.kind == "register":
+            return None
+        content: Any
+        if info.kind == "counter":
+            content = namespace.count_value(key)
+        else:
+            content = namespace.set_members(key) if info.kind == "set" else namespace.map_fields(key)
+        if content is None:
+            return None
+        version = "" if info.kind == "counter" else info.version
+        return {
+            "key": key,
+            "version": version,
+            "data": typed_json(info.kind, content),
+            "content_type": "application/json",
+        }
 
     def _on_session(self, session: Session, message: Message) -> None:
         self.covering.ask(session, message)

@@ -207,12 +207,47 @@ class Ekv:
             step = None
         if step is None or isinstance(by, bool):
             raise BadOutput(f"{what} by a {type_name(by)}", hint="Counters count in integers.")
-        if key in outcome.values:
+        if key in outcome.values or key in outcome.ops:
             raise BadOutput(f"{what}, which it also wrote in this attempt", hint=_ONE_KIND)
         total = outcome.increments.get(key, 0) + step
         if abs(total) > MAX_COUNT:
             raise BadOutput(f"{what} by more than {MAX_COUNT} in one attempt", hint="Count in a larger unit.")
         outcome.increments[key] = total
+
+    def set_add(self, key: str, *elements: str) -> None:
+        """Adds texts to the set `key` with the commit: one that is removed elsewhere at the same time stays. `get` shows the set without them."""
+        self._change(key, {"op": "add", "elements": [_name(one, key) for one in elements]})
+
+    def set_remove(self, key: str, *elements: str) -> None:
+        """Removes texts from the set `key` with the commit, as far as this PoP has seen them by then."""
+        self._change(key, {"op": "remove", "elements": [_name(one, key) for one in elements]})
+
+    def map_put(self, key: str, fields: Mapping[str, bytes | str]) -> None:
+        """Writes fields of the map `key` with the commit; writes of different fields never hurt each other. `get` shows the map without them."""
+        written = {_name(name, key): data.encode() if isinstance(data, str) else data for name, data in fields.items()}
+        for name, data in written.items():
+            if not isinstance(data, bytes):
+                raise BadOutput(
+                    f"function {self._function!r} put a {type_name(data)} into field {name!r} of {key!r}",
+                    hint="A field is bytes or text.",
+                )
+        self._change(key, {"op": "set", "fields": written})
+
+    def map_remove(self, key: str, *fields: str) -> None:
+        """Removes fields of the map `key` with the commit."""
+        self._change(key, {"op": "unset", "fields": [_name(one, key) for one in fields]})
+
+    def _change(self, key: str, op: dict[str, Any]) -> None:
+        """Raises BadName, and BadOutput for a key that this attempt has used as something else."""
+        outcome = self._outcome
+        outcome.check_write(key)
+        kinds = ("add", "remove") if op["op"] in ("add", "remove") else ("set", "unset")
+        known = outcome.ops.get(key, [])
+        if key in outcome.values or key in outcome.increments or any(one["op"] not in kinds for one in known):
+            raise BadOutput(
+                f"function {self._function!r} used key {key!r} as two kinds of value in one attempt", hint=_ONE_KIND
+            )
+        outcome.ops[key] = [*known, {**op, "key": key}]
 
     def _before_read(self) -> None:
         if self._session is not None:
@@ -220,6 +255,11 @@ class Ekv:
 
     def _check_value(self, key: str) -> None:
         self._outcome.check_write(key)
+        if key in self._outcome.ops:
+            raise BadOutput(
+                f"function {self._function!r} wrote key {key!r}, which it also changed as a set or a map in this attempt",
+                hint=_ONE_KIND,
+            )
         if key in self._outcome.increments:
             raise BadOutput(
                 f"function {self._function!r} wrote key {key!r}, which it also incremented in this attempt",
@@ -245,7 +285,15 @@ class Ekv:
             after = last  # the attempt has deleted this whole page; an empty answer would mean that there is no other
 
 
-_ONE_KIND = "A key is a value or a counter: use two keys."
+_ONE_KIND = "A key is a value, a counter, a set or a map: use two keys."
+
+
+def _name(name: Any, key: str) -> str:
+    if not isinstance(name, str):
+        raise BadOutput(
+            f"a {type_name(name)} is no element or field of {key!r}", hint="Elements and field names are texts."
+        )
+    return name
 
 
 class ContextValues:

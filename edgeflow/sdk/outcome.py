@@ -72,7 +72,7 @@ def _plain(value: Any) -> Any:
 
 
 class Outcome:
-    """What an attempt will commit: outputs in the order they were emitted, the last write of each key, the sum of each counter, the state."""
+    """What an attempt will commit: outputs in the order they were emitted, the last write of each key, the sum of each counter, operations on sets and maps, the state."""
 
     def __init__(self, port: Port) -> None:
         self._port = port
@@ -81,6 +81,7 @@ class Outcome:
         self.outputs: list[Frame] = []
         self.values: dict[str, Frame] = {}
         self.increments: dict[str, int] = {}
+        self.ops: dict[str, list[Frame]] = {}
         self.state: Frame | None = None
 
     def check_write(self, key: str) -> None:
@@ -98,6 +99,8 @@ class Outcome:
         }
         if self.state is not None:
             fields["state"] = self.state
+        if self.ops:
+            fields["ops"] = [op for ops in self.ops.values() for op in ops]
         if self.increments:
             fields["increments"] = [{"key": key, "by": by} for key, by in self.increments.items() if by]
         return fields

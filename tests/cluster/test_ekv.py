@@ -451,6 +451,8 @@ from edgeflow import function
 @function
 def handle(ctx, asked):
     value = ctx.ekv.get(asked.text())
+    ctx.ekv.set_add("asked", asked.text())
+    ctx.ekv.map_put("last", {asked.text(): ctx.invocation_id})
     ctx.emit("told", "nothing" if value is None else value.text())
 """
 
@@ -497,6 +499,14 @@ def test_a_function_reads_what_the_session_of_its_input_has_seen(
     at("la").publish("fn/asked", "end")
     following.join(20)
     assert [one.data for one in told] == [b"nothing", b"seen", b"end"]
+    assert at("la").ekv.set("fn/asked").members() == {"k", "end"}
+    assert set(at("la").ekv.map("fn/last").fields()) == {"k", "end"}
+    # Read by a function, they are JSON.
+    for key, shown in (("asked", ["end", "k"]), ("last", ["asked", "end", "k"])):
+        at("la").publish("fn/asked", key)
+        with at("la").subscribe("fn/told", from_=told[-1].cursor) as events:
+            told.append(next(iter(events)))
+        assert sorted(json.loads(told[-1].data)) == shown
     plain, with_token = told[0].attributes, told[1].attributes
     assert "ekvsession" not in plain
     # Whoever goes on with the output reads as much.

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from edgeflow.core.tokens import Session, parse_session
-from edgeflow.errors import BadOutput, BadSession, Behind
+from edgeflow.errors import BadName, BadOutput, BadSession, Behind
 from edgeflow.sdk.ekv import Ekv, InputSession
 from edgeflow.sdk.outcome import Outcome
 
@@ -104,3 +104,34 @@ def test_a_value_with_a_deadline() -> None:
     for wrong in (0, -1, 1e12):
         with pytest.raises(BadOutput, match="ttl_s"):
             ekv.put("k", "x", ttl_s=wrong)
+
+
+def test_operations_on_sets_and_maps_go_with_the_commit_in_their_order() -> None:
+    port = Port(la=7)
+    outcome = Outcome(port)
+    ekv = Ekv("f", port, outcome)
+    ekv.set_add("s", "a", "b")
+    ekv.set_remove("s", "a")
+    ekv.map_put("m", {"x": "1", "y": b"\xff"})
+    ekv.map_remove("m", "z")
+    assert outcome.commit_fields()["ops"] == [
+        {"op": "add", "key": "s", "elements": ["a", "b"]},
+        {"op": "remove", "key": "s", "elements": ["a"]},
+        {"op": "set", "key": "m", "fields": {"x": b"1", "y": b"\xff"}},
+        {"op": "unset", "key": "m", "fields": ["z"]},
+    ]
+    before = outcome.commit_fields()
+    for wrong in (
+        lambda: ekv.map_put("s", {"x": "1"}),
+        lambda: ekv.set_add("m", "a"),
+        lambda: ekv.put("s", "x"),
+        lambda: ekv.delete("m"),
+        lambda: ekv.increment("s"),
+        lambda: ekv.set_add("t", 5),  # type: ignore[arg-type]
+        lambda: ekv.map_put("n", {"x": 5}),  # type: ignore[dict-item]
+    ):
+        with pytest.raises(BadOutput):
+            wrong()
+    with pytest.raises(BadName):
+        ekv.set_add("_s", "a")
+    assert outcome.commit_fields() == before
