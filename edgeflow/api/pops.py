@@ -18,6 +18,10 @@ class NamespaceView(BaseModel):
     counters: dict[str, int] = Field(description="See docs/metrics.md")
     release_head: int = Field(description="Position of the newest released event")
     gateway: dict[str, Any] | None = Field(description="State of its MQTT session: connected, since_ms")
+    lag: dict[str, Any] | None = Field(
+        default=None,
+        description="Where it stands beside the other PoPs: staleness_ms, parked, peers, ... (docs/links.md)",
+    )
 
 
 class NamespaceList(BaseModel):
@@ -73,6 +77,7 @@ def list_namespaces(api: ApiDep) -> NamespaceList:
 def namespace_views(api: Api) -> list[NamespaceView]:
     """The views of all namespaces."""
     gateways = api.store.local.docs("gateway_state")
+    lags = api.store.local.docs("lag")
     views = []
     for name in sorted(api.store.namespaces()):
         handle = api.store.namespace(name)
@@ -82,6 +87,7 @@ def namespace_views(api: Api) -> list[NamespaceView]:
                 counters=handle.counters(),
                 release_head=handle.release_head(),
                 gateway=gateways.get(name),
+                lag=lags.get(name),
             )
         )
     return views

@@ -166,3 +166,95 @@ def _counter(item: list[Any]) -> None:
 
 
 _TYPED: dict[bytes, Callable[[list[Any]], None]] = {b"s": _set, b"m": _map, b"d": _counter}
+
+
+# -- pages of snapshots ------------------------------------------------------------------------------------------------
+
+
+def check_page(items: Any) -> None:
+    """Raises CorruptEntry, which names what is wrong with a page of a snapshot (46_pages.lua says how one looks)."""
+    try:
+        _page(items)
+    except _Wrong as error:
+        raise CorruptEntry(f"a page of a snapshot is refused: {error}") from None
+    except Exception as error:  # msgpack raises many kinds
+        raise CorruptEntry(f"a page of a snapshot is refused: {error!r}") from None
+
+
+def _page(items: Any) -> None:
+    _need(type(items) is list and len(items) >= 1 and len(items[0]) == 2, "its beginning")
+    covered, parked = items[0]
+    for lane, upto in _unpacked_map(covered, "what it covers").items():
+        _need(_component(lane) and len(upto) == 2 and _number(upto[0]), "what it covers")
+        _need(all(_number(seq) for seq in _list(upto[1], "what it leaves out")), "what it leaves out")
+    for packed in _list(parked, "what is parked"):
+        lane, seq, kind, item = msgpack.unpackb(packed, raw=True)
+        _need(_component(lane) and type(seq) is bytes and seq.isdigit() and kind in (b"v", b"m"), "what is parked")
+        if kind == b"v":
+            _row(item[:10], "a parked value", *_VALUE)
+        else:
+            _need(_key(item[1]), "a parked map")
+            _map(item)
+    for key, packed in items[1:]:
+        name, register, lost, fields, members, tally = msgpack.unpackb(packed, raw=True)
+        _need(type(key) is str and name == key.encode() and _key(name), "a key")
+        _register(_pairs(register))
+        for loser in _list(lost, "what lost"):
+            value = msgpack.unpackb(loser, raw=True)
+            _row(value[:10], "what lost", *_VALUE)
+            _need(len(value) >= 11 and _dot(value[10]), "what lost")
+        _fields(_pairs(fields))
+        _members(_pairs(members))
+        for part, number in _pairs(tally).items():
+            if part != b"vv":
+                _need(all(word.lstrip(b"-").isdigit() for word in number.split(b" ")), "a counter")
+
+
+_VALUE = (_key, _version, _digest, _number, _bytes, _number, _text, _flag, _number, _version_or_none)
+
+
+def _dot(value: Any) -> bool:
+    return type(value) is bytes and _DOT.fullmatch(value) is not None
+
+
+def _pairs(flat: Any) -> dict[bytes, bytes]:
+    flat = _list(flat, "a hash")
+    _need(len(flat) % 2 == 0 and all(type(one) is bytes for one in flat), "a hash")
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _unpacked_map(packed: bytes, name: str) -> dict[Any, Any]:
+    found = msgpack.unpackb(packed, raw=True, strict_map_key=False)
+    if found == []:
+        return {}
+    _need(type(found) is dict, name)
+    return dict(found)
+
+
+def _register(fields: dict[bytes, bytes]) -> None:
+    if not fields:
+        return
+    _need(_version(fields.get(b"version")) and _dot(fields.get(b"dot")) and _digest(fields.get(b"digest")), "a value")
+    _need(all(fields.get(name, b"").isdigit() for name in (b"size", b"dcrc", b"deleted")), "a value")
+    _need(b"data" in fields and _text(fields.get(b"type")) and _version_or_none(fields.get(b"base", b"")), "a value")
+    _need(fields.get(b"exp", b"0").isdigit(), "the deadline of a value")
+    _need(all(_version(one) for one in fields.get(b"past", b"").split()), "the past of a value")
+
+
+def _fields(fields: dict[bytes, bytes]) -> None:
+    for name, packed in fields.items():
+        if name[:1] == b"f":
+            _need(_text(name), "a field of a map")
+            _row(msgpack.unpackb(packed, raw=True), "a field", _version, _dot, _flag, _text, _bytes, _number)
+    if b"d" in fields:
+        _need(_version(fields[b"d"]) and _dot(fields.get(b"dd")), "a map")
+
+
+def _members(fields: dict[bytes, bytes]) -> None:
+    for name, value in fields.items():
+        if name[:1] == b"e":
+            _need(_text(name) and all(_dot(dot) for dot in value.split()), "an element")
+    for lane, seq in _unpacked_map(fields.get(b"vv", b"\x80"), "a set").items():
+        _need(_component(lane) and _number(seq), "a set")
+    for named in _unpacked_map(fields.get(b"u", b"\x80"), "a set"):
+        _need(type(named) is bytes and b" " in named and _dot(named.partition(b" ")[0]), "a set")

@@ -15,7 +15,7 @@ from edgeflow.errors import LogGap
 from edgeflow.store.cache import CachedBodies
 from edgeflow.store.calls import Rows
 from edgeflow.store.connection import Command
-from edgeflow.store.foreign import check_foreign
+from edgeflow.store.foreign import check_foreign, check_page
 from edgeflow.store.homes import HomedNamespace
 from edgeflow.store.oversight import OverseenNamespace
 from edgeflow.store.records import LogId, MirrorResult, check_entry, entry_refs, unpack_event
@@ -98,6 +98,7 @@ class ReplicatedNamespace(OverseenNamespace, HomedNamespace, CachedBodies):
 
         Bodies that its values refer to and that are not here are missing from now on. Heads of logs stay as they are.
         """
+        check_page(items)
         covered, parked = items[0]
         page = {str(key): packed for key, packed in items[1:]}
         after = after_key

@@ -168,6 +168,31 @@ def test_no_entry_makes_a_script_stop_in_the_middle(stores: tuple[Store, Store])
     assert space.content_hash() and space.get("still")
 
 
+def test_no_page_of_a_snapshot_makes_a_script_stop_in_the_middle(stores: tuple[Store, Store]) -> None:
+    a, b = stores
+    how = random.Random(13)
+    entries_of(b)
+    items, last = b.namespace("ns").export_page("", 1000)
+    assert last is None and len(items) > 3
+    a.namespace("ns").import_page("", None, items)
+    assert a.namespace("ns").content_hash() == b.namespace("ns").content_hash()
+    refused = 0
+    for _ in range(500):
+        changed = copy.deepcopy(items)
+        place = how.randrange(1, len(changed))
+        content = msgpack.unpackb(changed[place][1], raw=True, strict_map_key=False)
+        changed[place][1] = packed(mutated(how, content))
+        before = a.namespace("ns").logs()
+        try:
+            a.namespace("ns").import_page("", None, changed)
+        except CorruptEntry:
+            refused += 1
+        assert a.namespace("ns").logs() == before
+    assert refused > 100
+    a.namespace("ns").put("still", b"usable")
+    assert a.namespace("ns").content_hash()
+
+
 def test_a_version_from_the_future_is_parked_and_shown(stores: tuple[Store, Store]) -> None:
     a, b = stores
     entry = entries_of(b)[0]
