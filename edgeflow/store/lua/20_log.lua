@@ -88,18 +88,22 @@ append = function(p, c, kind, ended, events, values, directives, via, increments
   local seq = (c.head_here or tonumber(call('HGET', p .. 'heads', c.pop .. ':' .. epoch)) or 0) + 1
   c.head_here = seq
   local version = ''
-  local written = {}
+  local written = #values > 0 and {}
   for i = 1, #values do
-    local key = values[i][VA_KEY]
+    local value = values[i]
+    local key = value[VA_KEY]
     version = next_version(p, c)
-    values[i][VA_VERSION] = version
-    values[i][VA_BASE] = written[key] or call('HGET', p .. 'value:' .. key, 'version') or ''
+    value[VA_VERSION] = version
+    -- The caller may have looked already.
+    if written[key] then value[VA_BASE] = written[key] elseif value[VA_BASE] == '' then value[VA_BASE] = call('HGET', p .. 'value:' .. key, 'version') or '' end
     written[key] = version
   end
-  for _, item in ipairs(typed or {}) do
-    if item[1] == 'm' then
-      if item[4] ~= '' then version = next_version(p, c); item[4] = version end
-      for _, field in ipairs(item[3]) do version = next_version(p, c); field[2] = version end
+  if typed then
+    for _, item in ipairs(typed) do
+      if item[1] == 'm' then
+        if item[4] ~= '' then version = next_version(p, c); item[4] = version end
+        for _, field in ipairs(item[3]) do version = next_version(p, c); field[2] = version end
+      end
     end
   end
   for i = 1, #events do

@@ -38,11 +38,11 @@ local function is_register(have, now)
   return have[1] and have[2] ~= '1' and not (have[3] and tonumber(have[3]) <= now)
 end
 
--- "r", "m", "s", "c", or nil when nothing is visible; of a register its version too.
+-- "r", "m", "s", "c", or nil when nothing is visible; of a register its version too; and the version that is there, also of a tombstone.
 local function kind_of(p, c, key)
   local have = call('HMGET', p .. 'value:' .. key, 'version', 'deleted', 'exp')
-  if is_register(have, c.now) then return 'r', have[1] end
-  return call('HGET', p .. 'kinds', key) or nil
+  if is_register(have, c.now) then return 'r', have[1], have[1] end
+  return call('HGET', p .. 'kinds', key) or nil, nil, have[1]
 end
 
 -- Something under `key` appeared or went: says so in `keys` and `kinds`.

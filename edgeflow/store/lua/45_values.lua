@@ -80,7 +80,7 @@ local function plan_ops(p, c, ops, plan)
     local key = name == 'p' and op[2][VA_KEY] or op[2]
     local elsewhere = not_home(p, c, key)
     if elsewhere then return nil, 'elsewhere', elsewhere end
-    local kind, version = kind_of(p, c, key)
+    local kind, version, there = kind_of(p, c, key)
     if name == 'x' then
       if not kind and not op[4] then return nil, 'absent', key end
       if op[3] and op[3] ~= (version or '') then return nil, 'mismatch', key, version or '' end
@@ -90,6 +90,7 @@ local function plan_ops(p, c, ops, plan)
       if name == 'p' then
         if (op[3] and op[3] ~= (version or '')) or (op[4] and kind) then return nil, 'mismatch', key, version or '' end
         if not readable(p, op[2][VA_DIGEST]) then return nil, 'missing', op[2][VA_DIGEST] end
+        op[2][VA_BASE] = there or ''
         plan.va[#plan.va + 1] = op[2]
       elseif name == 'i' then
         local lane = c.pop .. ':' .. string.format('%d', own_epoch(p, c))
