@@ -350,10 +350,10 @@ class HomeElsewhere(EdgeflowError):
 
 
 class HomeUnreachable(Unavailable):
-    """The key's home cannot be reached from this PoP; nothing is known to be written."""
+    """The key's home cannot be reached from this PoP; whether a write has reached it is not known."""
 
     code = "home-unreachable"
-    hint = "Try again; `edgeflow kv policy move` gives the prefix another home, with `--force` also while this one is away."
+    hint = "Try again, a write with the same id; `edgeflow kv policy move` gives the prefix another home, with `--force` also while this one is away."
 
 
 class StaleHome(EdgeflowError):
