@@ -16,7 +16,7 @@ from edgeflow.errors import BadRequest, NotFound, QueueFull, QuotaExceeded
 from edgeflow.flow.letters import announce
 from edgeflow.store import Arrival, Claim, Claimed, Commit, Receipt, Refusal, Store, ValueWrite
 from edgeflow.store import calls as calls_module
-from edgeflow.store.records import Quota, ReplaySpec
+from edgeflow.store.records import MapPut, Quota, ReplaySpec, SetAdd, SetRemove
 from edgeflow.store.replica import ReplicatedNamespace
 
 NAME = "app"
@@ -232,6 +232,39 @@ def test_increments_count_once_at_every_pop(pops: Callable[..., Pop]) -> None:
     replicate(here, there)
     for pop in (here, there):
         assert (pop.ns.count_value("hits"), pop.ns.count_value("down"), pop.ns.count_value("none")) == (15, -5, None)
+
+
+def test_a_commit_changes_sets_and_maps_once_and_a_wrong_type_leaves_all_of_it_out(pops: Callable[..., Pop]) -> None:
+    here, there = pops("a"), pops("b")
+    apply(here.ns, "functions:\n  f: {image: i, subscribe: x}\n")
+    send(here.ns, event("x", "1"), event("x", "2"))
+    here.ns.put("plain", b"1")
+    here.ns.set_add("gone", ["x"])
+    first, second = claim(here.ns, "f")
+    ops = [SetAdd("online", ["ann", "bob"]), SetRemove("online", ["ann"]), MapPut("seats", {"1": b"ann"})]
+    done = Commit(
+        first.id,
+        1,
+        values=[ValueWrite("gone"), ValueWrite("soon", b"1", ttl_ms=60_000)],
+        increments=[("n", 1)],
+        ops=ops,
+    )
+    assert commit(here.ns, done) == commit(here.ns, done) == ["committed"]
+    for wrong in (Commit(second.id, 1, values=[ValueWrite("w", b"1")], ops=[SetAdd("plain", ["x"])]),
+                  Commit(second.id, 1, values=[ValueWrite("w", b"1"), ValueWrite("online", b"1")]),
+                  Commit(second.id, 1, values=[ValueWrite("w", b"1")], increments=[("seats", 1)])):  # fmt: skip
+        (ended,) = here.ns.round(commits=[wrong]).ended
+        assert ended.status == "wrong-type" and ended.detail in ("plain", "online", "seats")
+    assert here.ns.head("w") is None and here.ns.invocation(second.id).state == "claimed"  # type: ignore[union-attr]
+    replicate(here, there)
+    replicate(here, there)
+    for pop in (here, there):
+        assert (pop.ns.set_members("online"), pop.ns.map_fields("seats"), pop.ns.count_value("n")) == (
+            ["bob"],
+            {"1": b"ann"},
+            1,
+        )
+        assert pop.ns.head("gone") is None and pop.ns.head("soon").expires_ms == START_MS + 60_000  # type: ignore[union-attr]
 
 
 # -- overload ----------------------------------------------------------------------------------------------------------
