@@ -47,7 +47,7 @@ class Plan:
     keys: int
 
 
-FULL = Plan(rounds=3, seconds=1.6, staleness_writes=150, catch_up=((30_000, 100), (1_000, 65_536)), keys=100_000)
+FULL = Plan(rounds=3, seconds=1.0, staleness_writes=80, catch_up=((20_000, 100), (1_000, 65_536)), keys=100_000)
 QUICK = Plan(rounds=1, seconds=0.6, staleness_writes=30, catch_up=((3_000, 100), (100, 65_536)), keys=10_000)
 
 

@@ -32,7 +32,7 @@ DELAYS_MS = (0, 5, 50)
 PAUSE_S = 0.002
 """Between two writes: one at a time, the link idle in between."""
 CATCH_UP_S = 120.0
-WRITERS = 4
+WRITERS = 12
 
 Say = Callable[[str], None]
 

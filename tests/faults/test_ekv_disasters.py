@@ -16,7 +16,7 @@ WORK = {True: 150, False: 1500}
 """Operations of a part, by `is_short`."""
 BODY = 600_000
 DISASTERS = ("away", "destroyed", "set back")
-ROUNDS = 12
+ROUNDS = 8
 
 
 def settled(world: EkvWorld, what: str, figure: Figure, deadline_s: float = 90.0) -> None:
@@ -191,6 +191,7 @@ def test_one_disaster_after_the_other(tmp_path: Path, is_short: bool, figure: Fi
                 time.sleep(chance.uniform(0.1, 1.5))
             recovered_s.append(world.converge())
             done.append(f"{pop} {kind}")
+            print(f"{done[-1]}: the same everywhere after {recovered_s[-1]:.1f} s")
             problems = world.problems()
             assert problems == [], f"after {done}: {problems}"
             if chance.random() < 0.3:
