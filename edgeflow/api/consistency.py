@@ -262,7 +262,13 @@ async def _ask_stand(api: Api, namespace: str) -> Stand:
         known = Stand(passed, answer["staleness_ms"], now_s)
     except EdgeflowError:
         before: Stand | None = api.stands.get(namespace)
-        known = Stand(before.passed if before is not None else {}, None, now_s, is_known=False)
+        known = Stand({}, None, now_s, is_known=False)
+        if before is not None:
+            # What it was complete as of it still is: only older by now.
+            aged_ms = None
+            if before.staleness_ms is not None:
+                aged_ms = before.staleness_ms + round((now_s - before.at_s) * 1000)
+            known = Stand(before.passed, aged_ms, now_s, is_known=False)
     finally:
         api.asking.pop(namespace, None)
     api.stands[namespace] = known

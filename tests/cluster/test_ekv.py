@@ -164,7 +164,7 @@ def test_a_read_that_may_be_too_old_is_refused(
         wait_until(refused, "la to be stale")
         copy = at("la").ekv.get("fresh/k")
         assert copy is not None and copy.data != b"3"
-        wait_until(lambda: (at("la").ekv.get("fresh/k") or Value("", "", 0, None)).age_s, "the copy to have an age")
+        wait_until(lambda: (at("la").ekv.get("fresh/k") or Value("", "", 0, None)).age_s, "the copy to have an age", 30)
         assert found(at("la").ekv.get("fresh/k", max_staleness_s=600)) == copy.data
     wait_until(lambda: not refused(), "la to be fresh again")
     assert found(at("la").ekv.get("fresh/k", max_staleness_s=0.3)) == b"3"
