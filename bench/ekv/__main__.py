@@ -130,9 +130,12 @@ def measure(plan: Plan, nats_program: Path, say: Callable[[str], None]) -> dict[
         }
         say("memory of keys")
         document["memory"] = {
-            "edgeflow": across.memory_of_keys(stage, store, plan.keys), "Redis": across.memory_of_redis(own, plan.keys),
-            "NATS": across.memory_of_nats(nats_url, nats_pid, plan.keys),
-        }  # fmt: skip
+            "edgeflow": across.memory_of_keys(stage, store, plan.keys),
+            "Redis": across.memory_of_redis(own, plan.keys),
+        }
+        # A server of its own: what the other one has kept of large bodies is given back meanwhile.
+        with nats_server(nats_program, root / "bench-nats-memory") as (url, pid, _):
+            document["memory"]["NATS"] = across.memory_of_nats(url, pid, plan.keys)
         say("all that was written goes to the other PoP")
         across.heal_and_wait(stage, POPS[1], 0, 0)
         document["staleness"] = _staleness(plan, stage, pair, say)

@@ -26,7 +26,7 @@ from edgeflow.host.files import read_json
 from edgeflow.host.wan import Link, save_links
 from edgeflow.store import Store
 
-LOOK_S = 0.0001
+LOOK_S = 0.0003
 LIMIT_S = 20.0
 DELAYS_MS = (0, 5, 50)
 PAUSE_S = 0.002
