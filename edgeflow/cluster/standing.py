@@ -99,7 +99,7 @@ class Standing:
         """A peer's word. What it said before is replaced, also when that was more: it has lost its store then."""
         known = self._peers.get(peer)
         if known is not None and (ns in known.spaces or len(known.spaces) < SPACES):
-            space = known.spaces.setdefault(ns, _Space())
+            space = known.spaces.get(ns) or _first(known, ns)
             space.stand = stand
             space.written = {log: seq for log, seq in stand.applied.items() if log[0] == peer}
 
@@ -135,7 +135,7 @@ class Standing:
         known = self._peers.get(pop)
         if known is None:
             return
-        space = known.spaces.setdefault(ns, _Space())
+        space = known.spaces.get(ns) or _first(known, ns)
         written = {log: seq for log, seq in self.stand_of(helper, ns).applied.items() if log[0] == pop}
         mark = _Mark(at_s, written, space.floor)
         if _covers(self._own.get(ns, NOWHERE).applied, written) or (
@@ -195,6 +195,12 @@ class Standing:
             space = known.spaces.get(ns)
             while space is not None and space.marks and _covers(own.applied, space.marks[0].written):
                 _reach(space, space.marks.popleft())
+
+
+def _first(known: _Peer, ns: str) -> _Space:
+    """The space of a namespace of which a peer speaks for the first time: when it was last asked it had nothing there, which is complete."""
+    space = known.spaces[ns] = _Space(fresh_s=known.fresh_s)
+    return space
 
 
 def _reach(space: _Space, mark: _Mark) -> None:

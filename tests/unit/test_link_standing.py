@@ -91,6 +91,19 @@ def test_a_namespace_that_a_peer_does_not_know_is_complete_when_it_answers() -> 
     assert pop.standing.staleness_ms("new", 1.5) == 500
 
 
+def test_what_is_known_stays_known_when_a_peer_begins_to_write_and_is_cut_off() -> None:
+    pop = Pop("b")
+    pop.standing.answered("b", 5.0)
+    assert pop.standing.staleness_ms("ns", 6.0) == 1000
+    pop.hears("b", b=1)
+    assert pop.standing.staleness_ms("ns", 7.0) == 2000
+    pop.standing.answered("b", 8.0)
+    assert pop.standing.staleness_ms("ns", 9.0) == 4000  # what it wrote is not here
+    pop.applies(b=1)
+    assert pop.standing.own("ns") == pop.stand
+    assert pop.standing.staleness_ms("ns", 9.0) == 1000
+
+
 def test_under_a_lasting_lag_it_is_still_known_how_fresh_this_is() -> None:
     pop = Pop("b")
     for n in range(1, 3 * MARKS):
