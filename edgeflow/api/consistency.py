@@ -155,7 +155,12 @@ def _duration_s(text: str, name: str, unit: str) -> float:
     return parse_duration_s(text + unit if text.strip().isdigit() else text, name)
 
 
-# -- before a read -----------------------------------------------------------------------------------------------------
+# -- before a read or a write ------------------------------------------------------------------------------------------
+
+
+async def ready_to_write(api: Api, namespace: str, how: Writing) -> None:
+    """Return when this PoP has what the session has seen: only then is what it writes newer than that, whatever the clocks say. Raises Behind."""
+    await _covered(api, namespace, how.session, how.wait_s)
 
 
 async def ready_to_read(api: Api, namespace: str, how: Reading) -> None:

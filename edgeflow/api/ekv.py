@@ -20,6 +20,7 @@ from edgeflow.api.batches import BATCH_BODY, OPERATION_BODY, Batch, Operation, p
 from edgeflow.api.binding import OCTETS, stated_type
 from edgeflow.api.bodies import EventBody, parse_json
 from edgeflow.api.consistency import (
+    SESSION_HEADER,
     Consistency,
     Reading,
     ReadingDep,
@@ -29,11 +30,12 @@ from edgeflow.api.consistency import (
     check_copies,
     last_stand,
     ready_to_read,
+    ready_to_write,
     replicated,
     token_header,
 )
 from edgeflow.api.context import Api, ApiDep
-from edgeflow.api.problems import BadParameter, Reserved, responses
+from edgeflow.api.problems import BadParameter, Reserved, problem_response, responses
 from edgeflow.api.ranges import Span, parse_range, whole
 from edgeflow.api.uploads import ValueUpload, open_body, pieces, sha256_header
 from edgeflow.api.views import ReceiptView, ValueView, is_version, value_view
@@ -42,7 +44,7 @@ from edgeflow.api.writes import carry_out, read_at_home
 from edgeflow.core.channels import SYSTEM_NAMESPACE, check_key
 from edgeflow.core.cursors import EMPTY, Vector
 from edgeflow.core.typed import typed_json
-from edgeflow.errors import Behind, VersionMismatch
+from edgeflow.errors import Behind, NotReplicated, VersionMismatch
 from edgeflow.store.records import Delete, Put, ValueInfo, Write
 from edgeflow.store.replica import ReplicatedNamespace
 
@@ -260,12 +262,18 @@ async def write_batch(api: ApiDep, namespace: str, how: WritingDep, body: EventB
 
 async def _write(api: Api, namespace: str, batch: Sequence[Write], how: Writing) -> Response:
     check_copies(api, how.copies)
+    await ready_to_write(api, namespace, how)
     receipt = await carry_out(api, namespace, batch, how)
     headers = await token_header(api, how.session, {(receipt.origin, receipt.epoch): receipt.seq})
     headers["Edgeflow-Receipt"] = f"{receipt.origin}/{receipt.epoch}/{receipt.seq}"
     if receipt.version:
         headers["ETag"] = etag(receipt.version)
-    return JSONResponse(await replicated(api, namespace, receipt, how.copies, how.wait_s), headers=headers)
+    try:
+        return JSONResponse(await replicated(api, namespace, receipt, how.copies, how.wait_s), headers=headers)
+    except NotReplicated as error:
+        # It is written: the session has seen it.
+        error.details = {**error.details, "session": headers[SESSION_HEADER]}
+        return problem_response(error, headers)
 
 
 async def _expected(api: Api, namespace: str, key: str, if_match: str | None, how: Writing) -> str | None:

@@ -25,7 +25,7 @@ from urllib.parse import quote
 import httpx
 
 from edgeflow.core.tokens import parse_session
-from edgeflow.errors import BadRequest, EdgeflowError, NotFound, Unavailable
+from edgeflow.errors import BadRequest, EdgeflowError, NotFound, NotReplicated, Unavailable
 from edgeflow.sdk.subscription import FIRST_WAIT_S, LONGEST_WAIT_S, SILENCE_S, parse_sse
 
 SESSION_HEADER = "edgeflow-session"
@@ -381,7 +381,12 @@ class Values:
         if sent:
             headers = {**headers, SESSION_HEADER: sent}
         timeout_s = None if wait_s is None else wait_s + ANSWER_S
-        answer = self._call(method, path, content=content, headers=headers, params=params, timeout_s=timeout_s)
+        try:
+            answer = self._call(method, path, content=content, headers=headers, params=params, timeout_s=timeout_s)
+        except NotReplicated as error:
+            if self._tokens is not None and "session" in error.details:
+                self._tokens.learn(namespace, sent, str(error.details["session"]))
+            raise
         if self._tokens is not None and SESSION_HEADER in answer.headers:
             self._tokens.learn(namespace, sent, answer.headers[SESSION_HEADER])
         return answer

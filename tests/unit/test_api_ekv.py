@@ -337,11 +337,19 @@ class TestSessions:
         assert "edgeflow-session" in http.get("/v1/ekv/ns?consistency=session").headers
         assert "edgeflow-session" not in http.get("/v1/ekv/ns/k").headers
 
+    def test_a_write_waits_for_what_was_seen_so_that_it_is_newer(self, http: httpx.Client, ns: FakeNamespace) -> None:
+        headers = {"Edgeflow-Session": token(la=5)}
+        problem(http.put("/v1/ekv/ns/k?wait=0.1s", content=b"x", headers=headers), 503, "behind")
+        problem(http.post("/v1/ekv/ns/n?op=increment&wait=0.1s", json={"by": 1}, headers=headers), 503, "behind")
+        assert http.get("/v1/ekv/ns/k").status_code == 404
+        ns.applied_here["la", 1] = 5
+        assert http.put("/v1/ekv/ns/k", content=b"x", headers=headers).status_code == 200
+
     def test_what_every_member_has_is_left_out(self, http: httpx.Client, store: FakeStore, ns: FakeNamespace) -> None:
         store.mailbox.answers["stand"] = lambda _args: {
             "passed": [["la", 1, 5], ["chicago", 1, 10**6]], "staleness_ms": 0, "floor": "",
         }  # fmt: skip
-        ns.applied_here["la", 1] = 6
+        ns.applied_here.update({("la", 1): 6, ("ny", 1): 1})
         answer = http.put("/v1/ekv/ns/k", content=b"x", headers={"Edgeflow-Session": token(la=5, ny=1)})
         assert parse_session(answer.headers["edgeflow-session"], "ns") == parse_session(token(ny=1), "ns")
 
@@ -414,6 +422,8 @@ class TestWriting:
         told = problem(answer, 504, "not-replicated")
         assert told["receipt"]["class"] == "durable"
         assert told["confirmed"] == 0
+        assert told["session"] == answer.headers["edgeflow-session"]
+        assert answer.headers["etag"]
         assert http.get("/v1/ekv/ns/k").content == b"x"
         confirmed[0] = 2
         answer = http.put("/v1/ekv/ns/k?durability=replicated:1", content=b"y")
