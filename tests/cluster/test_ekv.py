@@ -33,7 +33,7 @@ from edgeflow.sdk.values import Change, Listed, Listing, Value
 POPS = ("chicago", "la", "ny")
 PAIRS = (("chicago", "la"), ("chicago", "ny"), ("la", "ny"))
 Wait = Callable[..., Any]
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(180)]
 
 
 @pytest.fixture(scope="module")

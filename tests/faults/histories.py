@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -124,7 +124,11 @@ UNSEEN = "\0unseen"
 
 
 def _known(ops: Sequence[Op]) -> list[Op]:
-    """The same history with what can be known of unknown outcomes: a value that was seen was written, before whoever saw it first was done."""
+    """The same history with what can be known of unknown outcomes: a value that was seen was written, before whoever saw it first was done.
+
+    By whom is known when only one operation could have written it.
+    """
+    writers = Counter(op.value for op in ops if op.kind in ("write", "cas") and op.outcome != "refused")
     seen_s: dict[str | None, float] = {}
     for op in ops:
         sees = op.value if op.kind == "read" else op.expected if op.kind == "cas" else None
@@ -135,7 +139,7 @@ def _known(ops: Sequence[Op]) -> list[Op]:
         found = {
             op.expected: seen_s[op.value]
             for op in ops
-            if op.kind == "cas" and op.outcome == "unknown" and op.expected is not None and op.value in seen_s
+            if op.kind == "cas" and op.outcome == "unknown" and op.expected is not None and op.value in seen_s and writers[op.value] == 1
             and seen_s[op.value] < seen_s.get(op.expected, math.inf)
         }  # fmt: skip
         if not found:
@@ -145,9 +149,9 @@ def _known(ops: Sequence[Op]) -> list[Op]:
     known = []
     for op in ops:
         if op.outcome == "unknown" and op.kind in ("write", "cas"):
-            if op.value in seen_s:
+            if op.value in seen_s and writers[op.value] == 1:
                 op = replace(op, outcome="ok", end_s=max(op.start_s, seen_s[op.value]))
-            elif op.value not in asked_for:
+            elif op.value not in asked_for and op.value not in seen_s:
                 op = replace(op, value=UNSEEN)
         known.append(op)
     return known
