@@ -5,10 +5,7 @@ What it is not: a test. It exits with 0 whatever the figures are; a wrong body s
 """
 
 import gc
-import json
 import os
-import signal
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,19 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markdown import Markdown
 
 from bench import machine
+from bench.command import run
 from bench.ekv import across, cells, report
 from bench.ekv.cells import SIZES
 from bench.ekv.systems import HttpStore, LibraryStore, NatsStore, RedisStore, System, library, nats_server, redis_server
 from bench.generator import quantile
 from bench.measures import FSYNC_PAUSE_S, FSYNCS
 from bench.stage import Stage
-from edgeflow.errors import EdgeflowError
 from edgeflow.host.local import LocalCluster
-from edgeflow.host.programs import find_program
 
 POPS = ("la", "ny")
 OUTPUT = Path("bench-output/bench-ekv.json")
@@ -64,29 +58,7 @@ def main(
     """Measure the edge key-value store, side by side with raw Redis and NATS."""
     plan = QUICK if quick else FULL
     plan = replace(plan, rounds=rounds or plan.rounds)
-    console = Console(highlight=False)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    program = find_program(nats_program)
-    if program is None:
-        console.print(f"[red]{nats_program} is not installed; scripts/bench-ekv installs it[/]")
-        raise typer.Exit(1)
-    try:
-        with console.status("starting") as status:
-            document = measure(plan, program, status.update)
-    except EdgeflowError as error:
-        console.print(f"[red]{error.message}[/]\n{error.hint}")
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        console.print("interrupted; everything has ended")
-        raise typer.Exit(130) from None
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(document, indent=2) + "\n")
-    text = report.markdown(document)
-    if sys.stdout.isatty():
-        console.print(Markdown(text))
-    else:
-        print(text)
-    console.print(f"written to {file}")
+    run("bench-ekv", nats_program, file, lambda program, say: measure(plan, program, say), report.markdown)
 
 
 def measure(plan: Plan, nats_program: Path, say: Callable[[str], None]) -> dict[str, Any]:

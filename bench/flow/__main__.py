@@ -5,10 +5,7 @@ What it is not: a test. It exits with 0 whatever the figures are; an answer that
 """
 
 import gc
-import json
 import os
-import signal
-import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,17 +13,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markdown import Markdown
 
 from bench import machine, measures
+from bench.command import run
 from bench.flow import cells, functions, http_function, nats_server, overload, report
 from bench.flow.cells import Measured, Plan
 from bench.generator import quantile
 from bench.measures import ECHO, FAST_ECHO, PAYLOAD_BYTES
 from bench.stage import Stage, bare_echo, running
-from edgeflow.errors import EdgeflowError
-from edgeflow.host.programs import find_program
 
 SOLO = "solo"
 POPS = ("chicago", "la", "ny")
@@ -50,29 +44,7 @@ def main(
     """Measure shapes of applications in edgeflow, side by side with a bare paho echo, NATS JetStream and a chain of HTTP functions."""
     plan = QUICK if quick else FULL
     plan = replace(plan, rounds=rounds or plan.rounds)
-    console = Console(highlight=False)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    program = find_program(nats_program)
-    if program is None:
-        console.print(f"[red]{nats_program} is not installed; scripts/bench-flow installs it[/]")
-        raise typer.Exit(1)
-    try:
-        with console.status("starting") as status:
-            document = measure(plan, program, status.update)
-    except EdgeflowError as error:
-        console.print(f"[red]{error.message}[/]\n{error.hint}")
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        console.print("interrupted; everything has ended")
-        raise typer.Exit(130) from None
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(document, indent=2) + "\n")
-    text = report.markdown(document)
-    if sys.stdout.isatty():
-        console.print(Markdown(text))
-    else:
-        print(text)
-    console.print(f"written to {file}")
+    run("bench-flow", nats_program, file, lambda program, say: measure(plan, program, say), report.markdown)
 
 
 def measure(plan: Plan, nats_program: Path, say: Any) -> dict[str, Any]:

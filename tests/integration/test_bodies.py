@@ -6,27 +6,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from link_pops import RedisServer, make_settings
+from store_pops import NAME, StorePop
 
 from edgeflow.errors import CorruptBlob, StoreFull, TooLarge
-from edgeflow.store import Store
 from edgeflow.store.blobs import PIECE_BYTES, Room, digest_of
 from edgeflow.store.replica import ReplicatedNamespace
 
-NAME = "app"
 MIB = 1024 * 1024
 
 
-class Pop:
-    """A store on its own Redis."""
+class Pop(StorePop):
+    """One whose files can be looked at."""
 
-    def __init__(self, folder: Path, pop: str, **limits: int) -> None:
-        self.settings = make_settings(folder, pop, {"a": 1, "b": 2}, **limits)
-        self.redis = RedisServer(folder / pop / "redis", self.settings.store.redis_socket).start()
-        self.store = Store.open(self.settings)
-        self.store.create_namespace(NAME)
-        self.ns: ReplicatedNamespace = self.store.namespace(NAME)
-        self.blobs = self.settings.state_dir / "blobs" / NAME
+    @property
+    def blobs(self) -> Path:
+        return self.settings.state_dir / "blobs" / NAME
 
     def file(self, digest: str) -> Path:
         name = digest.removeprefix("sha256:")
@@ -35,10 +29,6 @@ class Pop:
     def files(self) -> list[Path]:
         """All files of bodies, finished or not; damaged ones that were set aside apart."""
         return [path for path in self.blobs.rglob("*") if path.is_file() and path.name != ".lock" and path.parent.name != ".damaged"]  # fmt: skip
-
-    def close(self) -> None:
-        self.store.close()
-        self.redis.kill()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from link_pops import RedisServer, make_settings
+from store_pops import START_MS, Clock
 
 from edgeflow.core.events import make_event
 from edgeflow.core.routing import compile_routes
@@ -18,22 +19,8 @@ from edgeflow.store import Arrival, Claim, Commit, Receipt, Store
 from edgeflow.store import calls as calls_module
 from edgeflow.store.replica import ReplicatedNamespace
 
-START_MS = 1_800_000_000_000
 WITHIN_MS = 10_000
 SLOW = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-
-
-class Clock:
-    """Stands in for the module `time` in the store: what the scripts are told is what the test says."""
-
-    def __init__(self) -> None:
-        self.ms = START_MS
-
-    def time_ns(self) -> int:
-        return self.ms * 1_000_000
-
-    def monotonic(self) -> float:
-        return self.ms / 1000
 
 
 @dataclass

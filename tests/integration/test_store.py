@@ -3,11 +3,11 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from link_pops import RedisServer, make_settings
+from store_pops import NAME
+from store_pops import StorePop as Pop
 
 from edgeflow.core.events import Event, make_event
 from edgeflow.core.ids import invocation_id, join_invocation_id
@@ -27,23 +27,7 @@ from edgeflow.store import Arrival, Claim, Commit, Receipt, Refusal, Store, Valu
 from edgeflow.store.blobs import Room
 from edgeflow.store.replica import ReplicatedNamespace
 
-NAME = "app"
 LEASE_MS = 30_000
-
-
-class Pop:
-    """A store on its own Redis."""
-
-    def __init__(self, folder: Path, pop: str, **limits: int) -> None:
-        self.settings = make_settings(folder, pop, {"a": 1, "b": 2}, **limits)
-        self.redis = RedisServer(folder / pop / "redis", self.settings.store.redis_socket).start()
-        self.store = Store.open(self.settings)
-        self.store.create_namespace(NAME)
-        self.ns: ReplicatedNamespace = self.store.namespace(NAME)
-
-    def close(self) -> None:
-        self.store.close()
-        self.redis.kill()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from link_pops import RedisServer, make_settings
+from store_pops import START_MS, Clock
 from values_model import GATE_MS, Entry, ModelPop, read_entry
 
 from edgeflow.core.cursors import Log
@@ -43,22 +44,8 @@ pytestmark = pytest.mark.usefixtures("programs")
 
 HISTORIES = int(os.environ.get("VALUES_HISTORIES", "40"))
 """More of them look harder; each takes about a third of a second."""
-START_MS = 1_800_000_000_000
 INLINE_BYTES = 16
 NAMES = ("a", "b", "c")
-
-
-class Clock:
-    """Stands in for the module `time` in the store."""
-
-    def __init__(self) -> None:
-        self.ms = START_MS
-
-    def time_ns(self) -> int:
-        return self.ms * 1_000_000
-
-    def monotonic(self) -> float:
-        return self.ms / 1000
 
 
 class World:

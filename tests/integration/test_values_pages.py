@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from test_values import INLINE_BYTES, START_MS, Clock, World
+from store_pops import START_MS, Clock
+from test_values import INLINE_BYTES, World
 
 from edgeflow.errors import BadName, BadRequest, NotFound, QuotaExceeded, TooLarge, Unavailable, VersionMismatch
 from edgeflow.store import calls as calls_module

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from link_pops import RedisServer, make_settings
+from link_pops import make_settings
+from store_pops import NAME, START_MS, Clock
+from store_pops import StorePop as Pop
 
 from edgeflow.core.events import Event, make_event
 from edgeflow.core.ids import invocation_id
@@ -14,39 +16,10 @@ from edgeflow.core.manifest import Artifact, parse, resolve
 from edgeflow.core.routing import compile_routes, state_key
 from edgeflow.errors import BadRequest, NotFound, QueueFull, QuotaExceeded
 from edgeflow.flow.letters import announce
-from edgeflow.store import Arrival, Claim, Claimed, Commit, Receipt, Refusal, Store, ValueWrite
+from edgeflow.store import Arrival, Claim, Claimed, Commit, Receipt, Refusal, ValueWrite
 from edgeflow.store import calls as calls_module
 from edgeflow.store.records import MapPut, Quota, ReplaySpec, SetAdd, SetRemove
 from edgeflow.store.replica import ReplicatedNamespace
-
-NAME = "app"
-START_MS = 1_800_000_000_000
-
-
-class Clock:
-    """Stands in for the module `time` in the store."""
-
-    def __init__(self) -> None:
-        self.ms = START_MS
-
-    def time_ns(self) -> int:
-        return self.ms * 1_000_000
-
-    def monotonic(self) -> float:
-        return self.ms / 1000
-
-
-class Pop:
-    def __init__(self, folder: Path, pop: str, **limits: int) -> None:
-        self.settings = make_settings(folder, pop, {"a": 1, "b": 2}, **limits)
-        self.redis = RedisServer(folder / pop / "redis", self.settings.store.redis_socket).start()
-        self.store = Store.open(self.settings)
-        self.store.create_namespace(NAME)
-        self.ns: ReplicatedNamespace = self.store.namespace(NAME)
-
-    def close(self) -> None:
-        self.store.close()
-        self.redis.kill()
 
 
 def apply(ns: ReplicatedNamespace, text: str) -> None:
