@@ -72,14 +72,14 @@ class Pop:
     def release_head(self) -> int:
         return self._after(self.state.n)
 
-    def low_water(self) -> tuple[int, Vector]:
+    def low_water(self) -> tuple[int, Vector, int]:
         heads = {log: len(entries) for log, entries in self.state.logs.items()}
         self.world.happen()
         lowest: dict[Log, int] = {}
         for log, seq in self.state.missing:
             lowest[log] = min(seq, lowest.get(log, seq))
         self.world.happen()
-        return self._after((self.state.n, low_water(heads, lowest)))
+        return self._after((self.state.n, low_water(heads, lowest), len(lowest)))
 
     def read_release(self, after: int, count: int = 100) -> list[Released]:
         return self._after([one for one in self.state.release if one.n > after][:count])

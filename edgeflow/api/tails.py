@@ -47,10 +47,10 @@ AHEAD_POSITIONS = 100_000
 """A reader of history that is not farther behind looks ahead once, to know what is released late."""
 MAX_GAPS = 50
 """Lanes that are told one by one as removed; more of them are told log by log."""
+CHEAP_LOOK = 500
+"""Entries held by the gate up to which it is looked at before every read."""
 LOOK_SHARE = 20
-"""A look at what the gate holds is not repeated before this many times its own work has passed."""
-CHEAP_LOOK_S = 0.001
-"""Work (s of CPU) that does not count in that: some hundred entries that are held."""
+"""A look at more of them is not repeated before this many times its own work (s of CPU) has passed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def begin(handle: Namespace, cursor: Cursor | None, pattern: str) -> Begin:
 
 
 def _here(handle: Namespace) -> Place:
-    head, vector = handle.low_water()
+    head, vector, _ = handle.low_water()
     return Place(head, _mark_at(handle, head), vector)
 
 
@@ -316,7 +316,7 @@ class TailHub:
         chunks: list[tuple[int, list[Step]]] = []
         n = place.n
         while True:
-            _, low = handle.low_water()
+            _, low, _ = handle.low_water()
             found = handle.scan_release(n, SCAN_COUNT)
             if found:
                 n = found[-1].n
@@ -341,7 +341,7 @@ class TailHub:
         return result
 
     def _read(self, handle: Namespace, pattern: str, place: Place, known: Vector) -> tuple[list[Item], Place, bool]:
-        head, low = handle.low_water()
+        head, low, _ = handle.low_water()
         released = read_some(handle, place.n)
         if not released:
             if head < place.n:  # the cursor is of a stream that is no more, and has nothing else to go by
@@ -506,9 +506,10 @@ class _Tail(threading.Thread):
         if time.monotonic() < self._look_at_s:
             return None
         begin_s = time.thread_time()
-        low = handle.low_water()
-        self._look_at_s = time.monotonic() + LOOK_SHARE * (time.thread_time() - begin_s - CHEAP_LOOK_S)
-        return low
+        head, low, held = handle.low_water()
+        if held > CHEAP_LOOK:
+            self._look_at_s = time.monotonic() + LOOK_SHARE * (time.thread_time() - begin_s)
+        return head, low
 
 
 def read_some(handle: Namespace, after: int) -> list[Released]:

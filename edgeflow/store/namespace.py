@@ -380,8 +380,8 @@ class Namespace(Values):
         key = self.prefix + "release"
         return bool(client.xread({key: f"{after}-0"}, count=1, block=max(1, int(timeout_s * 1000))))
 
-    def low_water(self) -> tuple[int, Vector]:
-        """The release head, and per log up to which seq everything was released here (or became a gap) at a number up to that head."""
+    def low_water(self) -> tuple[int, Vector, int]:
+        """The release head, per log up to which seq everything was released here (or became a gap) at a number up to that head, and how many entries are held."""
         # In this order: what was mirrored before the first read and is not held at the second one has been released before the third.
         heads, held, head = self._connection.run([
             ("HGETALL", self.prefix + "heads"), ("ZRANGE", self.prefix + "held", 0, -1), ("GET", self.prefix + "release:n"),
@@ -391,7 +391,8 @@ class Namespace(Values):
             lane, _, seq = name.decode().rpartition(":")
             log = _log_id(lane)
             lowest[log] = min(int(seq), lowest.get(log, int(seq)))
-        return int(head or 0), low_water({_log_id(name.decode()): int(seq) for name, seq in heads.items()}, lowest)
+        vector = low_water({_log_id(name.decode()): int(seq) for name, seq in heads.items()}, lowest)
+        return int(head or 0), vector, len(held)
 
     def scan_release(self, after: int, count: int = 1000) -> Rows[Position]:
         """What stands behind number `after`, without its content: several times faster than `read_release`."""

@@ -157,14 +157,14 @@ class FakeNamespace(FakeValues):
         self._check()
         return [entry for entry in self.released if entry.n > after][:count]
 
-    def low_water(self) -> tuple[int, Vector]:
+    def low_water(self) -> tuple[int, Vector, int]:
         self._check()
         heads: dict[tuple[str, int], int] = {}
         for log, seq in [(log, seq) for (log, _), seq in self.lanes_removed.items()] + [
             (position.log, position.seq) for position in map(position_of, self.released)
         ]:
             heads[log] = max(seq, heads.get(log, 0))
-        return self.head_n, heads
+        return self.head_n, heads, 0
 
     def scan_release(self, after: int, count: int = 1000) -> list[Position]:
         self._check()

@@ -157,7 +157,8 @@ class TestFollowing:
             async with asyncio.timeout(10):
                 while api.hub.subscribers() < 4:  # noqa: ASYNC110 - it is the threads that are waited for
                     await asyncio.sleep(0.01)
-            assert len([thread for thread in threading.enumerate() if thread.name == "tail-vision"]) == 1
+            mine = [one for one in threading.enumerate() if getattr(one, "_hub", None) is api.hub]
+            assert [thread.name for thread in mine] == ["tail-vision"]
             publish(vision, "vision/b", b"", "2")
             publish(vision, "vision/a", b"", "3")
             results = await asyncio.gather(*tasks)

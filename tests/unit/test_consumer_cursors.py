@@ -22,7 +22,6 @@ def small_reads() -> Iterator[None]:
         patch.setattr(tails, "READ_COUNT", 4)
         patch.setattr(tails, "SCAN_COUNT", 3)
         patch.setattr(tails, "SCAN_CHUNKS", 2)
-        patch.setattr(tails, "LOOK_SHARE", 0)
         yield
 
 
