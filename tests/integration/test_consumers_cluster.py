@@ -250,7 +250,9 @@ def test_what_retention_took_is_told_channel_by_channel(cluster: LocalCluster, w
             client.publish("old/frames", b"", id=f"f{number}")
     for pop in POPS:
         with client_at(cluster, pop) as client:
-            wait_until(lambda client=client: events_there(client, "old").get("old/frames") == 50, f"all events at {pop}")
+            wait_until(
+                lambda client=client: events_there(client, "old").get("old/frames") == 50, f"all events at {pop}"
+            )
         forget_released(cluster, pop, "old")
     for pop in POPS:
         with client_at(cluster, pop) as client:
