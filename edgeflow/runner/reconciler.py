@@ -28,6 +28,7 @@ from edgeflow.core.manifest import ResolvedFunction, ResolvedManifest, check_res
 from edgeflow.core.routing import RouteTable, compile_routes
 from edgeflow.errors import EdgeflowError, StoreUnavailable
 from edgeflow.runner.builds import Build, Builds, Key
+from edgeflow.runner.contracts import setting_of
 from edgeflow.runner.driver import Driver, Observed, StartSpec, instance_prefix
 from edgeflow.runner.plan import (
     READY,
@@ -417,7 +418,7 @@ class Reconciler:
                 StartSpec(
                     namespace=namespace, function=name, revision=function.revision, instance=instance, socket=socket, prepared=build.prepared,
                     cpus=function.limits.cpus, memory_bytes=size_bytes(function.limits.memory), env=function.env,
-                    direct=function.direct,
+                    contract=function.contract, adapter=setting_of(function), direct=function.direct,
                 )
             )  # fmt: skip
             log.info(
