@@ -27,7 +27,7 @@ def contract_rules(function: Mapping[str, Any]) -> Iterator[Finding]:
     if contract == "sdk" and function.get("command") is not None:
         yield (
             ("command",),
-            "with `contract: sdk` the SDK runs the handler; remove it, or write `contract: http`, `stdio` or `mqtt`",
+            "with `contract: sdk` the SDK runs the handler; remove it, or write another contract",
         )
 
 
