@@ -19,11 +19,9 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from edgeflow.core.channels import check_key
 from edgeflow.core.failpoints import hit
 from edgeflow.core.retries import retry_delay_ms
 from edgeflow.core.routing import FunctionRoute, RouteTable, compile_routes
-from edgeflow.core.typed import typed_json
 from edgeflow.core.wire import Message
 from edgeflow.errors import EdgeflowError, ProtocolError
 from edgeflow.flow.accounts import Accounts
@@ -33,12 +31,12 @@ from edgeflow.flow.covering import Covering
 from edgeflow.flow.direct import DirectStats
 from edgeflow.flow.outputs import build_events, build_increments, build_ops, build_state, build_values
 from edgeflow.flow.reactor import READ, Reactor
+from edgeflow.flow.reads import Reads
 from edgeflow.flow.sessions import Held, InstanceSpec, Session
 from edgeflow.flow.timings import Timings
 from edgeflow.settings import Limits
 from edgeflow.store import Claim, Claimed, Commit, RoundResult, Store, Value
 from edgeflow.store.namespace import now_ms
-from edgeflow.store.replica import ReplicatedNamespace
 
 _chance = random.Random()
 """Of our own: the global generator belongs to the program that uses this, which may have seeded it."""
@@ -84,6 +82,7 @@ class Instances:
         self._to_flush: set[Session] = set()
         self._ahead = Ahead()
         self.covering = Covering(store)
+        self.reads = Reads(store, limits, self._bodies)
         self._waits_well: dict[InboxKey, tuple[RouteTable, bool]] = {}
         self._maybe_work: set[InboxKey] = set()
         self._blocked: set[InboxKey] = set()
@@ -313,63 +312,11 @@ class Instances:
         # What a digest names never changes: it need not wait for commits.
         self._bodies.fetch(session, message)
 
-    def _on_get(self, session: Session, message: Message) -> None:
-        self._reply(session, message, lambda: {"value": self._get(session, message)})
-
-    def _get(self, session: Session, message: Message) -> dict[str, Any] | None:
-        namespace, key = self._store.namespace(session.spec.namespace), check_key(str(message.get("key")))
-        version = message.get("version")
-        head = namespace.small_values([key])[0]
-        if head is None and version is None:
-            return self._typed(namespace, key)
-        if (
-            head is not None
-            and head.digest is not None
-            and version in (None, head.version)
-            and (head.size >= self._limits.redis_blob_bytes or not namespace.has_blob(head.digest))
-        ):
-            # It is fetched, in pieces, when the handler looks at it.
-            return {
-                "key": key, "version": head.version, "digest": head.digest, "size": head.size, "content_type": head.content_type,
-            }  # fmt: skip
-        value = namespace.get(key, version=version)
-        if value is None:
-            return None
-        return {"key": value.key, "version": value.version, "data": value.data, "content_type": value.content_type}
-
-    @staticmethod
-    def _typed(namespace: ReplicatedNamespace, key: str) -> dict[str, Any] | None:
-        """A counter, a set or a map as JSON."""
-        info = namespace.head(key)
-        if info is None or info.kind == "register":
-            return None
-        content: Any
-        if info.kind == "counter":
-            content = namespace.count_value(key)
-        else:
-            content = namespace.set_members(key) if info.kind == "set" else namespace.map_fields(key)
-        if content is None:
-            return None
-        version = "" if info.kind == "counter" else info.version
-        return {
-            "key": key,
-            "version": version,
-            "data": typed_json(info.kind, content),
-            "content_type": "application/json",
-        }
+    def _on_read(self, session: Session, message: Message) -> None:
+        self.reads.ask(session, message)
 
     def _on_session(self, session: Session, message: Message) -> None:
         self.covering.ask(session, message)
-
-    def _on_list(self, session: Session, message: Message) -> None:
-        self._reply(session, message, lambda: {"items": self._list(session, message)})
-
-    def _list(self, session: Session, message: Message) -> list[dict[str, Any]]:
-        limit = message.get("limit")
-        infos = self._store.namespace(session.spec.namespace).list(
-            str(message.get("prefix") or ""), after=str(message.get("after") or ""), limit=min(limit, 1000) if isinstance(limit, int) and limit > 0 else 100
-        )  # fmt: skip
-        return [{"key": info.key, "version": info.version, "size": info.size} for info in infos]
 
     def _reply(self, session: Session, message: Message, reply: Callable[[], dict[str, Any]]) -> None:
         session.read(lambda: answer(session, message, reply))
@@ -420,6 +367,7 @@ class Instances:
     def notify(self, namespace: str, inboxes: Iterable[str] | None = None) -> None:
         """Inboxes ("function:revision") of a namespace got work; None = any of them may have."""
         self.covering.look(namespace)
+        self.reads.look(namespace)
         if inboxes is None:
             self._maybe_work.update(
                 _inbox_key(s.spec) for s in self._sessions.values() if s.spec.namespace == namespace
@@ -509,6 +457,11 @@ class Instances:
                     else "would have more elements or fields than a set or a map takes"
                 )
                 self._refuse(session, commit.id, commit.attempt, "bad-output", f"the key {ended.detail!r} {why}")
+                continue
+            if ended.status == "mismatch":
+                self._refuse(
+                    session, commit.id, commit.attempt, "precondition-failed", _unmet(ended.detail), retry=True
+                )
                 continue
             if ended.status == "elsewhere":
                 why = f"{ended.detail}: a function writes it at that PoP only"
@@ -635,10 +588,13 @@ class Instances:
             session.committing -= 1
         return held
 
-    def _refuse(self, session: Session, id: str, attempt: int, reason: str, detail: str) -> None:
+    def _refuse(
+        self, session: Session, id: str, attempt: int, reason: str, detail: str, *, retry: bool = False
+    ) -> None:
         self._end_held(session, id)
-        self._failed(session.spec.namespace, session.route, id, attempt, reason, detail, retry=False)
-        session.send({"t": "committed", "invocation": id, "attempt": attempt, "status": "refused", "error": detail})
+        self._failed(session.spec.namespace, session.route, id, attempt, reason, detail, retry=retry)
+        status = "failed" if retry else "refused"
+        session.send({"t": "committed", "invocation": id, "attempt": attempt, "status": status, "error": detail})
 
     def _failed(
         self, name: str, route: FunctionRoute, id: str, attempt: int, reason: str, detail: str, *, retry: bool
@@ -661,6 +617,7 @@ class Instances:
     def check_timeouts(self) -> None:
         """End the attempt that an instance has been on for longer than its timeout, and tell the instance to exit."""
         self.covering.look()
+        self.reads.look()
         now = time.monotonic()
         for one in self._ahead.take_late(now):
             self._give_back(one.owner.spec.namespace, [one])
@@ -746,9 +703,10 @@ class Instances:
 
 _HANDLERS: dict[str, Callable[[Instances, Session, Message], None]] = {
     "ready": Instances._on_ready, "claim": Instances._on_claim, "commit": Instances._on_commit, "fail": Instances._on_fail,
-    "release": Instances._on_release, "blob": Instances._on_blob, "fetch": Instances._on_fetch, "get": Instances._on_get,
-    "list": Instances._on_list, "session": Instances._on_session, "parked": Instances._on_parked, "leave": Instances._on_leave,
-    "grant": Instances._on_grant, "stats": Instances._on_stats, "context": Instances._on_context,
+    "release": Instances._on_release, "blob": Instances._on_blob, "fetch": Instances._on_fetch, "get": Instances._on_read,
+    "head": Instances._on_read, "versions": Instances._on_read, "list": Instances._on_read, "session": Instances._on_session,
+    "parked": Instances._on_parked, "leave": Instances._on_leave, "grant": Instances._on_grant, "stats": Instances._on_stats,
+    "context": Instances._on_context,
 }  # fmt: skip
 
 
@@ -778,6 +736,12 @@ def _value_of(value: Value | None) -> dict[str, Any] | None:
         return None
     data = value.data if value.digest is None else None
     return {"version": value.version, "digest": value.digest, "data": data, "content_type": value.content_type}
+
+
+def _unmet(detail: str) -> str:
+    key, _, version = detail.rpartition(" ")
+    state = f"has version {version}" if version else "has no plain value, or is of another type"
+    return f"the key {key!r} {state}, not what `if_version` or `if_absent` asked for"
 
 
 def _inbox_key(spec: InstanceSpec) -> InboxKey:
