@@ -167,7 +167,7 @@ class Ekv:
         if if_version is not None:
             given = {"if_version": if_version}
         before = self._outcome.values.get(key, {})
-        kept = {name: before[name] for name in ("if_version", "if_absent") if name in before}
+        kept: dict[str, Any] = {name: before[name] for name in ("if_version", "if_absent") if name in before}
         if given and kept and given != kept:
             raise BadOutput(
                 f"{what} with another condition than before",
