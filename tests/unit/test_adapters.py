@@ -14,10 +14,10 @@ from edgeflow.sdk.adapters import answers, requests
 from edgeflow.sdk.adapters.effects import Effects
 from edgeflow.sdk.adapters.setting import Setting
 from edgeflow.sdk.context import Context, FunctionInfo
-from edgeflow.sdk.ekv import Value
 from edgeflow.sdk.inputs import Input
 from edgeflow.sdk.log import Log
 from edgeflow.sdk.outcome import Later, Outcome
+from edgeflow.sdk.stored import Value
 from edgeflow.sdk.testing import _MemoryPort
 
 PORT = _MemoryPort({"models/a": (b"model", "text/plain")})

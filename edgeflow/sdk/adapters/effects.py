@@ -23,8 +23,8 @@ from edgeflow.sdk.adapters.answers import answers, emit
 from edgeflow.sdk.adapters.requests import INVOCATION
 from edgeflow.sdk.connection import Abandoned
 from edgeflow.sdk.context import Context
-from edgeflow.sdk.ekv import Value
 from edgeflow.sdk.inputs import MAX_VALUE_BYTES
+from edgeflow.sdk.stored import Value
 
 HOST = "127.0.0.1"
 _PROBLEM = "application/problem+json"
@@ -131,12 +131,21 @@ def _value(
             ttl_s = None if ttl is None else float(ttl)
         except ValueError:
             raise BadRequest(f"ttl_s={ttl!r} is not a number of seconds") from None
-        ctx.ekv.put(key, body, content_type=headers.get("content-type"), ttl_s=ttl_s)
+        absent = headers.get("if-none-match") == "*"
+        match = _version(headers)
+        ctx.ekv.put(
+            key, body, content_type=headers.get("content-type"), ttl_s=ttl_s, if_version=match, if_absent=absent
+        )
         return Reply(HTTPStatus.NO_CONTENT)
     if method == "DELETE":
-        ctx.ekv.delete(key)
+        ctx.ekv.delete(key, if_version=_version(headers))
         return Reply(HTTPStatus.NO_CONTENT)
     raise BadRequest(f"{method} is not for values", hint="GET, PUT and DELETE are.")
+
+
+def _version(headers: Mapping[str, str]) -> str | None:
+    match = headers.get("if-match")
+    return None if match is None else match.strip().strip('"')
 
 
 def _listing(ctx: Context, query: Mapping[str, str]) -> Reply:
