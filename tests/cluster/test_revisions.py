@@ -95,12 +95,12 @@ def test_what_does_not_start_is_rolled_back_and_what_serves_goes_on(
     assert outputs(client, "one", 2) == ["a first", "b third"]
 
     run = CliRunner().invoke
-    shown = run(app, ["history", "one/f", "-o", "json"], env={"EDGEFLOW_HOME": str(cluster.home.path)})
+    shown = run(app, ["history", "one/f", "-o", "json"], env={"EDGEFLOW_HOME": str(cluster.home.root)})
     assert len(json.loads(shown.output)["items"]) == 3, shown.output
-    done = run(app, ["rollback", "one/f", "--to", first[:6]], env={"EDGEFLOW_HOME": str(cluster.home.path)})
+    done = run(app, ["rollback", "one/f", "--to", first[:6]], env={"EDGEFLOW_HOME": str(cluster.home.root)})
     assert done.exit_code == 0 and f"revision {first} instead of" in done.output, done.output
     wait_until(lambda: state(client, "one")["live"] == first, "what was asked for serves", 30)
-    changed = run(app, ["diff", "-f", str(tmp_path / "edgeflow.yaml")], env={"EDGEFLOW_HOME": str(cluster.home.path)})
+    changed = run(app, ["diff", "-f", str(tmp_path / "edgeflow.yaml")], env={"EDGEFLOW_HOME": str(cluster.home.root)})
     assert "changed one/f" in changed.output and "bundle:" in changed.output, changed.output
 
 
