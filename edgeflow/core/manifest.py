@@ -60,6 +60,8 @@ class Artifact:
 
     bundle: str | None = None
     image: str | None = None
+    image_id: str | None = None
+    """Which image the name means, where that is known already."""
 
 
 def parse(
@@ -129,6 +131,7 @@ def resolve(
             "contract": function.contract,
             "bundle": artifact.bundle,
             "image": artifact.image,
+            **({"image_id": artifact.image_id} if artifact.image_id is not None else {}),
             **wirings.wire(function).content(),
             "context": dict(function.context),
             "retry": {

@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -29,6 +29,7 @@ from edgeflow.core.routing import RouteTable, compile_routes
 from edgeflow.errors import EdgeflowError, StoreUnavailable
 from edgeflow.runner.builds import Build, Builds, Key
 from edgeflow.runner.driver import Driver, Observed, StartSpec, instance_prefix
+from edgeflow.runner.keeper import Keeper
 from edgeflow.runner.plan import (
     READY,
     FunctionView,
@@ -42,8 +43,11 @@ from edgeflow.runner.plan import (
     backoff_ms,
     plan,
 )
-from edgeflow.runner.ports import StorePort
+from edgeflow.runner.ports import ImageStorePort, StorePort
 from edgeflow.settings import PopSettings
+
+if TYPE_CHECKING:
+    from edgeflow.runner.engine_images import EngineImages
 
 log = structlog.get_logger()
 
@@ -557,15 +561,21 @@ def _judge(
 class Runner:
     """What the control process holds: the driver of the PoP's mode and the reconciler over it."""
 
-    def __init__(self, settings: PopSettings, store: StorePort) -> None:
-        self._reconciler = Reconciler(settings, store, _driver_for(settings))
+    def __init__(self, settings: PopSettings, store: Any) -> None:
+        """`store`: a StorePort that is an ImageStorePort too."""
+        driver, self.images = _driver_for(settings, store)
+        """`images`: those of this PoP's engine, None without one."""
+        self._reconciler = Reconciler(settings, store, driver)
+        self._keeper = Keeper(settings, store, self.images)
 
     def start(self) -> None:
         """Start caring."""
         self._reconciler.start()
+        self._keeper.start()
 
     def stop(self) -> None:
         """Stop caring; instances stay."""
+        self._keeper.stop()
         self._reconciler.stop()
 
     def status(self) -> dict[str, Any]:
@@ -573,11 +583,12 @@ class Runner:
         return self._reconciler.status()
 
 
-def _driver_for(settings: PopSettings) -> Driver:
+def _driver_for(settings: PopSettings, store: ImageStorePort) -> "tuple[Driver, EngineImages | None]":
     if settings.mode == "docker":
         from edgeflow.runner.docker import DockerDriver
 
-        return DockerDriver(settings)
+        driver = DockerDriver(settings, store=store)
+        return driver, driver.images
     from edgeflow.runner.process import ProcessDriver
 
-    return ProcessDriver(settings)
+    return ProcessDriver(settings), None
