@@ -92,7 +92,7 @@ async def push_image(
     return JSONResponse(view.model_dump(), 201 if is_new else 200)
 
 
-@router.get("/v1/images")
+@router.get("/v1/images", responses=responses(503))
 def list_images(api: ApiDep) -> ImageList:
     """The images of the cluster, as far as they are known here; the one that was pushed last first."""
     return ImageList(items=_views(api, _library(api).all()))

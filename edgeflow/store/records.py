@@ -537,12 +537,12 @@ def pack_value(
     ]
 
 
-def check_entry(raw: bytes, log: LogId, seq: int) -> list[Any]:
-    """The packed events of a log entry, every checksum of the entry checked. Raises CorruptEntry."""
-    events: list[Any] = unpack_entry(raw)[b"ev"]
-    for index, fields in enumerate(events):
+def check_entry(raw: bytes, log: LogId, seq: int) -> dict[bytes, Any]:
+    """A log entry as `unpack_entry` gives it, every checksum of it checked. Raises CorruptEntry."""
+    entry = unpack_entry(raw)
+    for index, fields in enumerate(entry[b"ev"]):
         _check_event(fields, log.origin, log.epoch, seq, index)
-    return events
+    return entry
 
 
 def _check_event(fields: Sequence[Any], origin: str, epoch: int, seq: int, index: int) -> None:
