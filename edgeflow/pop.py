@@ -96,6 +96,8 @@ class DataProcess:
         self._links = Links(settings, self._store, self._reactor, self._mirrored)
         self._instances.covering.passed = self._links.passed
         self._instances.covering.staleness_ms = self._links.staleness_ms
+        self._instances.reads.passed = self._links.passed
+        self._instances.reads.elsewhere = self._links
         self._wakeups = self._store.wakeups()
         self._wake_fd = -1
         self._outages = self._store.outages

@@ -66,11 +66,12 @@ class Attempts:
             session.committing -= 1
         return held
 
-    def refuse(self, session: Session, id: str, attempt: int, reason: str, detail: str) -> None:
-        """A commit that cannot be taken, at any time: a dead letter, and the instance is told."""
+    def refuse(self, session: Session, id: str, attempt: int, reason: str, detail: str, *, retry: bool = False) -> None:
+        """A commit that cannot be taken, at any time or (`retry`) as things are now: a dead letter or a failed attempt, and the instance is told."""
         self.end_held(session, id)
-        self.failed(session.spec.namespace, session.route, id, attempt, reason, detail, retry=False)
-        session.send({"t": "committed", "invocation": id, "attempt": attempt, "status": "refused", "error": detail})
+        self.failed(session.spec.namespace, session.route, id, attempt, reason, detail, retry=retry)
+        status = "failed" if retry else "refused"
+        session.send({"t": "committed", "invocation": id, "attempt": attempt, "status": status, "error": detail})
 
     def failed(
         self, name: str, route: FunctionRoute, id: str, attempt: int, reason: str, detail: str, *, retry: bool

@@ -117,6 +117,11 @@ class Commits:
                     session, commit.id, commit.attempt, "bad-output", f"the key {ended.detail!r} {why}"
                 )
                 continue
+            if ended.status == "mismatch":
+                self._attempts.refuse(
+                    session, commit.id, commit.attempt, "precondition-failed", _unmet(ended.detail), retry=True
+                )
+                continue
             if ended.status == "elsewhere":
                 why = f"{ended.detail}: a function writes it at that PoP only"
                 self._attempts.refuse(session, commit.id, commit.attempt, "home-elsewhere", why)
@@ -147,6 +152,13 @@ def named_attempt(message: Message) -> tuple[str, int]:
     if not isinstance(id, str) or not isinstance(attempt, int):
         raise ProtocolError("an end of an attempt needs invocation and attempt")
     return id, attempt
+
+
+def _unmet(detail: str) -> str:
+    """Why a condition does not hold; `detail` is the key and its version."""
+    key, _, version = detail.rpartition(" ")
+    state = f"has version {version}" if version else "has no plain value"
+    return f"the key {key!r} {state}, which is not what `if_version` or `if_absent` asked for"
 
 
 def _timing(message: Message) -> dict[str, Any]:

@@ -14,9 +14,7 @@ from typing import Any
 
 import structlog
 
-from edgeflow.core.channels import check_key
 from edgeflow.core.routing import FunctionRoute, compile_routes
-from edgeflow.core.typed import typed_json
 from edgeflow.core.wire import Message
 from edgeflow.errors import ProtocolError
 from edgeflow.flow.accounts import Accounts
@@ -28,12 +26,12 @@ from edgeflow.flow.covering import Covering
 from edgeflow.flow.handover import HandOver, Wish
 from edgeflow.flow.listeners import Listeners
 from edgeflow.flow.reactor import Reactor
+from edgeflow.flow.reads import Reads
 from edgeflow.flow.roster import Roster
 from edgeflow.flow.sessions import InstanceSpec, Session
 from edgeflow.flow.standing import Standing
 from edgeflow.settings import Limits
 from edgeflow.store import RoundResult, Store
-from edgeflow.store.replica import ReplicatedNamespace
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +50,7 @@ class Instances:
         self._accounts = accounts
         self._bodies = InstanceBodies(store, limits, want_body)
         self.covering = Covering(store)
+        self.reads = Reads(store, limits, self._bodies)
         self._roster = Roster()
         self._ahead = Ahead()
         self._standing = Standing(store, self._roster)
@@ -192,63 +191,11 @@ class Instances:
         # What a digest names never changes: it need not wait for commits.
         self._bodies.fetch(session, message)
 
-    def _on_get(self, session: Session, message: Message) -> None:
-        self._reply(session, message, lambda: {"value": self._get(session, message)})
-
-    def _get(self, session: Session, message: Message) -> dict[str, Any] | None:
-        namespace, key = self._store.namespace(session.spec.namespace), check_key(str(message.get("key")))
-        version = message.get("version")
-        head = namespace.small_values([key])[0]
-        if head is None and version is None:
-            return self._typed(namespace, key)
-        if (
-            head is not None
-            and head.digest is not None
-            and version in (None, head.version)
-            and (head.size >= self._limits.redis_blob_bytes or not namespace.has_blob(head.digest))
-        ):
-            # It is fetched, in pieces, when the handler looks at it.
-            return {
-                "key": key, "version": head.version, "digest": head.digest, "size": head.size, "content_type": head.content_type,
-            }  # fmt: skip
-        value = namespace.get(key, version=version)
-        if value is None:
-            return None
-        return {"key": value.key, "version": value.version, "data": value.data, "content_type": value.content_type}
-
-    @staticmethod
-    def _typed(namespace: ReplicatedNamespace, key: str) -> dict[str, Any] | None:
-        """A counter, a set or a map as JSON."""
-        info = namespace.head(key)
-        if info is None or info.kind == "register":
-            return None
-        content: Any
-        if info.kind == "counter":
-            content = namespace.count_value(key)
-        else:
-            content = namespace.set_members(key) if info.kind == "set" else namespace.map_fields(key)
-        if content is None:
-            return None
-        version = "" if info.kind == "counter" else info.version
-        return {
-            "key": key,
-            "version": version,
-            "data": typed_json(info.kind, content),
-            "content_type": "application/json",
-        }
+    def _on_read(self, session: Session, message: Message) -> None:
+        self.reads.ask(session, message)
 
     def _on_session(self, session: Session, message: Message) -> None:
         self.covering.ask(session, message)
-
-    def _on_list(self, session: Session, message: Message) -> None:
-        self._reply(session, message, lambda: {"items": self._list(session, message)})
-
-    def _list(self, session: Session, message: Message) -> list[dict[str, Any]]:
-        limit = message.get("limit")
-        infos = self._store.namespace(session.spec.namespace).list(
-            str(message.get("prefix") or ""), after=str(message.get("after") or ""), limit=min(limit, 1000) if isinstance(limit, int) and limit > 0 else 100
-        )  # fmt: skip
-        return [{"key": info.key, "version": info.version, "size": info.size} for info in infos]
 
     def _reply(self, session: Session, message: Message, reply: Callable[[], dict[str, Any]]) -> None:
         session.read(lambda: answer(session, message, reply))
@@ -301,6 +248,7 @@ class Instances:
     def notify(self, namespace: str, inboxes: Iterable[str] | None = None) -> None:
         """Inboxes ("function:revision") of a namespace got work; None = any of them may have."""
         self.covering.look(namespace)
+        self.reads.look(namespace)
         self._roster.wake(namespace, inboxes)
 
     def collected(self) -> dict[str, Collected]:
@@ -340,6 +288,7 @@ class Instances:
     def check_timeouts(self) -> None:
         """End the attempt that an instance has been on for longer than its timeout, and tell the instance to exit."""
         self.covering.look()
+        self.reads.look()
         self._attempts.check_timeouts()
 
     def expire(self, namespace: str, id: str, attempt: int, function: str) -> None:
@@ -363,9 +312,10 @@ class Instances:
 
 _HANDLERS: dict[str, Callable[[Instances, Session, Message], None]] = {
     "ready": Instances._on_ready, "claim": Instances._on_claim, "commit": Instances._on_commit, "fail": Instances._on_fail,
-    "release": Instances._on_release, "blob": Instances._on_blob, "fetch": Instances._on_fetch, "get": Instances._on_get,
-    "list": Instances._on_list, "session": Instances._on_session, "parked": Instances._on_parked, "leave": Instances._on_leave,
-    "grant": Instances._on_grant, "stats": Instances._on_stats, "context": Instances._on_context,
+    "release": Instances._on_release, "blob": Instances._on_blob, "fetch": Instances._on_fetch, "get": Instances._on_read,
+    "head": Instances._on_read, "versions": Instances._on_read, "list": Instances._on_read, "session": Instances._on_session,
+    "parked": Instances._on_parked, "leave": Instances._on_leave, "grant": Instances._on_grant, "stats": Instances._on_stats,
+    "context": Instances._on_context,
 }  # fmt: skip
 
 
