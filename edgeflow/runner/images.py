@@ -84,8 +84,8 @@ def build_image(
     digest, _ = bundles.pack(folder)
     own = (folder / "Dockerfile").is_file()
     base = f"{prefix}/{BASE}"
-    base_id = "" if own else _base_id(client, base, find_base)
-    version = hashlib.sha256(f"{digest}\0{base_id}\0{_DOCKERFILE}{_REQUIREMENTS}".encode()).hexdigest()[:12]
+    below = "" if own else base_id(client, base, find_base)
+    version = hashlib.sha256(f"{digest}\0{below}\0{_DOCKERFILE}{_REQUIREMENTS}".encode()).hexdigest()[:12]
     tag = f"{prefix}/{_repository(name)}:{version}"
     if find_image(client, tag) is not None:
         return tag
@@ -178,7 +178,8 @@ def _tar(files: Mapping[str, bytes], folder: Path, below: str) -> bytes:
     return context.getvalue()
 
 
-def _base_id(client: docker.DockerClient, base: str, find_base: Callable[[str], str | None]) -> str:
+def base_id(client: docker.DockerClient, base: str, find_base: Callable[[str], str | None] = lambda name: None) -> str:
+    """The id of the base image, which `find_base` may give. Raises BuildFailed when it is not on the engine."""
     found = find_image(client, base)
     if found is None and (other := find_base(base)) is not None:
         client.images.get(other).tag(base)
