@@ -25,7 +25,7 @@ from edgeflow.core.retries import retry_delay_ms
 from edgeflow.core.routing import FunctionRoute, RouteTable, compile_routes
 from edgeflow.core.typed import typed_json
 from edgeflow.core.wire import Message
-from edgeflow.errors import EdgeflowError, ProtocolError
+from edgeflow.errors import EdgeflowError, OutputLimit, ProtocolError
 from edgeflow.flow.accounts import Accounts
 from edgeflow.flow.ahead import Ahead, InboxKey, Waiting
 from edgeflow.flow.bodies import InstanceBodies, WantBody, answer
@@ -262,7 +262,8 @@ class Instances:
             increments = build_increments(message.get("increments") or (), function=function, limits=self._limits)
             ops = build_ops(message.get("ops") or (), function=function, limits=self._limits)
         except EdgeflowError as error:
-            self._refuse(session, id, attempt, "bad-output", f"{error.message} Hint: {error.hint}")
+            reason = error.code if isinstance(error, OutputLimit) else "bad-output"
+            self._refuse(session, id, attempt, reason, f"{error.message} Hint: {error.hint}")
             return
         self._commits[session.spec.namespace].append(
             (session, Commit(id, attempt, events, values, increments, ops), message)
@@ -499,7 +500,7 @@ class Instances:
                     commit.id,
                     commit.attempt,
                     "bad-output",
-                    f"the output refers to {ended.detail}, which was never sent",
+                    f"the output refers to {ended.detail}, which was never sent, or not with that size",
                 )
                 continue
             if ended.status in ("wrong-type", "too-many"):
@@ -652,7 +653,7 @@ class Instances:
             "attempt_failed", namespace=name, function=route.function, invocation=id, attempt=attempt, reason=reason, outcome=outcome,
             retry_ms=delay, detail=detail[:300],
         )  # fmt: skip
-        self._timings[(name, route.function)].failed += 1
+        self._timings[(name, route.function)].fail(reason, detail)
         if outcome == "dead":
             self._on_committed(name)
 

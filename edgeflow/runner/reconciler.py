@@ -25,6 +25,7 @@ import structlog
 
 from edgeflow.core.channels import SYSTEM_NAMESPACE
 from edgeflow.core.manifest import ResolvedFunction, ResolvedManifest, check_resolved, size_bytes
+from edgeflow.core.manifest_models import DEFAULT_LOG, DEFAULT_PIDS, DEFAULT_TMPFS
 from edgeflow.core.routing import RouteTable, compile_routes
 from edgeflow.errors import EdgeflowError, StoreUnavailable
 from edgeflow.runner.builds import Build, Builds, Key
@@ -43,7 +44,9 @@ from edgeflow.runner.plan import (
     plan,
 )
 from edgeflow.runner.ports import StorePort
+from edgeflow.runner.secret_files import fingerprint
 from edgeflow.settings import PopSettings
+from edgeflow.store.sealed import Sealer, SecretBook
 
 log = structlog.get_logger()
 
@@ -69,6 +72,7 @@ class _Memory:
     """What the reconciler remembers about one function; lost at a restart without harm."""
 
     revision: str = ""
+    content: str = ""
     failures: int = 0
     start_from_ms: int = 0
     reason: str = ""
@@ -86,6 +90,8 @@ class Reconciler:
         self._driver = driver
         self._policy = policy or Policy(start_deadline_ms=int(settings.runner.start_deadline_s * 1000))
         self._builds = Builds(driver, self._fetch_bundle)
+        sealer = Sealer.load(settings.runner.secrets_key_file, settings.cluster)
+        self._secrets = SecretBook(lambda: store.namespace(SYSTEM_NAMESPACE), sealer)
         self._memory: dict[FunctionKey, _Memory] = {}
         self._old_memory: dict[Key, _Memory] = {}
         self._revisions: dict[FunctionKey, dict[str, ResolvedFunction]] = {}
@@ -273,6 +279,7 @@ class Reconciler:
                 InstanceView(
                     instance=instance, revision=one.revision, running=one.running, started_ms=one.started_ms, ended=one.ended,
                     state=state.get("state"), since_ms=int(state.get("since_ms") or 0), stopping_since_ms=self._stopping.get(instance),
+                    content=one.content,
                 )
             )  # fmt: skip
         return views
@@ -298,9 +305,11 @@ class Reconciler:
         namespace, name = key
         memory = self._memory.setdefault(key, _Memory())
         build: Build | None = None
+        content = ""
         if function is not None:
-            if memory.revision != function.revision:
-                self._memory[key] = memory = _Memory(revision=function.revision, shared=memory.shared)
+            content = self._content_of(namespace, function)
+            if (memory.revision, memory.content) != (function.revision, content):
+                self._memory[key] = memory = _Memory(function.revision, content, shared=memory.shared)
             build = self._builds.get(namespace, name, function, now_ms)
             stable = [one for one in instances if one.state in READY and one.revision == function.revision]
             if memory.failures and any(now_ms - max(one.since_ms, one.started_ms) > STABLE_MS for one in stable):
@@ -312,6 +321,7 @@ class Reconciler:
             start_from_ms=memory.start_from_ms,
             instances=instances,
             old_work=self._old_work(key, function, instances),
+            content=content,
         )
         for action in plan(view, self._policy, now_ms):
             if isinstance(action, Start):
@@ -406,18 +416,23 @@ class Reconciler:
         instance = f"{instance_prefix(namespace, name)}-{secrets.token_hex(4)}"
         socket = self._socket(instance)
         assert build.prepared is not None
+        limits = function.limits
         try:
             if len(str(socket)) > MAX_SOCKET_PATH_BYTES:
                 raise EdgeflowError(
                     f"the socket path {socket} is longer than {MAX_SOCKET_PATH_BYTES} bytes",
                     hint="Use a shorter run_dir.",
                 )
+            given = self._secrets.read(namespace, function.secrets) if function.secrets else {}
             self._document(Observed(instance, namespace, name, function.revision, now_ms, True), now_ms)
             self._driver.start(
                 StartSpec(
                     namespace=namespace, function=name, revision=function.revision, instance=instance, socket=socket, prepared=build.prepared,
-                    cpus=function.limits.cpus, memory_bytes=size_bytes(function.limits.memory), env=function.env,
-                    direct=function.direct,
+                    cpus=limits.cpus, memory_bytes=size_bytes(limits.memory), pids=limits.pids or DEFAULT_PIDS,
+                    tmpfs_bytes=size_bytes(limits.tmpfs or DEFAULT_TMPFS), log_bytes=size_bytes(limits.log or DEFAULT_LOG),
+                    egress=function.network == "egress", gpus=function.gpus, env=function.env, direct=function.direct,
+                    secrets={name: data for name, (_, data) in given.items()},
+                    content=fingerprint({name: version for name, (version, _) in given.items()}),
                 )
             )  # fmt: skip
             log.info(
@@ -510,6 +525,13 @@ class Reconciler:
 
     # -- helpers -------------------------------------------------------------------------------------------------------
 
+    def _content_of(self, namespace: str, function: ResolvedFunction) -> str:
+        """Names the versions of a function's secrets as they are; another one when any of them is set, changed or removed."""
+        if not function.secrets:
+            return ""
+        known = {one.name: one.version for one in self._secrets.list(namespace)}
+        return fingerprint({name: known.get(name, "") for name in function.secrets})
+
     def _fetch_bundle(self, digest: str) -> bytes | None:
         value = self._store.namespace(SYSTEM_NAMESPACE).get(f"bundles/{digest}")
         return None if value is None else value.data
@@ -538,7 +560,8 @@ def _judge(
     function: ResolvedFunction, build: Build | None, memory: _Memory, instances: list[InstanceView]
 ) -> dict[str, Any]:
     """State, reason and last log lines of a function that is wanted here."""
-    ready = sum(1 for one in instances if one.revision == function.revision and one.running and _state_of(one) in READY)
+    current = [one for one in instances if one.revision == function.revision and one.content == memory.content]
+    ready = sum(1 for one in current if one.running and _state_of(one) in READY)
     if ready >= function.scale.instances:
         return {"state": "ready", "reason": "", "last_log_lines": []}
     if build is not None and build.prepared is None:
