@@ -154,12 +154,15 @@ class CatchUp:
     values: int
     size: int
     took_s: float
+    link_per_s: float | None = None
+    """Entries per second from the first that came over the healed line to the last; None where that is not to be seen."""
 
     def to_json(self) -> dict[str, Any]:
         """With rates."""
         return {
             "values": self.values, "size": self.size, "took_s": round(self.took_s, 2), "per_s": round(self.values / self.took_s),
             "mb_per_s": round(self.values * self.size / self.took_s / 1e6, 1),
+            "link_per_s": None if self.link_per_s is None else round(self.link_per_s),
         }  # fmt: skip
 
 
@@ -177,17 +180,22 @@ def heal_and_wait(stage: Stage, to: str, count: int, size: int) -> CatchUp:
     with closing(_redis(socket_of(stage, stage.pop))) as here, closing(_redis(socket_of(stage, to))) as there:
         wanted = {name: int(seq) for name, seq in here.hgetall(heads).items()}
 
-        def caught_up() -> bool:
+        def missing() -> int:
             have = {name: int(seq) for name, seq in there.hgetall(heads).items()}
-            return all(have.get(name, 0) >= seq for name, seq in wanted.items()) and not there.zcard(
-                f"ef:{{{NAMESPACE}}}:held"
-            )
+            return sum(max(0, seq - have.get(name, 0)) for name, seq in wanted.items())
 
-        assert not caught_up()
+        def caught_up() -> bool:
+            return not missing() and not there.zcard(f"ef:{{{NAMESPACE}}}:held")
+
+        at_first = missing()
+        assert at_first
         began_s = time.perf_counter()
         stage.cluster.set_link(stage.pop, to, cut=False)
+        until(lambda: missing() < at_first, "the line to be noticed", CATCH_UP_S, 0.005)
+        left, noticed_s = missing(), time.perf_counter()
         until(caught_up, "the other PoP to catch up", CATCH_UP_S, 0.02)
-        return CatchUp(count, size, time.perf_counter() - began_s)
+        ended_s = time.perf_counter()
+        return CatchUp(count, size, ended_s - began_s, left / (ended_s - noticed_s) if left else None)
 
 
 def replica_catch_up(pair: Replica, count: int, size: int) -> CatchUp:

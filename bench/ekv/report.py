@@ -58,6 +58,8 @@ def _across(document: Mapping[str, Any]) -> str:
                 what, *(f"{it['took_s']:.1f} s; {it['per_s']:,}/s, {it['mb_per_s']:,.0f} MB/s" for it in (one, other))
             )
         )
+        if one["link_per_s"] is not None:
+            lines.append(_line("the same, once the line is noticed", f"{one['link_per_s']:,}/s", "not to be seen"))
     return "\n".join(lines) + "\n"
 
 

@@ -128,13 +128,15 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class ValueWrite:
-    """A value in a commit. `data` None with `ref` None deletes the key, whatever its type."""
+    """A value in a commit. `data` None with `ref` None deletes the key, whatever its type. `if_version`, `if_absent`: the commit happens only then."""
 
     key: str
     data: bytes | None = None
     ref: BlobRef | None = None
     content_type: str | None = None
     ttl_ms: int | None = None
+    if_version: str | None = None
+    if_absent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +287,8 @@ class Commit:
 @dataclass(frozen=True, slots=True)
 class Ended:
     """What a commit did: "committed", "stale" (nothing was written), or "missing" (a blob it refers to is not here; nothing was
-    written), "elsewhere" (a key that it writes has its home at another PoP), "wrong-type" or "too-many" (`detail` is the key); nothing was written."""
+    written), "elsewhere" (a key that it writes has its home at another PoP), "wrong-type" or "too-many" (`detail` is the key), "mismatch" (a condition
+    does not hold; `detail` is "<key> <its version>"); nothing was written."""
 
     status: str
     detail: str = ""
@@ -537,12 +540,12 @@ def pack_value(
     ]
 
 
-def check_entry(raw: bytes, log: LogId, seq: int) -> list[Any]:
-    """The packed events of a log entry, every checksum of the entry checked. Raises CorruptEntry."""
-    events: list[Any] = unpack_entry(raw)[b"ev"]
-    for index, fields in enumerate(events):
+def check_entry(raw: bytes, log: LogId, seq: int) -> dict[bytes, Any]:
+    """A log entry as `unpack_entry` gives it, every checksum of it checked. Raises CorruptEntry."""
+    entry = unpack_entry(raw)
+    for index, fields in enumerate(entry[b"ev"]):
         _check_event(fields, log.origin, log.epoch, seq, index)
-    return events
+    return entry
 
 
 def _check_event(fields: Sequence[Any], origin: str, epoch: int, seq: int, index: int) -> None:

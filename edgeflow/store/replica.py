@@ -166,8 +166,8 @@ class ReplicatedNamespace(OverseenNamespace, HomedNamespace, CachedBodies):
         Raises LogGap when entries are missing in front, CorruptEntry when one is damaged (nothing is written then).
         """
         checked = [check_entry(raw, log, first + offset) for offset, raw in enumerate(entries)]
-        for raw in entries:
-            check_foreign(msgpack.unpackb(raw, raw=True, strict_map_key=False), self.name)
+        for entry in checked:
+            check_foreign(entry, self.name)
 
         def directives(table: RouteTable, seq: int, events: Sequence[Any]) -> list[list[Directive]]:
             # Most events of most logs go to no function here: only those that do are unpacked.
@@ -186,7 +186,7 @@ class ReplicatedNamespace(OverseenNamespace, HomedNamespace, CachedBodies):
                 "first": first,
                 "entries": list(entries),
                 "rv": table.version,
-                "d": [directives(table, first + offset, events) for offset, events in enumerate(checked)],
+                "d": [directives(table, first + offset, entry[b"ev"]) for offset, entry in enumerate(checked)],
                 "gate_ms": self._limits.gate_timeout_ms,
                 "places": self.places(),
             }

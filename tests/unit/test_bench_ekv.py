@@ -109,7 +109,7 @@ def test_the_client_passes_refusals_on() -> None:
 def test_the_page_has_everything() -> None:
     cell = {"p50_ms": 1.0, "p99_ms": 2.0, "per_s": 900.0, "mb_per_s": 0.1, "count": 5, "wrong": 0, "note": ""}
     one = {"delay_ms": 5, "p50_ms": 1.5, "p99_ms": 2.5, "writes": 9}
-    outage = {"values": 1000, "size": 65536, "took_s": 2.0, "per_s": 500, "mb_per_s": 33.0}
+    outage = {"values": 1000, "size": 65536, "took_s": 2.0, "per_s": 500, "mb_per_s": 33.0, "link_per_s": 900}
     text = report.markdown(
         {
             "machine": {"cpu": "c", "cores": 2, "system": "s", "redis": "7", "python": "3", "commit": "x"}, "nats": "2", "sizes": ["100 B", "100 MB"],

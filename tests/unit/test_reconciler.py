@@ -507,10 +507,10 @@ def test_a_secret_is_waited_for_given_and_its_change_replaces_what_runs(world: W
         and "edgeflow secret set vision/token" in world.state()["reason"]
     )
 
-    book.set("vision", "token", b"one")
+    book.set("vision", "token", b"hunter2")
     world.round()
     (first,) = world.driver.started
-    assert first.secrets == {"token": b"one"} and "one" not in repr(first)
+    assert first.secrets == {"token": b"hunter2"} and "hunter2" not in repr(first)
     world.become("ready")
     world.round(3)
     assert world.state()["state"] == "ready" and len(world.driver.started) == 1
