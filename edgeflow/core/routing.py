@@ -99,6 +99,7 @@ class FunctionRoute:
     """Most events of one commit, None = the PoP's limit."""
     max_output_bytes: int | None = None
     """Most bytes of all events of one commit, None = no limit of its own."""
+    contract: str = "sdk"
     direct: bool = False
     """Its instance subscribes at the broker by itself (`qos: 0`): no event goes into its inbox."""
     shape: str = ""
@@ -513,6 +514,8 @@ def _dump(name: str, function: Mapping[str, Any]) -> dict[str, Any]:
         document["max_outputs"] = limits["outputs"]
     if "output_bytes" in limits:
         document["max_output_bytes"] = size_bytes(limits["output_bytes"])
+    if function.get("contract", "sdk") != "sdk":
+        document["contract"] = function["contract"]
     return document
 
 
@@ -530,6 +533,7 @@ def _load(document: Mapping[str, Any]) -> FunctionRoute:
         ),
         keyed=document["keyed"], publish=tuple(document["publish"] or ()), context=document["context"] or {},
         retry=RetryPolicy(**document["retry"]), max_outputs=document.get("max_outputs"), max_output_bytes=document.get("max_output_bytes"),
+        contract=document.get("contract", "sdk"),
         direct=any(item.get("qos") == 0 for item in inputs),
         shape=hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:12],
     )  # fmt: skip

@@ -8,7 +8,7 @@ What must stay true: `observe` shows what really runs, also what an earlier life
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from edgeflow.core.manifest import ResolvedFunction, size_bytes
 from edgeflow.core.manifest_models import DEFAULT_LOG, DEFAULT_PIDS, DEFAULT_TMPFS
@@ -60,6 +60,9 @@ class StartSpec:
     """Content of the files below /run/secrets; never in a log, a label or an environment."""
     content: str = ""
     """Which versions of the secrets these are (secret_files.fingerprint); `observe` gives it back."""
+    contract: str = "sdk"
+    adapter: Mapping[str, Any] = field(default_factory=dict)
+    """What the adapter of another contract than `sdk` is told (edgeflow/sdk/adapters/setting.py)."""
     direct: bool = False
     """Whether it subscribes at the broker itself (`qos: 0`), so that it needs the broker's socket for functions."""
 

@@ -16,6 +16,7 @@ from edgeflow.core.channels import SYSTEM_NAMESPACE
 from edgeflow.core.manifest import ResolvedFunction, size_bytes
 from edgeflow.core.manifest_models import DEFAULT_LOG, DEFAULT_PIDS, DEFAULT_TMPFS
 from edgeflow.errors import EdgeflowError
+from edgeflow.runner.contracts import setting_of
 from edgeflow.runner.driver import CannotStart, Driver, Observed, Prepared, StartSpec, instance_prefix
 from edgeflow.runner.memory import FunctionKey
 from edgeflow.runner.plan import InstanceView
@@ -104,8 +105,8 @@ class Fleet:
                     namespace=namespace, function=name, revision=function.revision, instance=instance, socket=socket, prepared=prepared,
                     cpus=limits.cpus, memory_bytes=size_bytes(limits.memory), pids=limits.pids or DEFAULT_PIDS,
                     tmpfs_bytes=size_bytes(limits.tmpfs or DEFAULT_TMPFS), log_bytes=size_bytes(limits.log or DEFAULT_LOG),
-                    egress=function.network == "egress", gpus=function.gpus, env=function.env, direct=function.direct,
-                    secrets={name: data for name, (_, data) in given.items()},
+                    egress=function.network == "egress", gpus=function.gpus, env=function.env, contract=function.contract,
+                    adapter=setting_of(function), direct=function.direct, secrets={name: data for name, (_, data) in given.items()},
                     content=fingerprint({name: version for name, (version, _) in given.items()}),
                 )
             )  # fmt: skip

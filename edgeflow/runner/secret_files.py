@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 FOLDER = "secrets"
+INSIDE = "/run/secrets"
+"""The folder as a container sees it."""
 
 
 def fingerprint(versions: Mapping[str, str]) -> str:
