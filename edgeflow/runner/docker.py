@@ -347,8 +347,10 @@ def stop_all(
     for container in containers:
         try:
             container.remove(force=True, v=True)
-        except docker.errors.NotFound:
-            pass
+        except docker.errors.APIError as error:
+            # 404: gone; 409: somebody else is removing it.
+            if error.status_code not in (404, 409):
+                raise
     egress.remove(client, cluster, pop)
     return len(containers)
 
