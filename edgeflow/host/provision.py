@@ -28,6 +28,7 @@ from edgeflow.host.linkfile import Link, save_links
 from edgeflow.settings import PopSettings
 
 LOOPBACK = "127.0.0.1"
+SECRETS_KEY = "secrets.key"
 SECRET_FILES = ("gateway.password", "admin.password", "operator.password", "operator.token")
 
 
@@ -128,6 +129,7 @@ def _provision_pop(spec: ClusterSpec, pop: PopSpec) -> None:
     }
     ensure_secret(pop.secrets_dir / "operator.token", owner=owner)
     certs.ensure_pop_certificate(spec.ca_dir, pop.secrets_dir, pop.pop, owner=owner)
+    write_file(pop.secrets_dir / SECRETS_KEY, ensure_secret(spec.ca_dir / SECRETS_KEY), owner=owner)
 
     broker = brokerconf.BrokerParams(
         bind=pop.bind,
@@ -190,6 +192,7 @@ def pop_settings(spec: ClusterSpec, pop: PopSpec) -> PopSettings:
         "runner": {
             "venvs_dir": str(spec.venvs_dir) if spec.venvs_dir else None,
             "socket_volume": pop.socket_volume,
+            "secrets_key_file": str(pop.secrets_dir / SECRETS_KEY),
         },
     }
     try:
