@@ -19,6 +19,7 @@ from edgeflow.api import (
     ekv,
     functions,
     health,
+    images,
     invocations,
     joins,
     live,
@@ -30,13 +31,14 @@ from edgeflow.api import (
     quotas,
     replays,
     revisions,
+    secrets,
     standing,
 )
 from edgeflow.api.auth import BearerAuth
 from edgeflow.api.context import Api
 
 MODULES = (
-    health, functions, revisions, invocations, channels, consumers, blobs, ekv, policies, standing, joins, dead_letters, replays, pops, quotas, metrics, mqtt, live,
+    health, functions, revisions, invocations, channels, consumers, blobs, ekv, policies, standing, joins, dead_letters, replays, pops, quotas, secrets, images, metrics, mqtt, live,
 )  # fmt: skip
 VERSION = "1"
 

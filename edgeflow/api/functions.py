@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -19,6 +20,8 @@ from edgeflow.core import manifest as manifests
 from edgeflow.core.channels import SYSTEM_NAMESPACE, check_namespace
 from edgeflow.core.manifest_changes import FunctionChange, changes
 from edgeflow.errors import BadManifest
+from edgeflow.runner.library import ImageLibrary
+from edgeflow.runner.pins import pin
 
 router = APIRouter(tags=["functions"])
 
@@ -113,6 +116,7 @@ def apply_manifest(
     document = _read(api, stated_type(request.headers.get("content-type")), body)
     if document["namespace"] != namespace:
         raise BadManifest(f"the manifest's namespace is {document['namespace']!r}, the path says {namespace!r}")
+    document = pin(document, partial(resolve_image, api))
     system = api.namespace_for_write(SYSTEM_NAMESPACE)
     value = system.get(PREFIX + namespace)
     before = None if value is None else json.loads(value.data)
@@ -204,6 +208,14 @@ def _rolled_back(api: Api, namespace: str, document: Mapping[str, Any]) -> list[
         if state.get("state") == "rolled-back" and state.get("revision") == function["revision"]:
             found.append(name)
     return found
+
+
+def resolve_image(api: Api, name: str) -> str | None:
+    """The id of the image that a name means now: pushed last under it, or so called by this PoP's engine; None: the PoP that runs it finds it."""
+    if api.images is not None:
+        return api.images.resolve(name)
+    stored = ImageLibrary(api.store, api.settings.pop, api.settings.limits.image_bytes).find(name)
+    return None if stored is None else stored.id
 
 
 def _applied(

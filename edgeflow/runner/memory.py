@@ -12,6 +12,8 @@ FunctionKey = tuple[str, str]
 class Memory:
     """Failures in a row of one revision."""
 
+    content: str = ""
+    """Names the secrets that instances are started with (secret_files.fingerprint)."""
     failures: int = 0
     start_from_ms: int = 0
     reason: str = ""

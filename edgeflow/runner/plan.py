@@ -40,6 +40,8 @@ class InstanceView:
     """State by the data process; None when it has not said anything."""
     since_ms: int = 0
     stopping_since_ms: int | None = None
+    content: str = ""
+    """Names the versions of the secrets that it was started with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Coming:
     wanted: int
     prepared: bool
     start_from_ms: int
+    content: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,8 @@ class FunctionView:
     old_work: frozenset[str] = frozenset()
     """Old revisions with something left in their inboxes."""
     coming: Coming | None = None
+    content: str = ""
+    """Names the versions of the secrets as they are now: an instance with others is replaced as one of an older revision is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +127,12 @@ def plan(view: FunctionView, policy: Policy, now_ms: int) -> list[Action]:
         if action is not None:
             actions.append(action)
         elif instance.stopping_since_ms is None:
-            is_coming = view.coming is not None and instance.revision == view.coming.revision
-            (current if instance.revision == view.revision else coming if is_coming else old).append(instance)
+            is_coming = view.coming is not None and (instance.revision, instance.content) == (
+                view.coming.revision,
+                view.coming.content,
+            )
+            is_current = (instance.revision, instance.content) == (view.revision, view.content)
+            (current if is_current else coming if is_coming else old).append(instance)
     if view.revision is None:
         return actions + [Stop(instance.instance, "is not wanted here any more") for instance in old]
 
@@ -139,7 +148,7 @@ def plan(view: FunctionView, policy: Policy, now_ms: int) -> list[Action]:
     ready = sum(1 for instance in current if instance.state in READY)
     if ready >= view.wanted:
         actions += [
-            Stop(instance.instance, f"belongs to revision {instance.revision}, which was replaced")
+            Stop(instance.instance, _why_old(instance, view))
             for instance in old
             if instance.revision not in view.old_work
         ]
@@ -147,6 +156,12 @@ def plan(view: FunctionView, policy: Policy, now_ms: int) -> list[Action]:
     served = {instance.revision for instance in old}
     actions += [StartOld(revision) for revision in sorted(view.old_work - served)]
     return actions
+
+
+def _why_old(instance: InstanceView, view: FunctionView) -> str:
+    if instance.revision == view.revision:
+        return "was started with other secrets than there are now"
+    return f"belongs to revision {instance.revision}, which was replaced"
 
 
 def _care(instance: InstanceView, policy: Policy, now_ms: int) -> Action | None:

@@ -171,9 +171,11 @@ class Reconciler:
             self._reports.report(key, None, None, None, Memory(), instances, now_ms)
             return
         rollout, build = self._roll_out(key, function, instances, now_ms)
+        memory = self._current_memory(key, function)
         live = function if rollout.live == function.revision else self._revisions.find(key, rollout.live)
         assert live is not None
         live_build = build if live is function else self._builds.get(*key, live, now_ms)
+        live_memory = self._current_memory(key, live)
         current = {live.revision}
         coming = None
         if rollout.phase == "rolling":
@@ -182,7 +184,8 @@ class Reconciler:
                 function.revision,
                 function.scale.instances,
                 build.prepared is not None,
-                self._start_from_ms(key, function),
+                memory.start_from_ms,
+                memory.content,
             )
         old_work = self._revisions.with_work(key, current, {one.revision for one in instances})
         if rollout.phase == "rolled-back" and rollout.target in old_work:
@@ -192,25 +195,25 @@ class Reconciler:
             revision=live.revision,
             wanted=live.scale.instances,
             prepared=live_build.prepared is not None,
-            start_from_ms=self._start_from_ms(key, live),
+            start_from_ms=live_memory.start_from_ms,
             instances=instances,
             old_work=old_work,
             coming=coming,
+            content=live_memory.content,
         )
         self._act(key, view, now_ms)
-        self._reports.report(
-            key, function, rollout, build, self._memory_of((*key, function.revision)), instances, now_ms
-        )
+        self._reports.report(key, function, rollout, build, memory, instances, now_ms)
 
     def _roll_out(
         self, key: FunctionKey, function: ResolvedFunction, instances: list[InstanceView], now_ms: int
     ) -> tuple[Rollout, Build]:
         """Moves the rollout of a function on; new events follow at once."""
         known = self._rollouts.get(key)
-        memory = self._memory_of((*key, function.revision))
+        memory = self._current_memory(key, function)
         is_tried = known is None or known.target != function.revision or known.phase != "rolled-back"
         build = self._builds.get(*key, function, now_ms) if is_tried else Build()
         ready = [one for one in instances if one.state in READY and one.revision == function.revision and one.running]
+        ready = [one for one in ready if one.content == memory.content]
         if memory.failures and any(now_ms - max(one.since_ms, one.started_ms) > STABLE_MS for one in ready):
             memory.stable()
         facts = Facts(
@@ -262,8 +265,13 @@ class Reconciler:
     def _memory_of(self, key: Key) -> Memory:
         return self._memory.setdefault(key, Memory())
 
-    def _start_from_ms(self, key: FunctionKey, function: ResolvedFunction) -> int:
-        return self._memory_of((*key, function.revision)).start_from_ms
+    def _current_memory(self, key: FunctionKey, function: ResolvedFunction) -> Memory:
+        """The memory of a revision with its secrets as they are now: with others it is another matter."""
+        content = self._fleet.content_of(key[0], function)
+        memory = self._memory_of((*key, function.revision))
+        if memory.content != content:
+            memory = self._memory[(*key, function.revision)] = Memory(content)
+        return memory
 
     def _start(self, key: FunctionKey, revision: str, now_ms: int) -> None:
         function, memory = self._revisions.find(key, revision), self._memory_of((*key, revision))
