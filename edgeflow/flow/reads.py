@@ -43,8 +43,10 @@ WAIT_S = 5.0
 """How long a read waits for what it asks for when it does not say."""
 MAX_WAIT_S = 60.0
 MAX_LIST = 1000
-WAITING = 100
+WAITING = 16
 """Most reads of one instance that are not answered yet because they ask for more than what is here."""
+LOOK_S = 0.02
+"""They are looked at this often at most: a busy namespace tells of something new thousands of times a second."""
 JSON = "application/json"
 
 _ABOUT = ("key", "version", "size", "content_type", "kind", "expires_ms", "origin")
@@ -104,6 +106,7 @@ class Reads:
         self._limits = limits
         self._bodies = bodies
         self._waiting: list[tuple[_Read, Callable[[bool], bool]]] = []
+        self._looked_s = 0.0
         self._deferred: Counter[Session] = Counter()
         self.elsewhere: Elsewhere | None = None
         """None: this PoP has heard of no others, and cannot say how fresh it is."""
@@ -124,9 +127,10 @@ class Reads:
 
     def look(self, namespace: str | None = None) -> None:
         """Something was applied in a namespace; None: time has passed."""
-        if not self._waiting:
-            return
         now_s = time.monotonic()
+        if not self._waiting or (namespace is not None and now_s - self._looked_s < LOOK_S):
+            return
+        self._looked_s = now_s
         looked_at, self._waiting = self._waiting, []
         for read, settle in looked_at:
             is_late = now_s >= read.until_s
