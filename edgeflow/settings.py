@@ -112,6 +112,11 @@ class RunnerSettings(_Section):
     """File (0600) with the cluster's key for secrets, the same at every PoP; None = this PoP neither takes nor reads secrets."""
     unused_hours: float = Field(default=168.0, gt=0)
     """Hours (a week) for which images, pieces of them, bundles and environments are kept that no manifest and no kept revision refers to."""
+    cpus: float | None = Field(default=None, gt=0)
+    """CPUs that all instances of the PoP together may be allowed (`limits.cpus`, paused ones not counted); None = four times the machine's, since few reach
+    their limit at the same time. What does not fit waits."""
+    memory_bytes: int | None = Field(default=None, gt=0)
+    """Memory (bytes) that all instances of the PoP together may be allowed (`limits.memory`); None = the machine's. What does not fit waits."""
     start_deadline_s: float = 120.0
     """Seconds an instance may take from start to ready before it is reported as failing and replaced."""
 
