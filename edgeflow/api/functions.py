@@ -17,7 +17,7 @@ from edgeflow.api.places import PREFIX, find_function, load_manifest, no_manifes
 from edgeflow.api.problems import UnsupportedMediaType, responses
 from edgeflow.core import manifest as manifests
 from edgeflow.core.channels import SYSTEM_NAMESPACE, check_namespace
-from edgeflow.errors import BadManifest
+from edgeflow.errors import BadManifest, Unavailable
 from edgeflow.runner.library import ImageLibrary
 from edgeflow.runner.pins import pin
 
@@ -40,6 +40,9 @@ class AppliedView(BaseModel):
     status: Literal["created", "updated", "unchanged"]
     version: str = Field(description="Version of the manifest, its ETag")
     revisions: dict[str, str] = Field(description="Revision of each function")
+    missing_images: list[str] = Field(
+        description="Ids of images that neither the cluster nor this PoP's engine has; functions wait for them"
+    )
 
 
 class FunctionView(BaseModel):
@@ -119,12 +122,12 @@ def apply_manifest(api: ApiDep, request: Request, namespace: str, body: Manifest
     key = PREFIX + namespace
     before = system.get(key)
     if before is not None and json.loads(before.data)["functions"] == document["functions"]:
-        return _applied("unchanged", document, before.version, 200)
+        return _applied(api, "unchanged", document, before.version, 200)
     body_json = json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
     receipt = system.put(
         key, body_json, content_type="application/json", if_version=before.version if before else None, if_absent=before is None
     )  # fmt: skip
-    return _applied("updated" if before else "created", document, receipt.version or "", 200 if before else 201)
+    return _applied(api, "updated" if before else "created", document, receipt.version or "", 200 if before else 201)
 
 
 @router.get("/v1/functions/{namespace}", responses=responses(404), response_class=JSONResponse)
@@ -191,11 +194,27 @@ def resolve_image(api: Api, name: str) -> str | None:
     return None if stored is None else stored.id
 
 
+def missing_images(api: Api, document: Mapping[str, Any]) -> list[str]:
+    """Ids in a manifest of images that neither the cluster nor this PoP's engine has."""
+    library = ImageLibrary(api.store, api.settings.pop, api.settings.limits.image_bytes)
+    ids = {function["image_id"] for function in document["functions"].values() if function.get("image_id")}
+    try:
+        return sorted(id for id in ids if library.get(id) is None and not (api.images and api.images.has(id)))
+    except Unavailable:
+        return []  # the engine does not answer: the PoP that runs a function says what it waits for
+
+
 def _applied(
-    status: Literal["created", "updated", "unchanged"], document: Mapping[str, Any], version: str, code: int
+    api: Api, status: Literal["created", "updated", "unchanged"], document: Mapping[str, Any], version: str, code: int
 ) -> Response:
     revisions = {name: function["revision"] for name, function in document["functions"].items()}
-    view = AppliedView(namespace=document["namespace"], status=status, version=version, revisions=revisions)
+    view = AppliedView(
+        namespace=document["namespace"],
+        status=status,
+        version=version,
+        revisions=revisions,
+        missing_images=missing_images(api, document),
+    )
     return JSONResponse(view.model_dump(), code, {"ETag": etag(version)})
 
 
