@@ -19,6 +19,7 @@ from edgeflow.cli import (
     down,
     env,
     get,
+    images,
     invoke,
     kv,
     link,
@@ -26,6 +27,7 @@ from edgeflow.cli import (
     publish,
     quota,
     replay,
+    revisions,
     secret,
     status,
     tail,
@@ -94,6 +96,9 @@ app.command(rich_help_panel=CLUSTER)(logs.logs)
 app.add_typer(link.app, name="link", rich_help_panel=CLUSTER)
 app.command(rich_help_panel=DATA)(apply.apply)
 app.command(rich_help_panel=DATA)(apply.build)
+app.command(rich_help_panel=DATA)(revisions.diff)
+app.command(rich_help_panel=DATA)(revisions.history)
+app.command(rich_help_panel=DATA)(revisions.rollback)
 app.add_typer(get.app, name="get", rich_help_panel=DATA)
 app.command(rich_help_panel=DATA)(publish.publish)
 app.command(rich_help_panel=DATA)(invoke.invoke)
@@ -101,6 +106,7 @@ app.command(rich_help_panel=DATA)(tail.tail)
 app.add_typer(kv.app, name="kv", rich_help_panel=DATA)
 app.add_typer(dlq.app, name="dlq", rich_help_panel=DATA)
 app.command(rich_help_panel=DATA)(replay.replay)
+app.add_typer(images.app, name="images", rich_help_panel=DATA)
 app.add_typer(quota.app, name="quota", rich_help_panel=DATA)
 app.add_typer(secret.app, name="secret", rich_help_panel=DATA)
 app.command(rich_help_panel=DATA)(demo.demo)

@@ -61,6 +61,8 @@ class Artifact:
 
     bundle: str | None = None
     image: str | None = None
+    image_id: str | None = None
+    """Which image the name means, where that is known already."""
 
 
 def parse(
@@ -131,6 +133,7 @@ def resolve(
             "contract": function.contract,
             "bundle": artifact.bundle,
             "image": artifact.image,
+            **({"image_id": artifact.image_id} if artifact.image_id is not None else {}),
             **_contract_of(function),
             **wirings.wire(function).content(),
             "context": dict(function.context),
@@ -148,6 +151,8 @@ def resolve(
             "scale": {"instances": function.scale.instances},
             "place": {"pops": pops},
         }
+        if function.rollout != models.Rollout():
+            content["rollout"] = {"deadline_ms": function.rollout.deadline}
         functions[name] = {"revision": revision_of(content), **content}
     resolved = {"namespace": manifest.namespace, "applied_ms": applied_ms, "functions": functions}
     policies = wirings.policies(manifest)

@@ -10,9 +10,9 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from edgeflow.core import channels, yamldoc
 from edgeflow.core import manifest_models as models
@@ -40,7 +40,14 @@ from edgeflow.core.manifest_scalars import (
 from edgeflow.core.manifest_wiring import Wiring, as_wiring
 
 _HEX64 = re.compile(r"[0-9a-f]{64}")
+_IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
 _CAPTURE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")
+
+
+def _check_image_id(value: str) -> str:
+    if not _IMAGE_ID.fullmatch(value):
+        raise ValueError("is not the id of an image (sha256: and 64 hex digits); leave it out")
+    return value
 
 
 class ResolvedInput(models.Part):
@@ -101,6 +108,12 @@ class ResolvedRetry(models.Part):
     timeout_ms: int = Field(ge=1, le=MAX_DURATION_MS)
 
 
+class ResolvedRollout(models.Part):
+    """How a new revision takes over."""
+
+    deadline_ms: int = Field(default=60_000, ge=1, le=MAX_DURATION_MS)
+
+
 class ResolvedPolicy(models.Part):
     """What holds for all events of a channel or filter."""
 
@@ -120,6 +133,8 @@ class ResolvedFunction(models.Part):
     bundle: str | None
     """SHA-256 (hex) of the folder's archive, kept at the system key bundles/<hex>."""
     image: Image | None
+    image_id: Annotated[str, AfterValidator(_check_image_id)] | None = None
+    """`sha256:<hex>`: which image that name meant when the manifest was applied; that one runs, whatever the name means later."""
     inputs: list[ResolvedInput] = Field(min_length=1)
     join: ResolvedJoin | None
     latest: list[ResolvedSide] = Field(default_factory=list)
@@ -133,6 +148,7 @@ class ResolvedFunction(models.Part):
     secrets: Secrets = Field(default_factory=list)
     env: dict[Variable, str]
     scale: models.Scale
+    rollout: ResolvedRollout = ResolvedRollout()
     place: models.Place
 
     @property
@@ -153,9 +169,9 @@ class ResolvedManifest(models.Part):
 def revision_of(content: Mapping[str, Any]) -> str:
     """First 12 hex digits of the SHA-256 of a resolved function's content.
 
-    Everything counts but `revision` itself and `scale`: more instances of the same thing are the same thing, and its inbox stays.
+    Everything counts but `revision` itself, `scale` and `rollout`: more instances of the same thing are the same thing, and its inbox stays.
     """
-    counted = {key: value for key, value in content.items() if key not in ("revision", "scale")}
+    counted = {key: value for key, value in content.items() if key not in ("revision", "scale", "rollout")}
     text = json.dumps(counted, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

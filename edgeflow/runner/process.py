@@ -59,7 +59,7 @@ class ProcessDriver:
         self._logs = settings.state_dir.parent / "logs" / "instances"
         for folder in (self._runs, self._bundles, self._logs):
             folder.mkdir(parents=True, exist_ok=True)
-        self._venvs = Venvs(settings.runner.venvs_dir or settings.state_dir / "venvs", settings.runner.python)
+        self._venvs = Venvs.of(settings)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
 
