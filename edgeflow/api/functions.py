@@ -106,6 +106,11 @@ def apply_manifest(api: ApiDep, request: Request, namespace: str, body: Manifest
         raise BadManifest(f"the manifest's namespace is {document['namespace']!r}, the path says {namespace!r}")
     system = api.namespace_for_write(SYSTEM_NAMESPACE)
     for name, function in document["functions"].items():
+        if function.get("source") is not None and api.settings.runner.dev_dir is None:
+            raise BadManifest(
+                f"functions.{name}.source: this PoP runs no folders that are being edited",
+                hint="That is for clusters of `edgeflow dev`; apply the manifest with `edgeflow apply`.",
+            )
         if function["bundle"] is not None and system.head(f"bundles/{function['bundle']}") is None:
             raise BadManifest(
                 f"functions.{name}: its bundle {function['bundle'][:12]}... is not here",

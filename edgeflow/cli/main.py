@@ -14,6 +14,7 @@ from edgeflow import __version__
 from edgeflow.cli import (
     apply,
     demo,
+    dev,
     dlq,
     doctor,
     down,
@@ -23,6 +24,7 @@ from edgeflow.cli import (
     kv,
     link,
     logs,
+    new,
     publish,
     quota,
     replay,
@@ -81,9 +83,12 @@ def main(
     """Run PoPs on this machine, or talk to those that run. State lives under $EDGEFLOW_HOME (default: .edgeflow)."""
 
 
+LOOP = "Write a function"
 CLUSTER = "Cluster"
 DATA = "Applications and data"
 
+app.command(rich_help_panel=LOOP)(new.new)
+app.command(rich_help_panel=LOOP)(dev.dev)
 app.command(rich_help_panel=CLUSTER)(up.up)
 app.command(rich_help_panel=CLUSTER)(down.down)
 app.command(rich_help_panel=CLUSTER)(status.status)

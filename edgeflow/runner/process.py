@@ -57,6 +57,7 @@ class ProcessDriver:
         self._logs = settings.state_dir.parent / "logs" / "instances"
         for folder in (self._runs, self._bundles, self._logs):
             folder.mkdir(parents=True, exist_ok=True)
+        self._dev_dir = settings.runner.dev_dir
         self._venvs = Venvs(settings.runner.venvs_dir or settings.state_dir / "venvs", settings.runner.python)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
@@ -65,6 +66,8 @@ class ProcessDriver:
         self, namespace: str, name: str, function: ResolvedFunction, bundle: bytes | None, progress: Progress
     ) -> Prepared:
         """Unpack the folder and build its environment."""
+        if function.source is not None:
+            return self._prepare_source(f"{namespace}/{name}", Path(function.source.folder), function, progress)
         if function.bundle is None or bundle is None:
             raise BadManifest(
                 f"{namespace}/{name}: image {function.image!r} cannot run here: this cluster runs functions as processes",
@@ -76,10 +79,22 @@ class ProcessDriver:
                 f"{namespace}/{name}: its folder has no handler.py, and this cluster runs functions as processes",
                 hint="Add a handler.py (a Dockerfile alone needs a cluster started with `edgeflow up --mode docker`).",
             )
+        return Prepared(folder=folder, python=self._environment(folder, function, progress))
+
+    def _prepare_source(self, name: str, folder: Path, function: ResolvedFunction, progress: Progress) -> Prepared:
+        if self._dev_dir is None:
+            raise BadManifest(
+                f"{name}: runs from the folder {folder}, which only a cluster of `edgeflow dev` does",
+                hint="Apply the manifest with `edgeflow apply`.",
+            )
+        if not (folder / "handler.py").is_file():
+            raise BadManifest(f"{name}: {folder} has no handler.py", hint="Add one.")
+        return Prepared(folder=folder, python=self._environment(folder, function, progress), is_live=True)
+
+    def _environment(self, folder: Path, function: ResolvedFunction, progress: Progress) -> Path:
         requirements = folder / "requirements.txt"
         text = requirements.read_bytes() if requirements.is_file() else b""
-        python = self._venvs.ensure(text, progress, mqtt=function.direct)
-        return Prepared(folder=folder, python=python)
+        return self._venvs.ensure(text, progress, mqtt=function.direct)
 
     def observe(self) -> list[Observed]:
         """What the run files say, checked against the processes."""
@@ -114,10 +129,14 @@ class ProcessDriver:
         environment["PATH"] = f"{spec.prepared.python.parent}:{environment.get('PATH', os.defpath)}"
         environment |= {**_ONE_THREAD, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", **spec.env}
         environment |= {"EDGEFLOW_SOCKET": str(spec.socket), "EDGEFLOW_HANDLER": str(spec.prepared.folder)}
+        program = "edgeflow.sdk.runtime"
+        if spec.prepared.is_live and self._dev_dir is not None:
+            program = "edgeflow.sdk.reload"
+            environment["EDGEFLOW_FAILURES"] = str(self._dev_dir / "failed")
         try:
             with log_path.open("ab") as output:
                 child = subprocess.Popen(
-                    [str(spec.prepared.python), "-m", "edgeflow.sdk.runtime"], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                    [str(spec.prepared.python), "-m", program], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                     env=environment, cwd=spec.prepared.folder, start_new_session=True, close_fds=True,
                 )  # fmt: skip
         except OSError as error:
