@@ -46,7 +46,8 @@ TICK_S = 0.1
 SECOND_S = 1.0
 TIDY_S = 30.0
 PUSH_DELAY_S = 0.0015
-"""How long appended entries wait for company before they are pushed to the peers; part of the staleness there."""
+"""How long entries that a round appended wait for company before they are pushed to the peers, and the shortest time between two pushes; part of
+the staleness there."""
 
 
 def configure_logging(settings: PopSettings, process: str) -> None:
@@ -89,10 +90,14 @@ class DataProcess:
         )
         self._pushable: set[str] = set()
         self._push_timer: Timer | None = None
+        self._pushed_s = 0.0
+        self._is_company_due = False
         self._discovery = Discovery(self._gateways.__contains__, self._create_namespace)
         self._links = Links(settings, self._store, self._reactor, self._mirrored)
         self._instances.covering.passed = self._links.passed
         self._instances.covering.staleness_ms = self._links.staleness_ms
+        self._instances.reads.passed = self._links.passed
+        self._instances.reads.elsewhere = self._links
         self._wakeups = self._store.wakeups()
         self._wake_fd = -1
         self._outages = self._store.outages
@@ -202,6 +207,7 @@ class DataProcess:
 
     def _round_released(self, name: str, released: Sequence[OwnRelease]) -> None:
         self._pushable.add(name)
+        self._is_company_due = True
         if name in self._publishers:
             self._publishers[name].offer(released)
             self._reply(name)
@@ -264,13 +270,17 @@ class DataProcess:
         return False
 
     def _push(self) -> bool:
-        # Not at once: what an instance here answers within the delay travels with its input, and the links' reading is out of its way.
         if self._pushable and self._push_timer is None:
-            self._push_timer = self._reactor.call_later(PUSH_DELAY_S, self._push_now)
+            # What a round appended does not go at once: what an instance here answers within the delay travels with its input, and the links' reading is
+            # out of its way. What the api wrote is answered by nobody here; only a flood of it is worth waiting for.
+            if self._is_company_due or time.monotonic() - self._pushed_s < PUSH_DELAY_S:
+                self._push_timer = self._reactor.call_later(PUSH_DELAY_S, self._push_now)
+            else:
+                self._push_now()
         return False
 
     def _push_now(self) -> None:
-        self._push_timer = None
+        self._push_timer, self._pushed_s, self._is_company_due = None, time.monotonic(), False
         names, self._pushable = self._pushable, set()
         self._links.notify(names)
 

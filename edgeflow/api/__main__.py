@@ -25,7 +25,7 @@ from edgeflow.api.context import Api
 from edgeflow.api.streams import FrameEncoder
 from edgeflow.api.tails import TailHub
 from edgeflow.errors import EdgeflowError
-from edgeflow.runner.reconciler import Runner
+from edgeflow.runner.service import Runner
 from edgeflow.settings import PopSettings
 from edgeflow.store.client import Store
 

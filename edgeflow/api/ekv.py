@@ -38,12 +38,13 @@ from edgeflow.api.context import Api, ApiDep
 from edgeflow.api.problems import BadParameter, Reserved, problem_response, responses
 from edgeflow.api.ranges import Span, parse_range, whole
 from edgeflow.api.uploads import ValueUpload, open_body, pieces, sha256_header
-from edgeflow.api.views import ReceiptView, ValueView, is_version, value_view
+from edgeflow.api.views import ReceiptView, ValueView, value_view
 from edgeflow.api.watch import watch_changes
 from edgeflow.api.writes import carry_out, read_at_home
 from edgeflow.core.channels import SYSTEM_NAMESPACE, check_key
 from edgeflow.core.cursors import EMPTY, Vector
 from edgeflow.core.typed import typed_json
+from edgeflow.core.versions import is_version
 from edgeflow.errors import Behind, NotReplicated, VersionMismatch
 from edgeflow.store.records import Delete, Put, ValueInfo, Write
 from edgeflow.store.replica import ReplicatedNamespace

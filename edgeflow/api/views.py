@@ -60,11 +60,6 @@ def value_view(info: ValueInfo) -> ValueView:
     )  # fmt: skip
 
 
-def is_version(text: str) -> bool:
-    """Whether a text has the form of a version."""
-    return len(text) > 20 and text[:13].isdigit() and text[13] == "." and text[14:19].isdigit() and text[19] == "@"
-
-
 def event_view(event: Event, blobs_url: str) -> dict[str, Any]:
     """Structured CloudEvents JSON of an event, its body inline only when it is in the event itself."""
     if event.ref is None:

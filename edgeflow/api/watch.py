@@ -18,8 +18,9 @@ from starlette.concurrency import run_in_threadpool
 from edgeflow.api.context import Api
 from edgeflow.api.problems import BadParameter
 from edgeflow.api.streams import RECONNECT_MS, EventStream, frame
-from edgeflow.api.views import is_version, value_view
+from edgeflow.api.views import value_view
 from edgeflow.core.channels import check_namespace
+from edgeflow.core.versions import is_version
 from edgeflow.errors import Unavailable
 from edgeflow.store.records import ValueInfo
 from edgeflow.store.replica import ReplicatedNamespace

@@ -317,13 +317,26 @@ def content_hash(namespace: NamespaceArgument, pop: AnyPopOption = None, output:
 
 @app.command("lag")
 def lag(pop: AnyPopOption = None, output: OutputOption = Output.TABLE) -> None:
-    """Show how far each PoP's peers are behind it, and why."""
-    items = [
-        {"pop": name, "peer": peer["id"], **(peer["link"] or {"state": peer["state"]})}
-        for name, client in clients_of(pop)
-        for peer in client.pops()
-        if not peer["self"]
-    ]
+    """Show how far each PoP's peers are behind it, and why; and by namespace how old what a PoP has may be, and what waits there.
+
+    `-o json` has both: the namespaces of the PoP are in each item, with what the peer lacks of them.
+    """
+    links: list[dict[str, Any]] = []
+    stands: list[dict[str, Any]] = []
+    for name, client in clients_of(pop):
+        pops = client.pops()
+        lags = {
+            one["namespace"]: one["lag"]
+            for one in next((one["namespaces"] for one in pops if one["self"]), None) or ()
+            if one.get("lag")
+        }
+        for peer in pops:
+            if not peer["self"]:
+                links.append({
+                    "pop": name, "peer": peer["id"], **(peer["link"] or {"state": peer["state"]}),
+                    "namespaces": {ns: _lag_of(document, peer["id"]) for ns, document in lags.items()},
+                })  # fmt: skip
+        stands += [{"pop": name, "namespace": ns, **document} for ns, document in sorted(lags.items())]
     columns = {
         "POP": lambda item: item["pop"],
         "PEER": lambda item: item["peer"],
@@ -332,9 +345,32 @@ def lag(pop: AnyPopOption = None, output: OutputOption = Output.TABLE) -> None:
         "BYTES BEHIND": lambda item: item.get("bytes_behind"),
         "STALENESS ms": lambda item: item.get("staleness_ms"),
         "RTT ms": lambda item: item.get("rtt_ms"),
+        "RELAYED": lambda item: item.get("relayed"),
+        "SNAPSHOTS": lambda item: item.get("snapshots_sent"),
         "LAST ERROR": lambda item: item.get("last_error"),
     }
-    show(output, items, columns, empty="there is one PoP only")
+    show(output, links, columns, empty="there is one PoP only")
+    if output is Output.JSON or not links or not stands:
+        return
+    print()
+    columns = {
+        "POP": lambda item: item["pop"],
+        "NAMESPACE": lambda item: item["namespace"],
+        "STALENESS ms": lambda item: item.get("staleness_ms"),
+        "PARKED": lambda item: item.get("parked"),
+        "LOG ENTRIES": lambda item: item.get("log_entries"),
+        "LOG": lambda item: size_text(item.get("log_bytes") or 0),
+        "FORCED OUT": lambda item: item.get("forced_out"),
+    }
+    show(output, stands, columns, empty="")
+
+
+def _lag_of(document: dict[str, Any], peer: str) -> dict[str, Any]:
+    """The `lag` of a namespace, with what one peer lacks of it."""
+    return {
+        **{name: value for name, value in document.items() if name != "peers"},
+        **document.get("peers", {}).get(peer, {}),
+    }
 
 
 # -- printing ----------------------------------------------------------------------------------------------------------

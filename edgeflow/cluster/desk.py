@@ -338,18 +338,25 @@ class Desk:
         self._wait(_Wait(ns, self._clock() + within_s, look))
 
     def _sync(self, asked: Asked) -> None:
-        ns = _namespace(asked.args)
+        def done(staleness_ms: int | None) -> None:
+            asked.answer({"staleness_ms": staleness_ms})
+
+        self.sync(_namespace(asked.args), 0.9 * max(0.0, asked.left_s), done)
+
+    def sync(self, ns: str, within_s: float, done: Callable[[int | None], None]) -> None:
+        """Asks all others how far they are; tells for how long something may have been written that is not readable here, as soon as all have been
+        heard and what they had is here, or when the time is over. None: not known. Raises Throttled."""
         now_s = self._clock()
 
         def look(is_late: bool) -> bool:
             complete_s = [self._standing.complete_s(ns, peer) for peer in self._peers.peers()]
             if is_late or all(at_s is not None and at_s >= now_s for at_s in complete_s):
-                asked.answer({"staleness_ms": self._standing.staleness_ms(ns, self._clock())})
+                done(self._standing.staleness_ms(ns, self._clock()))
                 return True
             return False
 
         self._standing.touch({ns})
-        self._wait(_Wait(ns, now_s + 0.9 * max(0.0, asked.left_s), look, by_peers=True))
+        self._wait(_Wait(ns, now_s + within_s, look, by_peers=True))
         self._peers.ping_all()
 
     def _stand(self, asked: Asked) -> None:

@@ -184,6 +184,10 @@ class Links:
         """Has a body come from whichever peer has it; `done` is called when it is here, or the time is over."""
         self._desk.want(ns, digest, within_s, lambda _is_here: done())
 
+    def sync(self, ns: str, within_s: float, done: Callable[[int | None], None]) -> None:
+        """Asks all peers how far they are in a namespace; `done` is told `staleness_ms` as it is then. Raises Throttled."""
+        self._desk.sync(ns, within_s, done)
+
     def states(self) -> dict[str, dict[str, Any]]:
         """`link_state` per peer, as of now."""
         return {peer: link.document() for peer, link in self._links.items()}

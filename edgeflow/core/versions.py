@@ -42,6 +42,11 @@ def parse_version(version: str) -> Clock:
     return Clock(int(found[1]), int(found[2]))
 
 
+def is_version(text: str) -> bool:
+    """Whether a text has the form of a version."""
+    return _VERSION.fullmatch(text) is not None
+
+
 def is_ahead(version: str, now_ms: int, skew_ms: int) -> bool:
     """Whether a version is too far in the future of a clock that says `now_ms` to be merged yet."""
     return parse_version(version).ms - skew_ms > now_ms

@@ -10,16 +10,13 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from edgeflow.flow.sessions import Session
+from edgeflow.flow.sessions import InboxKey, Session
 from edgeflow.store import Claimed
 
 BELOW_US = 100_000
 """Mean time of a handler from which on nothing is claimed ahead: what a claim takes is nothing to it, and others may be free earlier."""
 KEPT_S = 0.5
 """How long a claim may wait here. Its turn was due within the time of a handler."""
-
-InboxKey = tuple[str, str]
-"""Namespace and inbox ("function:revision")."""
 
 
 class Waiting(NamedTuple):

@@ -7,6 +7,7 @@ What must stay true: a body of any size takes a few MiB here; nobody waits for a
 sent by half when it ends leaves nothing.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,8 @@ PIECE_BYTES = 4 * 1024 * 1024
 """Most bytes of a body in one reply."""
 FETCH_S = 30.0
 """Longest an instance waits for a body that comes from another PoP."""
+EXPECTED = 1000
+"""Bodies that only reads at the homes of keys have named, at most."""
 
 WantBody = Callable[[str, str, float, Callable[[], None]], None]
 """Have a body come here: (namespace, digest, within seconds, called when it has come or the time is over)."""
@@ -35,6 +38,13 @@ class InstanceBodies:
         self._limits = limits
         self._want = want
         self._incoming: dict[Session, tuple[str, int, BodyWriter]] = {}
+        self._expected: OrderedDict[tuple[str, str], None] = OrderedDict()
+
+    def expect(self, namespace: str, digest: str) -> None:
+        """Another PoP has named this body: it is looked for there although nothing here refers to it yet."""
+        self._expected[namespace, digest] = None
+        if len(self._expected) > EXPECTED:
+            self._expected.popitem(last=False)
 
     def fetch(self, session: Session, message: Message) -> None:
         """Answer a `fetch`, now or when the body has come."""
@@ -48,7 +58,7 @@ class InstanceBodies:
             piece = None
         if piece is not None:
             answer(session, message, lambda: piece)
-        elif namespace.knows_blob(digest):
+        elif namespace.knows_blob(digest) or (namespace.name, digest) in self._expected:
             self._want(namespace.name, digest, FETCH_S, lambda: self._fetch_again(session, message, digest, offset))
         else:
             answer(session, message, lambda: _raise(NotFound(f"blob {digest[:80]} is not at {self._store.pop}")))

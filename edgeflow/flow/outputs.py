@@ -75,14 +75,18 @@ def build_values(values: Sequence[Any], *, function: str, limits: Limits) -> lis
         if not isinstance(value, Mapping):
             raise BadEvent(f"value {index} of {function} is a {type(value).__name__}, not a map")
         key = check_own_key(_text(value, "key", index))
+        if_version, if_absent = _optional(value, "if_version", index), value.get("if_absent", False)
+        if not isinstance(if_absent, bool):
+            raise BadEvent(f"value {key!r} of {function} has the if_absent {if_absent!r}, not true or false")
         if value.get("delete"):
-            writes.append(ValueWrite(key))
+            writes.append(ValueWrite(key, if_version=if_version, if_absent=if_absent))
             continue
         data, ref = _body(value, f"value {key!r} of {function}", limits.value_bytes)
         ttl_ms = value.get("ttl_ms")
         if ttl_ms is not None and (not isinstance(ttl_ms, int) or isinstance(ttl_ms, bool) or ttl_ms < 1):
             raise BadEvent(f"value {key!r} of {function} has the ttl_ms {ttl_ms!r}, not a whole number of at least 1")
-        writes.append(ValueWrite(key, data, ref, _optional(value, "content_type", index), ttl_ms))
+        content_type = _optional(value, "content_type", index)
+        writes.append(ValueWrite(key, data, ref, content_type, ttl_ms, if_version, if_absent))
     return writes
 
 

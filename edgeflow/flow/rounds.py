@@ -11,8 +11,10 @@ import structlog
 
 from edgeflow.core.failpoints import hit
 from edgeflow.errors import StoreFull
+from edgeflow.flow.commits import Collected
 from edgeflow.flow.gateway import Gateway
-from edgeflow.flow.instances import Collected, Instances
+from edgeflow.flow.handover import HandOver
+from edgeflow.flow.instances import Instances
 from edgeflow.store import OwnRelease, Store
 from edgeflow.store.connection import Meanwhile
 
@@ -60,7 +62,7 @@ class Rounds:
                 result = self._store.namespace(name).round(
                     arrivals=arrivals,
                     commits=[commit for _, commit, _ in work.commits],
-                    claims=[self._instances.claim(wish) for wish in wishes],
+                    claims=[HandOver.claim(wish) for wish in wishes],
                     blobs=work.blobs,
                     turned_away=gateway.turned_away if gateway is not None else {},
                     meanwhile=self._meanwhile,

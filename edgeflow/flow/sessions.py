@@ -28,6 +28,9 @@ PROTOCOL = 1
 _READ_BYTES = 256 * 1024
 _MAX_QUEUED_BYTES = 128 * 1024 * 1024
 
+InboxKey = tuple[str, str]
+"""Namespace and inbox ("function:revision")."""
+
 
 @dataclass(frozen=True, slots=True)
 class InstanceSpec:
@@ -38,6 +41,11 @@ class InstanceSpec:
     revision: str
     instance: str
     socket: str
+
+    @property
+    def inbox(self) -> InboxKey:
+        """The inbox it works on."""
+        return (self.namespace, f"{self.function}:{self.revision}")
 
 
 @dataclass(slots=True)

@@ -353,24 +353,13 @@ class AgentPort:
             body += piece
         return bytes(body)
 
-    def get(self, key: str, version: str | None) -> dict[str, Any] | None:
-        """A value of the namespace, or None."""
+    def read(self, request: dict[str, Any]) -> Message:
+        """The reply to a request that reads values of the namespace."""
         started_s = time.perf_counter()
-        message: dict[str, Any] = {"t": "get", "key": key}
-        if version is not None:
-            message["version"] = version
-        value: dict[str, Any] | None = self._connection.request(message)["value"]
-        self.waited_s += time.perf_counter() - started_s
-        return value
-
-    def list(self, prefix: str, after: str, limit: int) -> Sequence[dict[str, Any]]:
-        """Keys of the namespace."""
-        started_s = time.perf_counter()
-        items: Sequence[dict[str, Any]] = self._connection.request(
-            {"t": "list", "prefix": prefix, "after": after, "limit": limit}
-        )["items"]
-        self.waited_s += time.perf_counter() - started_s
-        return items
+        try:
+            return self._connection.request(request)
+        finally:
+            self.waited_s += time.perf_counter() - started_s
 
     def session(self, token: str) -> str:
         """Waits until this PoP has what the token names; the token of what it has."""

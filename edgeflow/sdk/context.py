@@ -15,11 +15,12 @@ from edgeflow.core.channels import check_channel, fill, is_reserved, matches, te
 from edgeflow.core.events import ATTRIBUTE_NAME, CORE_ATTRIBUTES, LOG_ATTRIBUTES, check_text
 from edgeflow.core.tokens import SESSION_ATTRIBUTE
 from edgeflow.errors import BadName, BadOutput, EdgeflowError
-from edgeflow.sdk.ekv import ContextValues, Ekv, InputSession, Value
+from edgeflow.sdk.ekv import Ekv, InputSession
 from edgeflow.sdk.inputs import Input
 from edgeflow.sdk.log import Log
 from edgeflow.sdk.outcome import JSON_TYPE, Outcome, Port, encode_body, too_late
 from edgeflow.sdk.state import State, type_name
+from edgeflow.sdk.stored import ContextValues, Value
 
 _TRACE_ATTRIBUTES = ("traceparent", "tracestate")
 

@@ -36,10 +36,10 @@ from edgeflow.errors import BadEvent, BadOutput, EdgeflowError, NotFound, Protoc
 from edgeflow.sdk.broker import BrokerSession
 from edgeflow.sdk.connection import Abandoned, AgentPort, Connection, ConnectionLost, drain_fd
 from edgeflow.sdk.context import Context
-from edgeflow.sdk.ekv import ContextCache, Value
 from edgeflow.sdk.inputs import BodyCache, Input
 from edgeflow.sdk.log import Log
 from edgeflow.sdk.outcome import Frame, Outcome
+from edgeflow.sdk.stored import ContextCache, Value
 
 _chance = random.Random()
 """Of our own: the global generator belongs to the program that uses this, which may have seeded it."""
@@ -249,12 +249,14 @@ class Direct:
     def _value_of(self, dataref: str) -> bytes:
         """The body of an `ekv:` reference. Raises NotFound when it cannot be read here yet: nothing waits with `qos: 0`."""
         key, version = parse_ekv_ref(dataref, self._info.namespace)
-        found = self._port.get(key, version)
+        found = self._port.read({"t": "get", "key": key, **({} if version is None else {"version": version})})["value"]
         if found is None:
             raise NotFound(
                 f"the event refers to {dataref}, which cannot be read at this PoP yet",
                 hint="Subscribe with qos 1 to wait for it.",
             )
+        if (digest := found.get("digest")) is not None:
+            return self._port.fetch(digest)
         return found.get("data") or b""
 
     def _is_repeated(self, stored: Frame) -> bool:
@@ -434,13 +436,9 @@ class DirectPort:
         """Some bytes of that body. Raises Unavailable while the agent is away."""
         return self._ask(lambda agent: agent.fetch_piece(digest, offset))
 
-    def get(self, key: str, version: str | None) -> Frame | None:
-        """A value of the namespace, or None. Raises Unavailable while the agent is away."""
-        return self._ask(lambda agent: agent.get(key, version))
-
-    def list(self, prefix: str, after: str, limit: int) -> Sequence[Frame]:
-        """Keys of the namespace. Raises Unavailable while the agent is away."""
-        return self._ask(lambda agent: agent.list(prefix, after, limit))
+    def read(self, request: Frame) -> Frame:
+        """Values of the namespace. Raises Unavailable while the agent is away."""
+        return self._ask(lambda agent: agent.read(request))
 
     def session(self, token: str) -> str:
         """Waits until this PoP has what the token names. Raises Unavailable while the agent is away."""

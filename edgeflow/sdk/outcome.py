@@ -8,7 +8,6 @@ What must stay true: nothing leaves before the commit, except large bodies, as b
 
 import hashlib
 import json
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 from edgeflow.core.channels import check_key
@@ -26,11 +25,8 @@ Frame = dict[str, Any]
 class Port(Bodies, Protocol):
     """What an attempt may ask of the agent. Every method raises EdgeflowError when the agent refuses."""
 
-    def get(self, key: str, version: str | None) -> Frame | None:
-        """{"key", "version", "data", "content_type"} of a value, or None."""
-
-    def list(self, prefix: str, after: str, limit: int) -> Sequence[Frame]:
-        """{"key", "version", "size"} of values whose key begins with `prefix` and sorts after `after`, in key order."""
+    def read(self, request: Frame) -> Frame:
+        """The reply to a `get`, `head`, `versions` or `list` request of the instance protocol."""
 
     def session(self, token: str) -> str:
         """Returns when this PoP has all that a session token names (none: at once), with a token that names what it shows from now on."""

@@ -29,11 +29,11 @@ from edgeflow.core.wire import Message
 from edgeflow.errors import BadHandler, BadOutput, EdgeflowError, ProtocolError, Reject
 from edgeflow.sdk.connection import Abandoned, AgentPort, Connection, ConnectionLost, connect
 from edgeflow.sdk.context import Context, FunctionInfo
-from edgeflow.sdk.ekv import ContextCache
 from edgeflow.sdk.function import Handle, check_signature, load_handler
 from edgeflow.sdk.inputs import Bodies, BodyCache, make_inputs, spread
 from edgeflow.sdk.log import Log
 from edgeflow.sdk.outcome import Outcome
+from edgeflow.sdk.stored import ContextCache
 
 _chance = random.Random()
 """Of our own: the global generator belongs to the program that uses this, which may have seeded it."""
@@ -501,6 +501,8 @@ class Session:
         fields = {"invocation": message["invocation"], "attempt": message["attempt"], "reason": message.get("error")}
         if status == "stale":
             self._instance.log.warning("commit_stale", **fields)
+        elif status == "failed":
+            self._instance.log.warning("commit_failed", **fields)
         else:
             self._instance.log.error("commit_refused", **fields)
 

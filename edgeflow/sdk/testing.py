@@ -20,21 +20,23 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from edgeflow.core.events import DEFAULT_TYPE, make_event
-from edgeflow.errors import NotFound
+from edgeflow.errors import NotFound, VersionMismatch
 from edgeflow.sdk.context import Context, FunctionInfo
-from edgeflow.sdk.ekv import Value
 from edgeflow.sdk.function import Handle, check_signature
 from edgeflow.sdk.inputs import make_inputs
 from edgeflow.sdk.log import Log
 from edgeflow.sdk.outcome import JSON_TYPE, Outcome, encode_body
+from edgeflow.sdk.stored import Value
 
 NAMESPACE = "test"
 RETURNED = "returned"
+VERSION = "1"
+"""The version of each value that `ekv` gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,9 @@ def call(
     that the handler can read, `state` what `ctx.state` holds. `key`, `window` (ms), `replay` and `shadow` are what `ctx` says of itself.
     `named` holds inputs whose names are taken by arguments of this function: `call(handle, {"state": b"..."})`.
     Without `publish` (channels and templates as in the manifest), every channel is allowed and a returned value shows up on channel `returned`.
-    Raises what the handler raises, BadHandler when its parameters are not the inputs, BadOutput for what cannot be published or kept.
+    All values of `ekv` have the version VERSION; no other PoP is there to be asked, so strong and fresh reads show them too.
+    Raises what the handler raises, BadHandler when its parameters are not the inputs, BadOutput for what cannot be published or kept, VersionMismatch when
+    an `if_version` or `if_absent` does not hold: at a PoP the attempt has failed then, and is made again.
     """
     inputs |= named or {}
     check_signature(handle, list(inputs))
@@ -152,7 +156,7 @@ def call(
     values: dict[str, Value | None] = {}
     for name, given in (context or {}).items():
         body, content_type = encode_body(given, f"context value {name!r} is") if given is not None else (b"", None)
-        values[name] = None if given is None else Value(name, "1", data=body, content_type=content_type)
+        values[name] = None if given is None else Value(name, VERSION, data=body, content_type=content_type)
     lines = io.StringIO()
     outcome = Outcome(port)
     arguments, made = make_inputs(items, info.inputs, port, lists=lists)
@@ -161,6 +165,7 @@ def call(
         log=Log({}, lines), state=_stored_state(state), key=key, window=window, replay=replay, shadow=shadow,
     )  # fmt: skip
     ctx.end(handle(ctx, **arguments))
+    port.check(outcome.values.values())
     after, is_changed = _state_after(state, outcome.state, port)
     return Result(
         outputs=[port.output(namespace, stored) for stored in outcome.outputs],
@@ -207,15 +212,33 @@ class _MemoryPort:
     def fetch_piece(self, digest: str, offset: int) -> bytes:
         return self.fetch(digest)[offset : offset + 1024 * 1024]
 
-    def get(self, key: str, version: str | None) -> dict[str, Any] | None:
-        if key not in self._values or version not in (None, "1"):
-            return None
-        body, content_type = self._values[key]
-        return {"key": key, "version": "1", "data": body, "content_type": content_type}
+    def read(self, request: dict[str, Any]) -> dict[str, Any]:
+        if request["t"] == "list":
+            prefix, after, limit = request["prefix"], request["after"], request["limit"]
+            keys = sorted(key for key in self._values if key.startswith(prefix) and key > after)
+            return {"items": [self._about(key) for key in keys[:limit]]}
+        key = request["key"]
+        is_there = key in self._values and request.get("version") in (None, VERSION)
+        about = self._about(key) if is_there else None
+        if request["t"] == "versions":
+            return {"items": [] if about is None else [{**about, "current": True}]}
+        if about is not None and request["t"] == "get":
+            about["data"] = self._values[key][0]
+        return {"value": about, "token": ""}
 
-    def list(self, prefix: str, after: str, limit: int) -> Sequence[dict[str, Any]]:
-        keys = sorted(key for key in self._values if key.startswith(prefix) and key > after)
-        return [{"key": key, "version": "1", "size": len(self._values[key][0])} for key in keys[:limit]]
+    def _about(self, key: str) -> dict[str, Any]:
+        body, content_type = self._values[key]
+        return {"key": key, "version": VERSION, "size": len(body), "content_type": content_type, "origin": "test"}
+
+    def check(self, written: Iterable[Mapping[str, Any]]) -> None:
+        """What the commit is bound to. Raises VersionMismatch when that does not hold."""
+        for one in written:
+            wanted, is_there = one.get("if_version"), one["key"] in self._values
+            if (wanted is not None and (not is_there or wanted != VERSION)) or (one.get("if_absent") and is_there):
+                raise VersionMismatch(
+                    f"the commit is bound to what is under {one['key']!r}, and that {'has version ' + VERSION if is_there else 'is not there'}",
+                    hint="At a PoP this attempt has failed (precondition-failed), and the next one reads the value again.",
+                )
 
     def session(self, token: str) -> str:
         return token

@@ -314,6 +314,13 @@ class Namespace(Values):
                 for key, by in commit.increments:
                     sums[key] = sums.get(key, 0) + by
                 item["inc"] = list(sums.items())
+            conditions = [
+                [write.key, write.if_version or False, write.if_absent]
+                for write in commit.values
+                if write.if_version or write.if_absent
+            ]
+            if conditions:
+                item["cond"] = conditions
             if commit.ops:
                 item["ops"] = pack_ops(commit.ops, self._limits.inline_bytes)
             items.append(item)

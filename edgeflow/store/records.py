@@ -128,13 +128,15 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class ValueWrite:
-    """A value in a commit. `data` None with `ref` None deletes the key, whatever its type."""
+    """A value in a commit. `data` None with `ref` None deletes the key, whatever its type. `if_version`, `if_absent`: the commit happens only then."""
 
     key: str
     data: bytes | None = None
     ref: BlobRef | None = None
     content_type: str | None = None
     ttl_ms: int | None = None
+    if_version: str | None = None
+    if_absent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +287,8 @@ class Commit:
 @dataclass(frozen=True, slots=True)
 class Ended:
     """What a commit did: "committed", "stale" (nothing was written), or "missing" (a blob it refers to is not here; nothing was
-    written), "elsewhere" (a key that it writes has its home at another PoP), "wrong-type" or "too-many" (`detail` is the key); nothing was written."""
+    written), "elsewhere" (a key that it writes has its home at another PoP), "wrong-type" or "too-many" (`detail` is the key), "mismatch" (a condition
+    does not hold; `detail` is "<key> <its version>"); nothing was written."""
 
     status: str
     detail: str = ""

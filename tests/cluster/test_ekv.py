@@ -514,6 +514,89 @@ def test_a_function_reads_what_the_session_of_its_input_has_seen(
     assert found(at("ny").ekv.session({"fn": with_token["ekvsession"]}).get("fn/k")) == b"seen"
 
 
+KEEPER = """
+from edgeflow import function
+from edgeflow.errors import EdgeflowError
+
+@function
+def handle(ctx, asked):
+    what = asked.json()
+    if "add" in what:
+        value = ctx.ekv.get("sum")
+        total = what["add"] + (0 if value is None else value.json())
+        if value is None:
+            ctx.ekv.put("sum", total, if_absent=True)
+        else:
+            ctx.ekv.put("sum", total, if_version=value.version)
+        return {"attempt": ctx.attempt}
+    try:
+        value = ctx.ekv.get(what.pop("key"), **what)
+        return {"size": None if value is None else len(value.data), "begins": None if value is None else value.text()[:4]}
+    except EdgeflowError as error:
+        return {"code": error.code}
+"""
+
+
+def test_a_function_reads_at_the_home_and_as_fresh_as_it_asks_and_writes_under_conditions(
+    cluster: LocalCluster, at: Callable[[str], Operator], wait_until: Wait, tmp_path: Path
+) -> None:
+    all_linked(at, wait_until)
+    (tmp_path / "keeper").mkdir()
+    (tmp_path / "keeper" / "handler.py").write_text(KEEPER)
+    (tmp_path / "edgeflow.yaml").write_text(
+        "namespace: kept\nfunctions:\n  keeper: {build: ./keeper, subscribe: asked, publish: told, place: {pops: [chicago]}, "
+        "scale: {instances: 3}, retry: {attempts: 20, backoff: 5ms}}\n"
+    )
+    access = cluster.pop("chicago")
+    apply_file(tmp_path / "edgeflow.yaml", Target(access.api_url, access.token), timeout_s=120)
+    chicago, la = at("chicago"), at("la")
+
+    def answer(**question: Any) -> Any:
+        (output,) = chicago.invoke("kept/keeper", question, timeout_s=30)
+        return output.json()
+
+    chicago.set_policies("kept", [{"prefix": "acct/", "home": "la"}], None)
+    wait_until(lambda: _home(la, "kept", "acct/x") == "la", "the policy")
+    chicago.ekv.put("kept/acct/x", "first")
+    wait_until(lambda: chicago.ekv.get("kept/acct/x") is not None, "the copy")
+    big = "y" * 1_500_000
+    with slow(cluster, "chicago", 1000):
+        wait_until(lambda: hears_nothing(chicago, "kept"), "the delay to be there")
+        la.ekv.put("kept/acct/x", "later")
+        la.ekv.put("kept/acct/big", big)
+        assert answer(key="acct/x") == {"size": 5, "begins": "firs"}
+        assert answer(key="acct/x", strong=True, wait_s=20) == {"size": 5, "begins": "late"}
+        assert answer(key="acct/big", strong=True, wait_s=20) == {"size": len(big), "begins": "yyyy"}
+        assert answer(key="acct/x", max_staleness_s=0.05, wait_s=0.2) == {"code": "stale"}
+        receipt = la.ekv.put("kept/acct/x", "latest")
+        assert answer(key="acct/x", version=receipt.version, wait_s=0.05) == {"code": "behind"}
+        assert answer(key="acct/x", version=receipt.version, wait_s=20)["begins"] == "late"
+    assert answer(key="free", strong=True) == {"code": "no-home"}
+    with cut_off(cluster, "chicago"):
+        wait_until(lambda: hears_nothing(chicago, "kept"), "chicago to be alone")
+        assert answer(key="acct/x", strong=True, wait_s=0.5) == {"code": "home-unreachable"}
+    # Increments by hand, from three instances at once: each counts once, because a commit that comes too late is tried again.
+    chicago.ekv.delete("kept/sum")
+    for n in range(1, 41):
+        chicago.publish("kept/asked", {"add": n})
+    total = str(sum(range(1, 41))).encode()
+    wait_until(lambda: (value := chicago.ekv.get("kept/sum")) is not None and value.data == total, "the sum", 60)
+    assert list(chicago.dead_letters("kept")) == []
+
+
+@contextmanager
+def slow(cluster: LocalCluster, pop: str, delay_ms: float) -> Iterator[None]:
+    """All links to `pop` with a one-way delay."""
+    pairs = [pair for pair in PAIRS if pop in pair]
+    for pair in pairs:
+        cluster.set_link(*pair, delay_ms=delay_ms)
+    try:
+        yield
+    finally:
+        for pair in pairs:
+            cluster.set_link(*pair, delay_ms=0)
+
+
 def test_a_stock_mqtt_client_asks_for_copies_of_its_event(
     cluster: LocalCluster, at: Callable[[str], Operator], wait_until: Wait
 ) -> None:

@@ -7,9 +7,12 @@ import pytest
 from store_pops import START_MS, Clock
 from test_values import INLINE_BYTES, World
 
+from edgeflow.core.events import make_event
+from edgeflow.core.policies import Policies, parse_rules
 from edgeflow.errors import BadName, BadRequest, NotFound, QuotaExceeded, TooLarge, Unavailable, VersionMismatch
 from edgeflow.store import calls as calls_module
 from edgeflow.store.records import (
+    Arrival,
     Delete,
     Increment,
     LogId,
@@ -17,6 +20,7 @@ from edgeflow.store.records import (
     MapRemove,
     Put,
     Quota,
+    Receipt,
     SetAdd,
     SetRemove,
 )
@@ -224,6 +228,60 @@ def test_versions_from_the_future_are_parked_by_a_snapshot_too(pops: Any, world:
         *(one.version for one in b.versions("r")[1:]),
     ]
     assert len(b.versions("r")) == 2, "what was written here meanwhile lost, and is kept"
+
+
+def wait_for(ns: ReplicatedNamespace, key: str) -> str:
+    """An event that refers to a value; its state now."""
+    event = make_event(f"{ns.name}/x", b"", id=f"of-{key}", source="test", now_ms=START_MS)
+    (receipt,) = ns.ingest([Arrival(event, dataref=f"ekv:{ns.name}/{key}")])
+    assert isinstance(receipt, Receipt)
+    return receipt.class_
+
+
+def released(ns: ReplicatedNamespace) -> list[str]:
+    return [one.event.id for one in ns.read_release(0) if one.event is not None]
+
+
+@pytest.mark.parametrize("comes", ["before the snapshot", "after it"])
+@pytest.mark.parametrize("place", [None, "lazy"])
+def test_a_body_that_comes_after_a_snapshot_wakes_the_event_that_waits_for_it(
+    pops: Any, comes: str, place: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, _ = pops
+    a.put("k", LARGE)
+    digest = a.head("k").digest
+    snapshot, vector = pages(a), a.applied()
+    if place is not None:
+        monkeypatch.setattr(b, "placing_policies", lambda: Policies(parse_rules([{"prefix": "", "place": place}]), 1))
+    if comes == "before the snapshot":
+        assert wait_for(b, "k") == "waiting"
+    take(b, snapshot, vector)
+    if comes == "after it":
+        assert wait_for(b, "k") == "waiting"
+    assert released(b) == []
+    assert b.missing_blobs() == [digest], "somebody waits for it: it is asked of a peer"
+    b.add_blob(digest, LARGE)
+    assert released(b) == ["of-k"]
+
+
+def test_what_a_snapshot_brings_of_the_near_future_wakes_the_event_that_waits_for_it(pops: Any, world: World) -> None:
+    """At the sender it is parked, at the receiver, whose clock is ahead of that one's, its time has come."""
+    a, b, c = pops
+    world.clock.ms += 5000
+    a.put("small", b"1")
+    a.put("large", LARGE)
+    digest = a.head("large").digest
+    world.clock.ms -= 5000
+    mirror(a, c)
+    snapshot, vector = pages(c), c.applied()
+    assert c.head("small") is None, "it is parked there"
+    for key in ("small", "large"):
+        assert wait_for(b, key) == "waiting"
+    world.clock.ms += 5000
+    take(b, snapshot, vector)
+    assert released(b) == ["of-small"]
+    b.add_blob(digest, LARGE)
+    assert released(b) == ["of-small", "of-large"]
 
 
 def test_a_tombstone_stays_until_everybody_has_it_and_nobody_can_write_below_it(pops: Any) -> None:

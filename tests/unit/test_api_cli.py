@@ -209,11 +209,31 @@ class TestValues:
         assert "not a receipt" in run("kv", "has", "vision", "yesterday", status=1).stderr
         assert json_of("kv", "hash", "vision", "--pop", "chicago")[0]["staleness_ms"] == 7
         store.local.documents["link_state"] = {
-            "la": {"state": "up", "entries_behind": 3, "bytes_behind": 9, "last_error": ""}
-        }
-        lag = {item["peer"]: item for item in json_of("kv", "lag", "--pop", "chicago")}
-        assert lag["la"]["entries_behind"] == 3
-        assert "ENTRIES BEHIND" in run("kv", "lag", "--pop", "chicago").stdout
+            "la": {
+                "state": "down", "entries_behind": 3, "bytes_behind": 9, "staleness_ms": 41, "relayed": 17, "snapshots_sent": 2, "last_error": "it is cut",
+            }
+        }  # fmt: skip
+        peers = {"la": {"entries_behind": 1, "bytes_behind": 5, "complete_ms": None}}
+        store.local.documents["lag"] = {
+            "vision": {"staleness_ms": 77, "parked": 4, "log_bytes": 2048, "log_entries": 12, "forced_out": 6, "floor": "", "peers": peers}
+        }  # fmt: skip
+        (lag,) = [one for one in json_of("kv", "lag", "--pop", "chicago") if one["peer"] == "la"]
+        assert (lag["peer"], lag["entries_behind"]) == ("la", 3)
+        assert lag["namespaces"]["vision"] == {
+            "staleness_ms": 77, "parked": 4, "log_bytes": 2048, "log_entries": 12, "forced_out": 6, "floor": "", **peers["la"],
+        }  # fmt: skip
+        links, _, namespaces = run("kv", "lag", "--pop", "chicago").stdout.partition("\n\n")
+        titles, row, *_ = links.splitlines()
+        assert [
+            row[titles.index(title) :].split("  ")[0].strip() for title in ("STALENESS ms", "RELAYED", "SNAPSHOTS")
+        ] == ["41", "17", "2"]
+        assert row.rstrip().endswith("it is cut")
+        titles, row = namespaces.splitlines()
+        shown = [
+            row[titles.index(title) :].split("  ")[0].strip()
+            for title in ("NAMESPACE", "STALENESS ms", "PARKED", "FORCED OUT")
+        ]
+        assert shown == ["vision", "77", "4", "6"]
 
     def test_policies(self, store: FakeStore, vision: FakeNamespace) -> None:
         assert "no policies" in run("kv", "policy", "show", "vision").stderr

@@ -74,8 +74,13 @@ class FakeAgent:
         self.values = values
         self.asked_context = 0
 
-    def get(self, key: str, version: str | None) -> dict[str, Any] | None:
-        return {"key": key, "version": "1", "data": self.values[key]} if key in self.values else None
+    def read(self, request: dict[str, Any]) -> dict[str, Any]:
+        key = request["key"]
+        if key not in self.values:
+            return {"value": None}
+        if key.startswith("large/"):
+            return {"value": {"key": key, "version": "1", "digest": key, "size": len(self.values[key])}}
+        return {"value": {"key": key, "version": "1", "data": self.values[key]}}
 
     def fetch(self, digest: str, ahead: Any = ()) -> bytes:
         return self.values[digest]
@@ -182,6 +187,7 @@ def test_a_plain_publish_is_an_event_too() -> None:
 def test_references_are_resolved_at_once() -> None:
     assert seen_by({"k": b"value"}, b'{"dataref": "ekv:fast/k"}')[0] == b"value"
     assert seen_by({"k": b"value"}, b"", dataref="ekv:fast/k")[0] == b"value"
+    assert seen_by({"large/k": b"value"}, b"", dataref="ekv:fast/large/k")[0] == b"value"
     assert "cannot be read at this PoP yet" in seen_by({}, b'{"dataref": "ekv:fast/k"}')
     assert "outside the channel's namespace" in seen_by({"k": b"value"}, b'{"dataref": "ekv:other/k"}')
     digest = "sha256:" + "0" * 64

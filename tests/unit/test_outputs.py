@@ -100,6 +100,19 @@ def test_values() -> None:
     assert (put.data, put.content_type, deleted.data, deleted.ref) == (b"v", "text/plain", None, None)
 
 
+def test_values_may_be_bound_to_what_is_there() -> None:
+    put, deleted, plain = build_values(
+        [{"key": "k", "data": b"v", "if_version": "7"}, {"key": "l", "delete": True, "if_absent": True}, {"key": "m", "data": b""}],
+        function="f", limits=Limits(),
+    )  # fmt: skip
+    assert (put.if_version, put.if_absent) == ("7", False)
+    assert (deleted.if_version, deleted.if_absent) == (None, True)
+    assert (plain.if_version, plain.if_absent) == (None, False)
+    for wrong in ({"if_version": 7}, {"if_absent": 1}, {"if_absent": "yes", "delete": True}):
+        with pytest.raises(BadEvent, match="if_"):
+            build_values([{"key": "k", "data": b"", **wrong}], function="f", limits=Limits())
+
+
 @pytest.mark.parametrize("wrong", [5, "text", {"a": 1}])
 def test_what_is_no_list_is_refused_by_name(wrong: Any) -> None:
     limits = Limits()

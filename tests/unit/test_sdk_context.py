@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from edgeflow.core.channels import check_channel, matches, template_filter
 from edgeflow.core.events import BlobRef, Event
 from edgeflow.core.tokens import Session
-from edgeflow.errors import BadName, BadOutput, NotFound
+from edgeflow.errors import BadName, BadOutput, BadRequest, NotFound
 from edgeflow.sdk.context import Context, FunctionInfo
-from edgeflow.sdk.ekv import Value
 from edgeflow.sdk.inputs import MAX_VALUE_BYTES, BodyCache, Input, make_inputs
 from edgeflow.sdk.log import Log
 from edgeflow.sdk.outcome import JSON_TYPE, TEXT_TYPE, Outcome, encode_body
+from edgeflow.sdk.stored import Value
 
 
 class MemoryPort:
@@ -25,6 +25,9 @@ class MemoryPort:
         self.blobs: dict[str, bytes] = {}
         self.keys: dict[str, int] = {}
         self.fetched: list[str] = []
+        self.requests: list[dict[str, Any]] = []
+        self.kept: list[dict[str, Any]] = []
+        self.token = ""
 
     def fetch(self, digest: str, ahead: Sequence[str] = ()) -> bytes:
         self.fetched.append(digest)
@@ -32,12 +35,16 @@ class MemoryPort:
             raise NotFound(digest)
         return self.blobs[digest]
 
-    def get(self, key: str, version: str | None) -> dict[str, Any] | None:
-        return {"key": key, "version": "1", "data": b"", "content_type": None} if key in self.keys else None
-
-    def list(self, prefix: str, after: str, limit: int) -> Sequence[dict[str, Any]]:
-        keys = sorted(key for key in self.keys if key.startswith(prefix) and key > after)
-        return [{"key": key, "version": "1", "size": self.keys[key]} for key in keys[:limit]]
+    def read(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.requests.append(request)
+        if request["t"] == "list":
+            keys = sorted(key for key in self.keys if key.startswith(request["prefix"]) and key > request["after"])
+            return {"items": [{"key": key, "version": "1", "size": self.keys[key]} for key in keys[: request["limit"]]]}
+        key = request["key"]
+        if request["t"] == "versions":
+            return {"items": self.kept}
+        found = {"key": key, "version": "1", "size": self.keys.get(key, 0), "data": b"", "content_type": None}
+        return {"value": found if key in self.keys else None, "token": self.token}
 
     def session(self, token: str) -> str:
         return token or Session("vision").with_vector({("la", 1): 9}).text()
@@ -103,7 +110,7 @@ def test_bodies(data: Any, body: bytes, content_type: str | None) -> None:
         (float("inf"), "float"),
         ("\ud800", "str"),
         ({"a": object()}, "dict"),
-        (Value("k", None), "edgeflow.sdk.ekv.Value"),
+        (Value("k", None), "edgeflow.sdk.stored.Value"),
     ],
 )
 def test_a_body_that_cannot_be_written_names_its_type(data: Any, kind: str) -> None:
@@ -241,6 +248,79 @@ def test_a_listing_is_what_the_store_would_say_after_the_commit(
         assert len(page) <= limit
         found += [one.key for one in page]
     assert found == expected
+
+
+def test_a_read_asks_for_as_much_freshness_as_it_was_told_to() -> None:
+    ctx, _, port = context()
+    port.keys = {"k": 3}
+    head = ctx.ekv.head("k", max_staleness_s=0.25, wait_s=2)
+    assert head is not None
+    assert (head.key, head.version, head.size, head.kind) == ("k", "1", 3, "register")
+    ctx.ekv.get("k", version="v", wait_s=0.0001)
+    assert ctx.ekv.get("none", strong=True) is None
+    ctx.ekv.list("p", max_staleness_s=0)
+    assert port.requests == [
+        {"t": "head", "key": "k", "max_staleness_ms": 250, "wait_ms": 2000},
+        {"t": "get", "key": "k", "version": "v", "wait_ms": 1},
+        {"t": "get", "key": "none", "strong": True},
+        {"t": "list", "prefix": "p", "after": "", "limit": 100, "max_staleness_ms": 0},
+    ]
+    for attempt in (
+        lambda: ctx.ekv.get("k", version="v", strong=True),
+        lambda: ctx.ekv.get("k", strong=True, max_staleness_s=1),
+        lambda: ctx.ekv.get("k", wait_s=-1),
+        lambda: ctx.ekv.head("k", max_staleness_s=float("nan")),
+        lambda: ctx.ekv.list("k", wait_s="5s"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(BadRequest):
+            attempt()
+
+
+def test_heads_versions_and_all_keys() -> None:
+    ctx, _, port = context()
+    port.keys = {f"k/{n:02}": n for n in range(25)}
+    ctx.ekv.put("k/00", "mine", content_type="text/x")
+    ctx.ekv.delete("k/01")
+    mine = ctx.ekv.head("k/00")
+    assert mine is not None
+    assert (mine.version, mine.size, mine.content_type) == (None, 4, "text/x")
+    assert ctx.ekv.head("k/01") is None
+    assert ctx.ekv.head("k/99") is None
+    assert [one.key for one in ctx.ekv.scan("k/", page=4)] == [f"k/{n:02}" for n in range(25) if n != 1]
+    port.kept = [{"version": "2", "size": 1, "content_type": None, "current": True, "origin": "la", "later": 1}]
+    (version,) = ctx.ekv.versions("k/02")
+    assert (version.version, version.current, version.origin) == ("2", True, "la")
+
+
+def test_a_commit_is_bound_to_what_its_writes_ask_for() -> None:
+    ctx, outcome, _ = context()
+    ctx.ekv.put("a", b"1", if_version="7")
+    ctx.ekv.put("a", b"2")
+    ctx.ekv.put("b", b"1", if_absent=True)
+    ctx.ekv.delete("b")
+    ctx.ekv.delete("c", if_version="8")
+    ctx.ekv.put("d", b"1")
+    bound = {one["key"]: (one.get("if_version"), one.get("if_absent")) for one in outcome.commit_fields()["values"]}
+    assert bound == {"a": ("7", None), "b": (None, True), "c": ("8", None), "d": (None, None)}
+    for attempt in (
+        lambda: ctx.ekv.put("a", b"3", if_version="8"),
+        lambda: ctx.ekv.put("a", b"3", if_absent=True),
+        lambda: ctx.ekv.put("e", b"3", if_version="8", if_absent=True),
+        lambda: ctx.ekv.put("e", b"3", if_version=""),
+        lambda: ctx.ekv.put("e", b"3", if_version=5),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(BadOutput, match=r"if_version|condition"):
+            attempt()
+    assert "e" not in outcome.values
+
+
+@pytest.mark.parametrize("name", ["watch", "session", "batch", "counter", "set", "map", "change", "has", "standing"])
+def test_what_makes_no_sense_in_a_handler_says_what_to_do_instead(name: str) -> None:
+    ctx, _, _ = context()
+    with pytest.raises(AttributeError, match=rf"ctx\.ekv has no {name}: .{{10}}"):
+        getattr(ctx.ekv, name)
+    with pytest.raises(AttributeError, match=r"ctx\.ekv has no 'putt'$"):
+        ctx.ekv.putt("a", b"")  # type: ignore[attr-defined]
 
 
 def test_context_values_are_attributes_and_unknown_names_are_refused() -> None:

@@ -18,8 +18,9 @@ def token(**seqs: int) -> str:
 class Port:
     """A PoP that has applied some of la's log."""
 
-    def __init__(self, la: int) -> None:
+    def __init__(self, la: int, ny: int = 0) -> None:
         self.la = la
+        self.ny = ny
         self.asked: list[str] = []
 
     def session(self, wanted: str) -> str:
@@ -28,13 +29,11 @@ class Port:
             raise Behind()
         return token(la=self.la)
 
-    def get(self, key: str, version: str | None) -> dict[str, Any] | None:
-        self.asked.append("get")
-        return None
-
-    def list(self, prefix: str, after: str, limit: int) -> Sequence[dict[str, Any]]:
-        self.asked.append("list")
-        return []
+    def read(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.asked.append(request["t"])
+        if request.get("strong"):
+            return {"value": None, "token": token(ny=self.ny)}
+        return {"value": None, "items": []}
 
     def fetch(self, digest: str, ahead: Sequence[str] = ()) -> bytes:
         raise NotImplementedError
@@ -73,6 +72,16 @@ def test_outputs_carry_what_was_seen_and_read() -> None:
     session.before_read()
     port.la = 11
     assert session.for_output() == token(la=11)
+
+
+def test_what_was_read_at_the_home_of_a_key_goes_on_with_the_outputs() -> None:
+    port = Port(la=7, ny=3)
+    session = InputSession("ns", [token(la=3)], port)
+    assert Ekv("f", port, Outcome(port), session).get("a", strong=True) is None
+    assert session.for_output() == token(la=7, ny=3)
+    alone = InputSession("ns", [], port)
+    Ekv("f", port, Outcome(port), alone).get("a", strong=True)
+    assert alone.for_output() == ""
 
 
 def test_without_a_session_nothing_is_asked_and_nothing_is_said() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from edgeflow.errors import BadHandler, BadOutput, Reject
+from edgeflow.errors import BadHandler, BadOutput, Reject, VersionMismatch
 from edgeflow.sdk.testing import call, event, events
 
 
@@ -35,6 +35,28 @@ def test_large_bodies_context_and_ekv() -> None:
     assert result.outputs[0].attributes == {"count": "2"}
     assert result.outputs[1].json() == [{"eye": 1}, True, "old", True]
     assert result.values == {"a": b"new", "b": None}
+
+
+def test_reads_of_every_kind_and_conditions() -> None:
+    def handle(ctx: Any, frames: Any) -> list[Any]:
+        old = ctx.ekv.get("a", strong=True, wait_s=1)
+        ctx.ekv.put("a", "new", if_version=old.version)
+        ctx.ekv.put("fresh", "x", if_absent=True)
+        kept = [one.version for one in ctx.ekv.versions("b")]
+        return [ctx.ekv.head("b", max_staleness_s=1).size, kept, [one.key for one in ctx.ekv.scan()]]
+
+    result = call(handle, frames=b"", ekv={"a": "old", "b": "12"})
+    assert result.output.json() == [2, ["1"], ["a", "b", "fresh"]]
+    assert result.values == {"a": b"new", "fresh": b"x"}
+    with pytest.raises(VersionMismatch, match=r"'fresh'.*has version"):
+        call(handle, frames=b"", ekv={"a": "old", "b": "12", "fresh": "there"})
+
+    def outdated(ctx: Any, frames: Any) -> None:
+        ctx.ekv.put("a", b"x", if_version="0")
+
+    for values in ({"a": "old"}, {}):
+        with pytest.raises(VersionMismatch, match="'a'"):
+            call(outdated, frames=b"", ekv=values)
 
 
 def test_collected_inputs() -> None:

@@ -108,8 +108,13 @@ end
 
 local function some(list) return #list > 0 and list or nil end
 
--- Of a commit: its values, increments and typed operations. The same answer as `plan_ops`.
+-- Of a commit: its values, increments and typed operations. commit.cond = {{key, version or false, absent}...}: what must be there for it to happen.
+-- The same answer as `plan_ops`.
 local function plan_commit(p, c, commit)
+  for _, cond in ipairs(commit.cond or {}) do
+    local kind, version = kind_of(p, c, cond[1])
+    if (cond[2] and cond[2] ~= (version or '')) or (cond[3] and kind) then return nil, 'mismatch', cond[1], version or '' end
+  end
   if #commit.va == 0 and not commit.inc and not commit.ops then return commit end
   local plan = {va = {}, inc = {}, ty = {}}
   for _, value in ipairs(commit.va) do

@@ -224,7 +224,12 @@ redis.register_function('ef_import', function(keys, args)
     local lane, seq, kind, item = unpack(cmsgpack.unpack(packed))
     if kind == 'v' then need_body(p, c, lane, item[VA_KEY], item[VA_DIGEST]) end
     if not covers(c.here, lane, tonumber(seq)) and not park(p, c, lane, seq, kind, 0, item, kind == 'v' and item[VA_VERSION] or map_version(item)) then
-      if kind == 'v' then apply_value(p, c, lane .. ':' .. seq, item) else apply_map(p, c, lane .. ':' .. seq, item) end
+      if kind == 'v' then
+        apply_value(p, c, lane .. ':' .. seq, item)
+        drain_waiting(p, c, item[VA_KEY])
+      else
+        apply_map(p, c, lane .. ':' .. seq, item)
+      end
     end
   end
   local function merge(key, item)

@@ -126,14 +126,16 @@ redis.register_function('ef_commit', function(keys, args)
     local state = c.ended[commit.id] and 'stale' or attempt_state(p, commit.id, commit.attempt, all)
     local missing = state == 'current' and missing_digest(p, commit)
     local elsewhere = state == 'current' and not missing and commit_elsewhere(p, c, commit)
-    local plan, refused, about_it
-    if state == 'current' and not missing and not elsewhere then plan, refused, about_it = plan_commit(p, c, commit) end
+    local plan, refused, about_it, version_here
+    -- What a shadow writes is only compared: nothing that is there now speaks against it.
+    if all[11] then commit.cond = nil end
+    if state == 'current' and not missing and not elsewhere then plan, refused, about_it, version_here = plan_commit(p, c, commit) end
     if missing then
       results[i] = {'missing', missing, 0, 0, 0, {}}
     elseif elsewhere then
       results[i] = {'elsewhere', elsewhere, 0, 0, 0, {}}
     elseif refused then
-      results[i] = {refused, about_it, 0, 0, 0, {}}
+      results[i] = {refused, version_here and about_it .. ' ' .. version_here or about_it, 0, 0, 0, {}}
     elseif state == 'current' then
       local f, packed, reply, replay, shadow = all[3], all[8], all[9], all[10], all[11]
       local about = {f, all[4], all[5], all[6], all[7]}

@@ -1,0 +1,138 @@
+"""The instances of this PoP: what the driver and the data process say about them, and the documents through which the data process hears of them.
+
+What it is: looking at instances, and starting, stopping and forgetting one, each with its document `instance`.
+What it is not: the decision to (plan.py), or what is said about functions (reports.py).
+What must stay true: a running instance has its document, and one that is gone has none; what this process asked an instance to do is all it remembers.
+"""
+
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from edgeflow.core.manifest import ResolvedFunction, size_bytes
+from edgeflow.errors import EdgeflowError
+from edgeflow.runner.driver import CannotStart, Driver, Observed, Prepared, StartSpec, instance_prefix
+from edgeflow.runner.memory import FunctionKey
+from edgeflow.runner.plan import InstanceView
+from edgeflow.runner.ports import StorePort
+from edgeflow.settings import PopSettings
+
+log = structlog.get_logger()
+
+MAX_SOCKET_PATH_BYTES = 107
+
+
+class Fleet:
+    """All instances of one PoP."""
+
+    def __init__(self, settings: PopSettings, store: StorePort, driver: Driver) -> None:
+        self._settings = settings
+        self._store = store
+        self._driver = driver
+        self._stopping: dict[str, int] = {}
+        self._gave_up: dict[str, str] = {}
+
+    def look(self) -> dict[FunctionKey, list[InstanceView]]:
+        """Instances by function; repairs the documents about them."""
+        observed = {one.instance: one for one in self._driver.observe()}
+        documents = self._store.local.docs("instance")
+        states = self._store.local.docs("instance_state")
+        for instance in set(documents) - set(observed):
+            log.info("instance_gone", instance=instance)
+            self.drop(instance)
+        for instance in set(states) - set(observed):
+            self._store.local.delete_doc("instance_state", instance)
+        views: dict[FunctionKey, list[InstanceView]] = {}
+        for instance, one in sorted(observed.items()):
+            key = (one.namespace, one.function)
+            if instance not in documents and one.running:
+                self._document(one)
+            state = states.get(instance, {})
+            views.setdefault(key, []).append(
+                InstanceView(
+                    instance=instance, revision=one.revision, running=one.running, started_ms=one.started_ms, ended=one.ended,
+                    state=state.get("state"), since_ms=int(state.get("since_ms") or 0), stopping_since_ms=self._stopping.get(instance),
+                )
+            )  # fmt: skip
+        return views
+
+    def _document(self, one: Observed) -> None:
+        socket = self._socket(one.instance)
+        self._make_folder(socket.parent)
+        document: dict[str, Any] = {
+            "namespace": one.namespace, "function": one.function, "revision": one.revision, "instance": one.instance,
+            "socket": str(socket), "created_ms": one.started_ms,
+        }  # fmt: skip
+        revision = self._store.local.get_doc("revision", "/".join((one.namespace, one.function, one.revision)))
+        if revision is not None:
+            # With it the data process can serve an instance of a revision that is no longer in the routing table.
+            document["spec"] = revision["spec"]
+        self._store.local.put_doc("instance", one.instance, document)
+
+    def start(self, key: FunctionKey, function: ResolvedFunction, prepared: Prepared, now_ms: int) -> None:
+        """Start one instance of a revision. Raises EdgeflowError when it cannot be started; nothing is left of it then."""
+        namespace, name = key
+        instance = f"{instance_prefix(namespace, name)}-{secrets.token_hex(4)}"
+        socket = self._socket(instance)
+        try:
+            if len(str(socket)) > MAX_SOCKET_PATH_BYTES:
+                raise CannotStart(
+                    f"the socket path {socket} is longer than {MAX_SOCKET_PATH_BYTES} bytes",
+                    hint="Use a shorter run_dir.",
+                )
+            self._document(Observed(instance, namespace, name, function.revision, now_ms, True))
+            self._driver.start(
+                StartSpec(
+                    namespace=namespace, function=name, revision=function.revision, instance=instance, socket=socket, prepared=prepared,
+                    cpus=function.limits.cpus, memory_bytes=size_bytes(function.limits.memory), env=function.env,
+                    direct=function.direct,
+                )
+            )  # fmt: skip
+        except (EdgeflowError, OSError) as error:
+            self.drop(instance)
+            why = f"{error.message} ({error.hint})" if isinstance(error, EdgeflowError) else str(error)
+            log.warning("instance_not_started", namespace=namespace, function=name, instance=instance, reason=why)
+            raise CannotStart(why) from error
+        log.info("instance_started", namespace=namespace, function=name, revision=function.revision, instance=instance)
+
+    def stop(self, key: FunctionKey, instance: str, why: str, now_ms: int) -> None:
+        """Ask an instance to leave."""
+        log.info("instance_stopping", namespace=key[0], function=key[1], instance=instance, reason=why)
+        self._stopping[instance] = now_ms
+        self._driver.stop(instance)
+
+    def kill(self, key: FunctionKey, instance: str, why: str, now_ms: int) -> None:
+        """End an instance now."""
+        log.warning("instance_killed", namespace=key[0], function=key[1], instance=instance, reason=why)
+        self._gave_up[instance] = why
+        self._driver.kill(instance)
+        self._stopping.setdefault(instance, now_ms)
+
+    def how_it_ended(self, key: FunctionKey, instance: str, how: str) -> str:
+        """Why an instance is gone: it may have been this process that gave it up."""
+        why = self._gave_up.pop(instance, how)
+        log.info("instance_ended", namespace=key[0], function=key[1], instance=instance, reason=why)
+        return why
+
+    def remove(self, instance: str) -> None:
+        """Forget one that has ended."""
+        self._driver.remove(instance)
+        self._stopping.pop(instance, None)
+        self.drop(instance)
+
+    def drop(self, instance: str) -> None:
+        """Remove its documents and the folder of its socket."""
+        self._store.local.delete_doc("instance", instance)
+        self._store.local.delete_doc("instance_state", instance)
+        shutil.rmtree(self._socket(instance).parent, ignore_errors=True)
+
+    def _socket(self, instance: str) -> Path:
+        return self._settings.run_dir / "i" / instance / "s"
+
+    def _make_folder(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        # A container runs under another account than the agent; it is given this folder only, so the mode admits nobody else.
+        folder.chmod(0o700 if self._settings.mode == "embedded" else 0o755)

@@ -1,0 +1,33 @@
+"""What the reconciler remembers about one function between two rounds; lost at a restart without harm."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgeflow.runner.plan import backoff_ms
+
+FunctionKey = tuple[str, str]
+"""Namespace and function."""
+
+
+@dataclass(slots=True)
+class Memory:
+    """Failures in a row of one revision, and what of its state was shared last."""
+
+    revision: str = ""
+    failures: int = 0
+    start_from_ms: int = 0
+    reason: str = ""
+    last_log_lines: list[str] = field(default_factory=list)
+    shared: dict[str, Any] = field(default_factory=dict)
+    shared_ms: int = 0
+
+    def failed(self, reason: str, last_log_lines: list[str], now_ms: int) -> None:
+        """One more failure in a row; the next start waits."""
+        self.failures += 1
+        self.start_from_ms = now_ms + backoff_ms(self.failures)
+        self.reason = reason
+        self.last_log_lines = last_log_lines
+
+    def stable(self) -> None:
+        """What runs now has run for long enough."""
+        self.failures, self.reason, self.last_log_lines = 0, "", []

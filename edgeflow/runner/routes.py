@@ -1,0 +1,49 @@
+"""Installs the routing tables of this PoP.
+
+What must stay true: every namespace has the table that its manifest gives, and an empty one without a manifest; a damaged manifest leaves the table that
+is there.
+"""
+
+import structlog
+
+from edgeflow.core.channels import SYSTEM_NAMESPACE
+from edgeflow.core.routing import RouteTable, compile_routes
+from edgeflow.runner.manifests import Manifests
+from edgeflow.runner.ports import StorePort
+
+log = structlog.get_logger()
+
+ROUTES_EVERY_MS = 5_000
+"""How often the tables are installed again even if nothing changed (a store may have been restored from an older state)."""
+
+
+class Routes:
+    """The tables as they were installed last."""
+
+    def __init__(self, store: StorePort, pop: str) -> None:
+        self._store = store
+        self._pop = pop
+        self._installed: dict[str, tuple[str, int]] = {}
+
+    def install(self, manifests: Manifests, now_ms: int) -> None:
+        """Install what has changed."""
+        for name, applied in manifests.all().items():
+            if name not in self._installed:
+                self._store.create_namespace(name)
+            self._install(name, compile_routes(applied.document, self._pop), now_ms)
+        for name in self._store.namespaces():
+            if name not in manifests.all() and not manifests.is_unreadable(name) and name != SYSTEM_NAMESPACE:
+                self._install(name, RouteTable(), now_ms)
+
+    def _install(self, namespace: str, table: RouteTable, now_ms: int) -> None:
+        version, at_ms = self._installed.get(namespace, ("?", 0))
+        if version == table.version and now_ms - at_ms < ROUTES_EVERY_MS:
+            return
+        if self._store.namespace(namespace).set_routes(table):
+            log.info(
+                "routes_installed",
+                namespace=namespace,
+                version=table.version,
+                functions=[one.function for one in table.functions],
+            )
+        self._installed[namespace] = (table.version, now_ms)
