@@ -228,11 +228,8 @@ def test_an_edit_answers_within_a_second_whatever_the_old_code_does(
     second = dev(folder)
     wait_until(lambda: "runs for" in second.screen, "one for a folder")
     assert second.process.wait(10) == 1
-    # A terminal that is closed, or a machine that shuts down.
-    (inner,) = subprocess.run(
-        ["pgrep", "-P", str(terminal.process.pid)], capture_output=True, text=True, check=True
-    ).stdout.split()
-    os.kill(int(inner), signal.SIGTERM)
+    # The window of the terminal is closed.
+    terminal.process.send_signal(signal.SIGHUP)
     terminal.process.wait(30)
     wait_until(lambda: not processes_of(folder), f"nothing of it runs any more: {processes_of(folder)}")
 
