@@ -8,11 +8,11 @@ What must stay true: what the log sets (origin, epoch, seq, prev) is never taken
 
 import uuid
 from collections.abc import Iterable
-from urllib.parse import quote, unquote
 
 from starlette.types import Scope
 
 from edgeflow.api.problems import AckNotSupported, Reserved, UnsupportedMediaType
+from edgeflow.core.ceheaders import STRUCTURED, decode, encode, media_type
 from edgeflow.core.channels import SYSTEM_NAMESPACE, check_channel, is_reserved, namespace_of
 from edgeflow.core.durability import copies_of
 from edgeflow.core.events import Event, dataref_of, from_cloudevent, make_event, parse_cloudevent
@@ -20,13 +20,10 @@ from edgeflow.core.gathered import BATCH
 from edgeflow.errors import BadEvent, TooLarge
 from edgeflow.settings import Limits
 
-STRUCTURED = "application/cloudevents+json"
 FORM = "application/x-www-form-urlencoded"
 """What curl says about `--data-binary` when it is told nothing: not a statement about the data."""
 TRACE_HEADERS = ("traceparent", "tracestate")
 OCTETS = "application/octet-stream"
-_HEADER_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
-"""What a header value may hold as it is (CloudEvents HTTP binding, 3.1.3.2)."""
 
 
 def check_open(channel: str) -> str:
@@ -45,7 +42,7 @@ def headers_of(scope: Scope) -> list[tuple[str, str]]:
 def event_headers(event: Event) -> dict[str, str]:
     """A response's headers for `event` in the binary mode: `ce-*` with percent-encoded values, and its content type."""
     headers = {
-        f"ce-{name}": quote(value, safe=_HEADER_SAFE)
+        f"ce-{name}": encode(value)
         for name, value in {"specversion": "1.0", **event.wire_attributes(), "channel": event.channel}.items()
     }
     return {**headers, "Content-Type": event.datacontenttype or OCTETS}
@@ -81,10 +78,10 @@ def event_from_request(
         if name == "content-type":
             content_type = stated_type(value)
         elif name.startswith("ce-"):
-            attributes[name[3:]] = _decode(name, value)
+            attributes[name[3:]] = decode(name, value)
         elif name in TRACE_HEADERS:
             attributes.setdefault(name, value)
-    kind = (content_type or "").partition(";")[0].strip().lower()
+    kind = media_type(content_type)
     made_id, source = uuid.uuid4().hex, f"urn:edgeflow:{pop}:http"
     if kind.startswith("application/cloudevents") and not (takes_batch and kind == BATCH):
         if kind != STRUCTURED:
@@ -134,10 +131,3 @@ def _check_limits(event: Event, limits: Limits) -> None:
     ):
         if len(value.encode()) > limits.attribute_bytes:
             raise BadEvent(f"attribute {name} is longer than {limits.attribute_bytes} bytes")
-
-
-def _decode(name: str, value: str) -> str:
-    try:
-        return unquote(value, errors="strict")
-    except UnicodeDecodeError:
-        raise BadEvent(f"header {name} is not percent-encoded UTF-8") from None

@@ -213,7 +213,7 @@ def read(
         raise BadManifest(f"{file} cannot be read: {error}", hint="The manifest is a UTF-8 text file.") from None
     return manifests.parse(
         text, name=str(file), known_pops=known_pops, known_namespaces=known_namespaces or (), default_pop=default_pop,
-        look=lambda folder: bundles.look(file.parent / folder),
+        look=lambda folder, needs_handler: bundles.look(file.parent / folder, needs_handler),
     )  # fmt: skip
 
 
@@ -236,6 +236,15 @@ def make(
                 )
             continue
         path = folder / function.build
+        if (
+            function.contract != "sdk"
+            and function.command is None
+            and (mode == "embedded" or not (path / "Dockerfile").is_file())
+        ):
+            raise BadManifest(
+                f"functions.{name}.command: is missing; nothing else says which program of {path} is to run",
+                hint="Write the program and its arguments: `command: [python, server.py]`.",
+            )
         if engine is not None:
             from edgeflow.runner import images
 
@@ -243,7 +252,7 @@ def make(
             artifacts[name] = manifests.Artifact(image=tag)
             say(f"{name}: image {tag}")
         else:
-            if mode == "embedded" and not (path / "handler.py").is_file():
+            if mode == "embedded" and function.contract == "sdk" and not (path / "handler.py").is_file():
                 raise BadManifest(
                     f"functions.{name}.build: {path} has no handler.py, and this cluster runs functions as processes",
                     hint="Add a handler.py, or start the cluster with `edgeflow up --mode docker` to use the Dockerfile.",

@@ -34,6 +34,8 @@ from edgeflow.host.errors import AlreadyRunning
 from edgeflow.host.files import ensure_dir, write_json
 from edgeflow.host.layout import Home, Identity
 from edgeflow.host.supervisor import HomeLock
+from edgeflow.runner import bundles
+from edgeflow.sdk.watching import Folder
 
 POP = "dev"
 MANIFEST = "edgeflow.yaml"
@@ -75,6 +77,10 @@ class Project:
         self.manifest = folder / MANIFEST
         self.dev_dir = folder / ".edgeflow"
         self.home = Home(self.dev_dir / "dev")
+        self.archives: dict[str, bytes] = {}
+        """Folders of programs, packed, by digest."""
+        self._programs: dict[Path, Folder] = {}
+        self._changes = 0
         if not self.manifest.is_file():
             raise BadManifest(
                 f"there is no {MANIFEST} in {folder}", hint="`edgeflow new hello` makes a folder to begin with."
@@ -118,12 +124,22 @@ class Project:
             functions[name] = function.model_copy(update={"place": None})
         if not functions:
             raise BadManifest(f"{self.manifest} has no function with `build:`", hint="`edgeflow dev` runs folders.")
-        artifacts = {name: manifests.Artifact(source=self._source(one.build or "")) for name, one in functions.items()}
+        self.archives.clear()
+        artifacts = {name: self._artifact(one) for name, one in functions.items()}
         manifest = manifest.model_copy(update={"functions": functions})
         return manifests.resolve(manifest, artifacts, applied_ms=int(time.time() * 1000), default_pop=POP)
 
-    def _source(self, build: str) -> dict[str, str]:
-        folder = (self.folder / build).resolve()
+    def _artifact(self, function: manifests.Function) -> manifests.Artifact:
+        """A handler runs from its folder and follows its changes; any other program is applied again when its folder changes."""
+        folder = (self.folder / (function.build or "")).resolve()
+        if function.contract == "sdk":
+            return manifests.Artifact(source=self._source(folder))
+        self._programs.setdefault(folder, Folder(folder))
+        digest, data = bundles.pack(folder)
+        self.archives[digest] = data
+        return manifests.Artifact(bundle=digest)
+
+    def _source(self, folder: Path) -> dict[str, str]:
         if not (folder / "handler.py").is_file():
             raise BadManifest(f"{folder} has no handler.py", hint="`edgeflow dev` runs handlers, not Dockerfiles.")
         requirements = folder / "requirements.txt"
@@ -131,9 +147,10 @@ class Project:
         return {"folder": str(folder), "requirements": hashlib.sha256(text).hexdigest()}
 
     def written(self) -> tuple[object, ...]:
-        """Changes when the manifest or a requirements file was written."""
+        """Changes when the manifest, a requirements file, or the folder of a program was written."""
+        self._changes += sum(1 for folder in self._programs.values() if folder.changed())
         files = [self.manifest, *self.folder.glob("requirements.txt"), *self.folder.glob("*/requirements.txt")]
-        return tuple((file, _stamp(file)) for file in files)
+        return (self._changes, *((file, _stamp(file)) for file in files))
 
 
 class Loop:
@@ -173,7 +190,7 @@ class Loop:
         """Apply what was written, once it has come to rest."""
         now = self._project.written()
         if now != self._written and now == self._settling:
-            err.print(f"[green]↻[/] {MANIFEST}")
+            err.print("[green]↻[/] applying")
             self._apply()
         self._settling = now
 
@@ -185,6 +202,8 @@ class Loop:
                 for other in api.namespaces():
                     if other not in ("system", resolved["namespace"]):
                         self._client.remove_functions(other)
+                for digest, data in self._project.archives.items():
+                    api.put_bundle(digest, data)
                 api.put_manifest(resolved)
             self._namespace = resolved["namespace"]
         except EdgeflowError as error:

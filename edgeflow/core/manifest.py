@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from edgeflow.core import manifest_models as models
 from edgeflow.core import manifest_wiring as wirings
 from edgeflow.core import yamldoc
+from edgeflow.core.manifest_contracts import contract_rules, mqtt_rules
 from edgeflow.core.manifest_models import Function, Manifest
 from edgeflow.core.manifest_problems import MISPLACED, NOT_AVAILABLE, Problem, is_key_type, problem_of, raise_problems
 from edgeflow.core.manifest_resolved import (
@@ -69,13 +70,14 @@ def parse(
     name: str = "edgeflow.yaml",
     known_pops: Iterable[str] | None = None,
     known_namespaces: Iterable[str] = (),
-    look: Callable[[str], str | None] | None = None,
+    look: Callable[[str, bool], str | None] | None = None,
     default_pop: str | None = None,
 ) -> Manifest:
     """Read a manifest from YAML text or from its data.
 
     `known_pops`: the cluster's PoPs, None = not known, do not check. `known_namespaces`: namespaces of other applications; a
-    channel that starts with one of them is taken for a mistake. `look`: says what is wrong with a build folder, or None.
+    channel that starts with one of them is taken for a mistake. `look`: says what is wrong with a build folder (and whether it
+    needs a handler.py), or None.
     `default_pop`: where a function without `place:` runs; without it `place:` is needed.
     Raises BadManifest that names everything that is wrong, one line each: line, path, problem; fix.
     """
@@ -131,6 +133,7 @@ def resolve(
             "bundle": artifact.bundle,
             "image": artifact.image,
             **({"source": dict(artifact.source)} if artifact.source else {}),
+            **_contract_of(function),
             **wirings.wire(function).content(),
             "context": dict(function.context),
             "retry": {
@@ -147,6 +150,16 @@ def resolve(
     resolved = {"namespace": manifest.namespace, "applied_ms": applied_ms, "functions": functions}
     policies = wirings.policies(manifest)
     return {**resolved, "channels": policies} if policies else resolved
+
+
+def _contract_of(function: Function) -> dict[str, Any]:
+    """What the resolved form says of a contract that is not `sdk`; nothing else, so that other functions keep their revisions."""
+    said: dict[str, Any] = {}
+    if function.command is not None:
+        said["command"] = list(function.command)
+    if function.contract == "http":
+        said["http"] = (function.http or models.Http()).model_dump()
+    return said
 
 
 def json_schema() -> dict[str, Any]:
@@ -177,8 +190,11 @@ def _cross_checks(data: Mapping[str, Any], context: dict[str, Any], default_pop:
         wiring = _wiring(function, context)
         if wiring is not None:
             wired[name] = wiring
-            found += wiring_rules(name, wiring, named)
-            if any(item.get("qos") == 0 for item in wiring.inputs):
+            contract = function.get("contract", "sdk")
+            found += wiring_rules(name, wiring, named, contract)
+            if contract == "mqtt":
+                found += mqtt_rules(function)
+            elif any(item.get("qos") == 0 for item in wiring.inputs):
                 found += direct_rules(function)
         yield from ((("functions", name, *place), text) for place, text in found)
     policies = list(_policies(data.get("channels"), context))
@@ -192,6 +208,7 @@ def _function_rules(function: Mapping[str, Any], default_pop: str | None) -> Ite
         yield (), "has nothing to run; give the folder (`build: ./folder`) or an image (`image: name:tag`)"
     if function.get("build") is not None and function.get("image") is not None:
         yield ("image",), "stands beside build; keep one of them"
+    yield from contract_rules(function)
     if function.get("place") is None and default_pop is None:
         yield ("place",), "is missing; name one PoP: place: {pops: [<pop>]}"
     if function.get("state") is not None and function.get("ordered"):
@@ -202,6 +219,7 @@ def _wiring(function: Mapping[str, Any], context: dict[str, Any]) -> Wiring | No
     """How a function is wired, as far as its parts are valid; None when its subscription is not."""
     try:
         inputs, join = wirings.subscription(_SUBSCRIBE.validate_python(function.get("subscribe"), context=context))
+        inputs = wirings.heard(inputs, function.get("contract"))
     except ValidationError:
         return None  # reported as errors of that field
 

@@ -15,11 +15,13 @@ from edgeflow.core.manifest_scalars import (
     QOS,
     Build,
     By,
+    Command,
     ContextName,
     Count,
     Cpus,
     Duration,
     FunctionName,
+    HttpPath,
     Image,
     InputName,
     Key,
@@ -45,6 +47,10 @@ DEFAULT_MAX_PENDING = 10_000
 MAX_PENDING = 1_000_000
 MAX_INSTANCES = 64
 
+DEFAULT_HTTP_PORT = 8080
+
+Contract = Annotated[Literal["sdk", "http", "stdio", "mqtt"], one_of("sdk", "http")]
+HttpFormat = Annotated[Literal["binary", "structured"], one_of("binary", "structured")]
 OnTimeout = Annotated[Literal["dead-letter", "drop", "partial"], one_of("dead-letter", "drop", "partial")]
 Duplicates = Annotated[Literal["first", "last", "all"], one_of("first", "last", "all")]
 OnFull = Annotated[Literal["refuse", "drop-oldest", "keep-latest"], one_of("refuse", "drop-oldest", "keep-latest")]
@@ -332,6 +338,19 @@ class Retry(Part):
     """Longest time one attempt may take; 30s."""
 
 
+class Http(Part):
+    """How a program of the contract `http` is asked."""
+
+    port: int = Field(default=DEFAULT_HTTP_PORT, ge=1, le=65_535)
+    """Where it listens in its container; as a process it is told a free port by PORT."""
+    path: HttpPath = "/"
+    """Where invocations are posted to."""
+    format: HttpFormat = "binary"
+    """Form of a single event: attributes as headers and the data as the body, or one JSON document."""
+    ready: HttpPath | None = None
+    """Path that answers 2xx when the program is ready; without it a program is ready when it accepts connections."""
+
+
 class Limits(Part):
     """What one instance may use (enforced for containers)."""
 
@@ -360,12 +379,16 @@ class Place(Part):
 class Function(Part):
     """One function: what it reads, what it writes, what runs."""
 
+    contract: Contract = "sdk"
+    """How events get to the program: the SDK, a POST, a process each, or the program's own MQTT session."""
+    command: Command | None = None
+    """Program and arguments, in place of the image's own; never a shell."""
+    http: Http | None = None
+    """Contract `http`: how the program is asked."""
     build: Build | None = None
     """Folder with handler.py and requirements.txt (or a Dockerfile), relative to the manifest."""
     image: Image | None = None
     """Container image instead of a folder (Docker mode)."""
-    contract: Annotated[Literal["sdk"], only("sdk", "write sdk: the image speaks the instance protocol")] = "sdk"
-    """How the agent and the container talk."""
     qos: Annotated[Literal[1], only(1, "it belongs to the channel: `subscribe: {channel: <channel>, qos: 0}`")] = 1
     """Durable subscription; `qos: 0` is written at the channel."""
     subscribe: Subscribe

@@ -95,6 +95,7 @@ _FIELDS: dict[str, tuple[type[BaseModel], ...]] = {
     "": (models.Manifest,),
     "channels.*": (models.Policy,),
     "functions.*": (models.Function,),
+    "functions.*.http": (models.Http,),
     "functions.*.retry": (models.Retry,),
     "functions.*.limits": (models.Limits,),
     "functions.*.scale": (models.Scale,),

@@ -16,11 +16,13 @@ from pydantic import Field, ValidationError
 
 from edgeflow.core import channels, yamldoc
 from edgeflow.core import manifest_models as models
+from edgeflow.core.manifest_contracts import contract_rules
 from edgeflow.core.manifest_problems import Problem, problem_of, raise_problems
 from edgeflow.core.manifest_rules import gate_rules, policy_rules, wiring_rules
 from edgeflow.core.manifest_scalars import (
     MAX_DURATION_MS,
     By,
+    Command,
     ContextName,
     Count,
     FullSubscribed,
@@ -118,7 +120,9 @@ class ResolvedFunction(models.Part):
     """One function as the PoPs read it."""
 
     revision: str
-    contract: Literal["sdk"]
+    contract: models.Contract
+    command: Command | None = None
+    http: models.Http | None = None
     bundle: str | None
     """SHA-256 (hex) of the folder's archive, kept at the system key bundles/<hex>."""
     image: Image | None
@@ -174,7 +178,8 @@ def check_resolved(document: Mapping[str, Any], *, known_pops: Iterable[str] | N
     for name, function in resolved.functions.items():
         wirings[name] = as_wiring(document["functions"][name])
         of_function = [*_capture_rules(function), *_content_rules(function, document["functions"][name])]
-        of_function += wiring_rules(name, wirings[name], resolved.functions)
+        of_function += wiring_rules(name, wirings[name], resolved.functions, function.contract)
+        of_function += contract_rules(document["functions"][name])
         found += [(("functions", name, *place), text) for place, text in of_function]
     policies = document.get("channels") or {}
     found += [
@@ -192,6 +197,8 @@ def _content_rules(function: ResolvedFunction, document: Mapping[str, Any]) -> I
         yield (), "has neither bundle nor image; apply it with `edgeflow apply`"
     if function.bundle is not None and not _HEX64.fullmatch(function.bundle):
         yield ("bundle",), "is not a SHA-256 in hex; apply it with `edgeflow apply`"
+    if function.contract == "mqtt" and not function.direct:
+        yield ("inputs",), "are not heard by the program itself; apply it with `edgeflow apply`"
     if function.direct and function.scale.instances != 1:
         yield (
             ("scale", "instances"),

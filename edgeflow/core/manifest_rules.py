@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from edgeflow.core import channels
 from edgeflow.core.expressions import MAX_EXPRESSION_CHARS, compile_expression
+from edgeflow.core.manifest_contracts import wired_rules
 from edgeflow.core.manifest_scalars import check_input_name, is_of_dead_letters, listed
 from edgeflow.core.manifest_wiring import Wiring
 from edgeflow.errors import BadExpression
@@ -27,7 +28,9 @@ Place = tuple[str | int, ...]
 Finding = tuple[Place, str]
 
 
-def wiring_rules(function: str, wiring: Wiring, functions: Iterable[str]) -> Iterator[Finding]:
+def wiring_rules(
+    function: str, wiring: Wiring, functions: Iterable[str], contract: object = "sdk"
+) -> Iterator[Finding]:
     """What is wrong with how a function is wired. `functions`: all of the manifest. Places are those of the YAML form, below the function."""
     yield from _input_rules(wiring)
     yield from _dead_letter_rules(function, wiring, functions)
@@ -36,7 +39,9 @@ def wiring_rules(function: str, wiring: Wiring, functions: Iterable[str]) -> Ite
     yield from _side_rules(wiring)
     yield from _key_rules(wiring)
     yield from _publish_rules(wiring)
-    if any(item.get("qos") == 0 for item in wiring.inputs):
+    if contract != "sdk":
+        yield from wired_rules(contract, wiring)
+    elif any(item.get("qos") == 0 for item in wiring.inputs):
         yield from _direct_rules(wiring)
 
 

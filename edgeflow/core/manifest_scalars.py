@@ -29,6 +29,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)(Ki|Mi|Gi|k|M|G)?")
 _SIZE_BYTES = {None: 1, "Ki": 1024, "Mi": 1024**2, "Gi": 1024**3, "k": 1000, "M": 1000**2, "G": 1000**3}
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*")
+_MEDIA_TYPE = re.compile(r"[!-~]+/[!-~]+(;[ -~]*)?")
 _WORD = re.compile(r"\w+")
 _DIFFERS = frozenset({"id", "specversion", "time", "dataref", "datacontenttype"})
 _MAPS = frozenset({"attributes", "captures"})
@@ -150,9 +151,33 @@ def _check_image(value: str) -> str:
     return value
 
 
+def _check_command(value: object) -> list[str]:
+    if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
+        refuse(
+            f"{value!r} is not a list of texts; write the program and its arguments, as in [python, server.py]"
+            " (a line of shell is [sh, -c, '...'])"
+        )
+    if not value[0] or any("\0" in one for one in value):
+        refuse("its program is empty, or a part of it holds a zero byte; write the program and its arguments")
+    return value
+
+
+def _check_http_path(value: str) -> str:
+    if not value.startswith("/") or not value.isascii() or not value.isprintable() or " " in value:
+        refuse(f"{value!r} is not a path; begin it with /, and percent-encode what is not plain ASCII")
+    return value
+
+
+def _check_media_type(value: str) -> str:
+    if not _MEDIA_TYPE.fullmatch(value):
+        refuse(f"{value!r} is not a media type; write one as in application/json")
+    return value
+
+
 def _check_build(value: str, info: ValidationInfo) -> str:
-    look: Callable[[str], str | None] | None = (info.context or {}).get("look")
-    problem = look(value) if look else None
+    look: Callable[[str, bool], str | None] | None = (info.context or {}).get("look")
+    # Fields are checked in the order of the model: `contract` before `build`.
+    problem = look(value, info.data.get("contract", "sdk") == "sdk") if look else None
     if problem:
         refuse(problem)
     if not value:
@@ -375,6 +400,7 @@ _FILTER_SCHEMA = WithJsonSchema(
 _TEMPLATE_SCHEMA = WithJsonSchema(
     {"type": "string", "minLength": 1, "pattern": "^[^/#][^#]*$", "examples": ["faces", "cam/{id}/faces"]}
 )
+_COMMAND_SCHEMA = WithJsonSchema({"type": "array", "items": {"type": "string"}, "minItems": 1})
 _COLLECT_SCHEMA = WithJsonSchema(
     {"anyOf": [{"type": "integer", "minimum": 1, "maximum": MAX_COUNT}, {"type": "string", "minLength": 1}]}
 )
@@ -400,6 +426,9 @@ ContextName = Annotated[str, AfterValidator(_check_context_name)]
 Key = Annotated[str, AfterValidator(_check_key)]
 Variable = Annotated[str, AfterValidator(_check_variable)]
 Image = Annotated[str, AfterValidator(_check_image)]
+Command = Annotated[list[str], PlainValidator(_check_command), _COMMAND_SCHEMA]
+HttpPath = Annotated[str, AfterValidator(_check_http_path)]
+MediaType = Annotated[str, AfterValidator(_check_media_type)]
 Build = Annotated[str, AfterValidator(_check_build)]
 Pop = Annotated[str, AfterValidator(_check_pop)]
 ONE_POP = BeforeValidator(_check_pops)

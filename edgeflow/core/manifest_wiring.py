@@ -40,7 +40,11 @@ def wire(function: models.Function) -> Wiring:
     """The wiring of a function."""
     inputs, join = subscription(function.subscribe)
     return Wiring(
-        inputs, join, side_inputs(function.latest), keyed(function.state, function.ordered), published(function.publish)
+        heard(inputs, function.contract),
+        join,
+        side_inputs(function.latest),
+        keyed(function.state, function.ordered),
+        published(function.publish),
     )
 
 
@@ -69,6 +73,11 @@ def subscription(subscribe: object) -> tuple[list[dict[str, Any]], dict[str, Any
         join = _join("window", subscribe, None, subscribe.on_timeout)
         return [_input(subscribe.channel, subscribe.as_, subscribe.where)], join | {"window": _window(subscribe)}
     return _inputs(subscribe if isinstance(subscribe, list) else [subscribe], None), None
+
+
+def heard(inputs: list[dict[str, Any]], contract: object) -> list[dict[str, Any]]:
+    """The inputs as the contract hears them: a program of `mqtt` subscribes at the broker itself, as with `qos: 0`."""
+    return [{**one, "qos": 0} for one in inputs] if contract == "mqtt" else inputs
 
 
 def side_inputs(latest: object) -> list[dict[str, Any]]:

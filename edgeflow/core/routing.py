@@ -95,6 +95,7 @@ class FunctionRoute:
     publish: tuple[str, ...]
     context: Mapping[str, str]
     retry: RetryPolicy
+    contract: str = "sdk"
     direct: bool = False
     """Its instance subscribes at the broker by itself (`qos: 0`): no event goes into its inbox."""
     shape: str = ""
@@ -511,6 +512,8 @@ def _dump(name: str, function: Mapping[str, Any]) -> dict[str, Any]:
     document = {"function": name, "revision": function["revision"], "retry": dict(retry)}
     for part in ("inputs", "join", "latest", "keyed", "publish", "context"):
         document[part] = function.get(part)
+    if function.get("contract", "sdk") != "sdk":
+        document["contract"] = function["contract"]
     return document
 
 
@@ -527,6 +530,7 @@ def _load(document: Mapping[str, Any]) -> FunctionRoute:
             SideRoute(item["name"], item["channel"], item.get("captures") or {}, item.get("by")) for item in document["latest"] or ()
         ),
         keyed=document["keyed"], publish=tuple(document["publish"] or ()), context=document["context"] or {},
-        retry=RetryPolicy(**document["retry"]), direct=any(item.get("qos") == 0 for item in inputs),
+        retry=RetryPolicy(**document["retry"]), contract=document.get("contract", "sdk"),
+        direct=any(item.get("qos") == 0 for item in inputs),
         shape=hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:12],
     )  # fmt: skip

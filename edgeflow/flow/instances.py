@@ -175,6 +175,7 @@ class Instances:
             session.spec.namespace, [held for id in ids if (held := self._attempts.end_held(session, id)) is not None]
         )
         if ids:
+            session.asked = 0  # it may rest before it asks again: nothing is claimed ahead for it
             self.notify(session.spec.namespace)
 
     def _on_leave(self, session: Session, _message: Message) -> None:

@@ -31,13 +31,13 @@ _SKIPPED_SUFFIXES = (".pyc", ".pyo", ".swp", "~")
 _SKIPPED_FILES = frozenset({".DS_Store"})
 
 
-def look(folder: Path) -> str | None:
-    """What is wrong with a build folder, with its fix; None if nothing is."""
+def look(folder: Path, needs_handler: bool = True) -> str | None:
+    """What is wrong with a build folder, with its fix; None if nothing is. `needs_handler`: its contract is `sdk`."""
     if not folder.exists():
         return f"the folder {folder} does not exist; create it with a handler.py, or correct the path (it is relative to the manifest)"
     if not folder.is_dir():
         return f"{folder} is not a folder; name the folder that holds handler.py"
-    if not (folder / "handler.py").is_file() and not (folder / "Dockerfile").is_file():
+    if needs_handler and not (folder / "handler.py").is_file() and not (folder / "Dockerfile").is_file():
         return f"the folder {folder} has neither handler.py nor Dockerfile; add a handler.py with a function marked @function"
     return None
 

@@ -2,6 +2,7 @@
 
 What it is: a Driver over the local Docker engine. A container has no network, no capability, a read-only root, its limits, and one folder: that of its
 own socket. One whose function has a `qos: 0` input also has the folder with the broker's socket for functions.
+An instance of another contract than `sdk` is a pair: the adapter as just said, and the user's image in the adapter's network namespace, without any socket (pairs.py).
 What it is not: an orchestrator: restarts are the reconciler's (restart policy none), and only the control process holds the engine's socket.
 What must stay true: nothing of the host, the store, the broker, other instances or the engine is reachable from a container but its own socket; with a
 `qos: 0` input also the broker, whose account admits it to its own channels only.
@@ -11,7 +12,9 @@ Logs stay with the engine (json-file, bounded); `logs` of a container that was r
 """
 
 import signal
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +25,8 @@ import docker.types
 import structlog
 
 from edgeflow.core.manifest import ResolvedFunction
-from edgeflow.errors import BadManifest
-from edgeflow.runner import bundles, images
+from edgeflow.errors import BadManifest, EdgeflowError
+from edgeflow.runner import bundles, images, pairs
 from edgeflow.runner.driver import CannotStart, Observed, Prepared, Progress, StartSpec
 from edgeflow.runner.images import EngineUnavailable
 from edgeflow.settings import BROKER_FOLDER, PopSettings
@@ -52,11 +55,18 @@ class DockerDriver:
         self._settings = settings
         self._client = client or images.engine()
         self._mountpoint = ""
+        self._lock = threading.Lock()
+        self._pairs: set[str] = set()
+        """Instances of two containers."""
+        self._leaving: set[str] = set()
+        """Pairs whose program is being ended."""
 
     def prepare(
         self, namespace: str, name: str, function: ResolvedFunction, bundle: bytes | None, progress: Progress
     ) -> Prepared:
         """Find or pull the image, or build it from the folder."""
+        if function.contract != "sdk":
+            images.base_id(self._client, self._adapter_image)
         if function.image is not None:
             images.need_image(self._client, function.image, progress)
             return Prepared(image=function.image)
@@ -73,25 +83,49 @@ class DockerDriver:
     def observe(self) -> list[Observed]:
         """The containers with the labels of this PoP."""
         filters = {"label": [f"{_LABEL}cluster={self._settings.cluster}", f"{_LABEL}pop={self._settings.pop}"]}
-        observed = []
+        parts: dict[str, dict[str, Any]] = defaultdict(dict)
         for container in self._ask(lambda: self._client.api.containers(all=True, filters=filters)):
             labels = images.labels_of(container)
-            running = container["State"] in ("running", "paused")
-            observed.append(
-                Observed(
-                    instance=labels.get(_LABEL + "instance", container["Id"][:12]), namespace=labels.get(_LABEL + "namespace", ""),
-                    function=labels.get(_LABEL + "function", ""), revision=labels.get(_LABEL + "revision", ""),
-                    started_ms=int(container["Created"]) * 1000, running=running, ended=None if running else self._how(container["Id"]),
-                )
-            )  # fmt: skip
+            parts[labels.get(_LABEL + "instance", container["Id"][:12])][labels.get(_LABEL + "role", "")] = container
+        with self._lock:
+            observed = [self._observed(instance, of) for instance, of in parts.items() if instance not in self._leaving]
+            self._pairs = {instance for instance, of in parts.items() if "" not in of}
         return observed
 
+    def _observed(self, instance: str, parts: dict[str, Any]) -> Observed:
+        first = next(iter(parts.values()))
+        labels = images.labels_of(first)
+        ended = pairs.how_it_stands(
+            {
+                role: None if one["State"] in ("running", "paused") else self._how(one["Id"])
+                for role, one in parts.items()
+            }
+        )
+        return Observed(
+            instance=instance, namespace=labels.get(_LABEL + "namespace", ""), function=labels.get(_LABEL + "function", ""),
+            revision=labels.get(_LABEL + "revision", ""), started_ms=int(first["Created"]) * 1000, running=ended is None, ended=ended,
+        )  # fmt: skip
+
     def start(self, spec: StartSpec) -> None:
-        """Create and start the container."""
+        """Create and start the container; of a pair the adapter's first, whose network namespace the program's joins."""
+        options = self._options(spec)
+        if spec.contract == "sdk":
+            self._launch(spec, options)
+            return
         try:
-            container = self._client.containers.create(**self._options(spec))
+            adapter = self._launch(spec, pairs.adapter_options(options, spec, self._adapter_image))
+            self._launch(spec, pairs.program_options(options, spec, adapter))
+        except EdgeflowError:
+            self.kill(spec.instance)
+            self._remove(spec.instance)
+            raise
+
+    def _launch(self, spec: StartSpec, options: dict[str, Any]) -> str:
+        """The id of a new container that runs. Raises CannotStart, EngineUnavailable."""
+        try:
+            container = self._client.containers.create(**options)
         except docker.errors.ImageNotFound as error:
-            raise CannotStart(f"the image {spec.prepared.image} is not on this engine any more") from error
+            raise CannotStart(f"the image {options['image']} is not on this engine any more") from error
         except docker.errors.APIError as error:
             raise CannotStart(f"the engine does not create {spec.instance}: {error.explanation or error}") from error
         except (docker.errors.DockerException, OSError) as error:
@@ -99,35 +133,62 @@ class DockerDriver:
         try:
             container.start()
         except (docker.errors.APIError, OSError) as error:
-            self.remove(spec.instance)
+            self._remove(spec.instance)
             raise CannotStart(
                 f"the engine does not start {spec.instance}: {getattr(error, 'explanation', None) or error}"
             ) from error
+        return str(container.id)
 
     def stop(self, instance: str) -> None:
-        """SIGTERM: the SDK finishes the current invocation, gives the rest back and leaves."""
-        self._signal(instance, "SIGTERM")
+        """SIGTERM: the SDK finishes the current invocation, gives the rest back and leaves. Of a pair it is the adapter that does."""
+        self._signal(self._name(instance), "SIGTERM")
 
     def kill(self, instance: str) -> None:
         """SIGKILL."""
-        self._signal(instance, "SIGKILL")
+        for name in self._names(instance):
+            self._signal(name, "SIGKILL")
 
     def remove(self, instance: str) -> None:
-        """Remove the container and its log."""
+        """Remove the container and its log. The program of a pair, whose adapter has finished, is told to end first."""
+        with self._lock:
+            is_pair = instance in self._pairs
+            if is_pair:
+                self._leaving.add(instance)
+        if is_pair:
+            # It may take seconds, and other instances wait for their turn.
+            threading.Thread(target=self._end_pair, args=(instance,), name="end-pair", daemon=True).start()
+        else:
+            self._remove(instance)
+
+    def _end_pair(self, instance: str) -> None:
         try:
-            self._client.api.remove_container(self._name(instance), force=True, v=True)
-        except docker.errors.NotFound:
-            pass
-        except docker.errors.APIError as error:
-            log.warning("container_not_removed", instance=instance, reason=str(error.explanation or error))
+            self._client.api.stop(pairs.program_name(self._name(instance)), timeout=pairs.STOP_GRACE_S)
+        except (docker.errors.DockerException, OSError):
+            pass  # it is gone, or what follows says why not
+        self._remove(instance)
+        with self._lock:
+            self._leaving.discard(instance)
+
+    def _remove(self, instance: str) -> None:
+        for name in self._names(instance):
+            try:
+                self._client.api.remove_container(name, force=True, v=True)
+            except docker.errors.NotFound:
+                pass
+            except (docker.errors.DockerException, OSError) as error:
+                reason = str(getattr(error, "explanation", None) or error)
+                log.warning("container_not_removed", instance=instance, container=name, reason=reason)
 
     def tail(self, instance: str, lines: int) -> list[str]:
-        """Last lines of the container's log."""
-        try:
-            raw: bytes = self._client.api.logs(self._name(instance), tail=lines, stdout=True, stderr=True)
-        except (docker.errors.DockerException, OSError):
-            return []
-        return raw.decode("utf-8", "replace").splitlines()
+        """Last lines of the container's log; of a pair those of its program, and of its adapter where there is room."""
+        found: list[str] = []
+        for name in reversed(self._names(instance)):
+            try:
+                raw: bytes = self._client.api.logs(name, tail=lines, stdout=True, stderr=True)
+            except (docker.errors.DockerException, OSError):
+                continue
+            found += raw.decode("utf-8", "replace").splitlines()[: lines - len(found)]
+        return found
 
     def upkeep(self) -> None:
         """Nothing: the engine bounds the logs."""
@@ -203,14 +264,23 @@ class DockerDriver:
     def _name(self, instance: str) -> str:
         return f"edgeflow-{self._settings.pop}-{instance}"
 
-    def _signal(self, instance: str, name: str) -> None:
+    def _names(self, instance: str) -> list[str]:
+        """Names that the containers of an instance have, or would have if it is a pair."""
+        name = self._name(instance)
+        return [name, pairs.program_name(name)]
+
+    @property
+    def _adapter_image(self) -> str:
+        return f"{self._settings.runner.image_prefix}/{images.BASE}"
+
+    def _signal(self, container: str, name: str) -> None:
         try:
-            self._client.api.kill(self._name(instance), name)
+            self._client.api.kill(container, name)
         except docker.errors.APIError as error:
             # 404: gone; 409: not running. Both are what was wanted.
             if error.status_code not in (404, 409):
                 log.warning(
-                    "container_not_signalled", instance=instance, signal=name, reason=str(error.explanation or error)
+                    "container_not_signalled", container=container, signal=name, reason=str(error.explanation or error)
                 )
 
     def _how(self, id: str) -> str:
@@ -244,12 +314,16 @@ def stop_all(
     client = client or images.engine()
     labels = [f"{_LABEL}cluster={cluster}", *([f"{_LABEL}pop={pop}"] if pop else [])]
     containers = client.containers.list(all=True, filters={"label": labels})
-    for container in containers:
+    # The program of a pair ends with its adapter, which has to finish first.
+    waited = [one for one in containers if one.labels.get(_LABEL + "role") != pairs.PROGRAM]
+    for container in waited:
         if container.status == "running":
             container.kill(signal="SIGTERM")
     deadline_s = time.monotonic() + grace_s
+    ids = {one.id for one in waited}
     while time.monotonic() < deadline_s:
-        if not client.containers.list(filters={"label": labels, "status": "running"}):
+        running = client.containers.list(filters={"label": labels, "status": "running"})
+        if not ids & {one.id for one in running}:
             break
         time.sleep(0.1)
     for container in containers:

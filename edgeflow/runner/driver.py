@@ -8,7 +8,7 @@ What must stay true: `observe` shows what really runs, also what an earlier life
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from edgeflow.core.manifest import ResolvedFunction
 from edgeflow.errors import EdgeflowError
@@ -50,6 +50,9 @@ class StartSpec:
     cpus: float = 1.0
     memory_bytes: int = 512 * 1024 * 1024
     env: Mapping[str, str] = field(default_factory=dict)
+    contract: str = "sdk"
+    adapter: Mapping[str, Any] = field(default_factory=dict)
+    """What the adapter of another contract than `sdk` is told (edgeflow/sdk/adapters/setting.py)."""
     direct: bool = False
     """Whether it subscribes at the broker itself (`qos: 0`), so that it needs the broker's socket for functions."""
 

@@ -14,6 +14,7 @@ import structlog
 
 from edgeflow.core.manifest import ResolvedFunction, size_bytes
 from edgeflow.errors import EdgeflowError
+from edgeflow.runner.contracts import setting_of
 from edgeflow.runner.driver import CannotStart, Driver, Observed, Prepared, StartSpec, instance_prefix
 from edgeflow.runner.memory import FunctionKey
 from edgeflow.runner.plan import InstanceView
@@ -88,7 +89,7 @@ class Fleet:
                 StartSpec(
                     namespace=namespace, function=name, revision=function.revision, instance=instance, socket=socket, prepared=prepared,
                     cpus=function.limits.cpus, memory_bytes=size_bytes(function.limits.memory), env=function.env,
-                    direct=function.direct,
+                    contract=function.contract, adapter=setting_of(function), direct=function.direct,
                 )
             )  # fmt: skip
         except (EdgeflowError, OSError) as error:

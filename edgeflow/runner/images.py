@@ -79,8 +79,8 @@ def build_image(
     digest, _ = bundles.pack(folder)
     own = (folder / "Dockerfile").is_file()
     base = f"{prefix}/{BASE}"
-    base_id = "" if own else _base_id(client, base)
-    version = hashlib.sha256(f"{digest}\0{base_id}\0{_DOCKERFILE}{_REQUIREMENTS}".encode()).hexdigest()[:12]
+    below = "" if own else base_id(client, base)
+    version = hashlib.sha256(f"{digest}\0{below}\0{_DOCKERFILE}{_REQUIREMENTS}".encode()).hexdigest()[:12]
     tag = f"{prefix}/{_repository(name)}:{version}"
     if _find(client, tag) is not None:
         return tag
@@ -173,7 +173,8 @@ def _tar(files: Mapping[str, bytes], folder: Path, below: str) -> bytes:
     return context.getvalue()
 
 
-def _base_id(client: docker.DockerClient, base: str) -> str:
+def base_id(client: docker.DockerClient, base: str) -> str:
+    """The id of the base image. Raises BuildFailed when it is not on the engine."""
     found = _find(client, base)
     if found is None:
         failed = BuildFailed(f"the base image {base} is not on this engine")

@@ -1,6 +1,7 @@
 """Instances as local processes (embedded mode).
 
-What it is: a Driver whose instances are `python -m edgeflow.sdk.runtime` in the function's virtual environment.
+What it is: a Driver whose instances are `python -m edgeflow.sdk.runtime` (or the adapter of another contract, which starts the function's program) in the
+function's virtual environment.
 What it is not: isolation. `limits:` are not enforced, and instances run under the agent's account: embedded mode is single-trust.
 What must stay true: instances outlive the control process (it may be killed and restarted beside them) and are found again by their run files; a process is
 signalled only when boot, pid and start time match its run file, so never one that got the same pid later.
@@ -27,6 +28,7 @@ from edgeflow.core import failpoints
 from edgeflow.core.manifest import ResolvedFunction
 from edgeflow.errors import BadManifest
 from edgeflow.runner import bundles
+from edgeflow.runner.contracts import SETTING, module_of
 from edgeflow.runner.driver import CannotStart, Observed, Prepared, Progress, StartSpec, instance_prefix
 from edgeflow.runner.venvs import Venvs
 from edgeflow.settings import PopSettings
@@ -74,7 +76,12 @@ class ProcessDriver:
                 hint="Give `build: <folder>` instead of `image:`, or start the cluster with `edgeflow up --mode docker`.",
             )
         folder = bundles.unpack(bundle, function.bundle, self._bundles / function.bundle[:24])
-        if not (folder / "handler.py").is_file():
+        if function.contract != "sdk" and not function.command:
+            raise BadManifest(
+                f"{namespace}/{name} has no `command:`, and this cluster runs functions as processes",
+                hint="Write the program and its arguments: `command: [python, server.py]`.",
+            )
+        if function.contract == "sdk" and not (folder / "handler.py").is_file():
             raise BadManifest(
                 f"{namespace}/{name}: its folder has no handler.py, and this cluster runs functions as processes",
                 hint="Add a handler.py (a Dockerfile alone needs a cluster started with `edgeflow up --mode docker`).",
@@ -94,7 +101,7 @@ class ProcessDriver:
     def _environment(self, folder: Path, function: ResolvedFunction, progress: Progress) -> Path:
         requirements = folder / "requirements.txt"
         text = requirements.read_bytes() if requirements.is_file() else b""
-        return self._venvs.ensure(text, progress, mqtt=function.direct)
+        return self._venvs.ensure(text, progress, mqtt=function.direct and function.contract == "sdk")
 
     def observe(self) -> list[Observed]:
         """What the run files say, checked against the processes."""
@@ -129,7 +136,10 @@ class ProcessDriver:
         environment["PATH"] = f"{spec.prepared.python.parent}:{environment.get('PATH', os.defpath)}"
         environment |= {**_ONE_THREAD, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", **spec.env}
         environment |= {"EDGEFLOW_SOCKET": str(spec.socket), "EDGEFLOW_HANDLER": str(spec.prepared.folder)}
-        program = "edgeflow.sdk.runtime"
+        if spec.adapter:
+            # Ports of the manifest are those of a container; beside each other every program has its own.
+            environment[SETTING] = json.dumps({**spec.adapter, "http_port": 0})
+        program = module_of(spec.contract)
         if spec.prepared.is_live and self._dev_dir is not None:
             program = "edgeflow.sdk.reload"
             environment["EDGEFLOW_FAILURES"] = str(self._dev_dir / "failed")
@@ -185,9 +195,8 @@ class ProcessDriver:
             child = self._children.get(run["instance"])
         if child is not None:
             if _has_exited(child.pid):
-                # Not reaped yet, so its group id cannot belong to anyone else: end what it left behind.
-                with contextlib.suppress(OSError):
-                    os.killpg(child.pid, signal.SIGKILL)
+                # Not reaped yet, so its id cannot belong to anyone else: end what it left behind.
+                _signal_session(child.pid, signal.SIGKILL)
             status = child.poll()
             return None if status is None else _in_words(status)
         if run["pid"] is None:
@@ -246,12 +255,23 @@ def stop_all(state_dir: Path, grace_s: float = 10.0, on_wait: Callable[[int], No
 
 
 def send(run: dict[str, Any], number: int, *, group: bool) -> None:
-    """Signal the process of a run file (or its whole group); no error when it is gone."""
+    """Signal the process of a run file (or all of its session); no error when it is gone."""
+    if group:
+        _signal_session(run["pid"], number)
+        return
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        if group:
-            os.killpg(run["pid"], number)
-        else:
-            os.kill(run["pid"], number)
+        os.kill(run["pid"], number)
+
+
+def _signal_session(leader: int, number: int) -> None:
+    """Signal all processes of the session of an instance: the program of an adapter has a group of its own."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, number)
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != leader:
+            with contextlib.suppress(OSError):
+                if os.getsid(int(folder.name)) == leader:
+                    os.kill(int(folder.name), number)
 
 
 def is_running(run: dict[str, Any]) -> bool:

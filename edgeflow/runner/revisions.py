@@ -6,6 +6,7 @@ What must stay true: a revision that runs, or has work left, is known, also to t
 
 import time
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from edgeflow.core.manifest import ResolvedFunction
 from edgeflow.runner.manifests import Manifests
@@ -29,7 +30,7 @@ class Revisions:
         for key, function in wanted.items():
             id = "/".join((*key, function.revision))
             if id not in documents:
-                document = {
+                document: dict[str, Any] = {
                     "namespace": key[0], "function": key[1], "spec": manifests.spec(key), "noted_ms": int(time.time() * 1000),
                 }  # fmt: skip
                 self._store.local.put_doc("revision", id, document)

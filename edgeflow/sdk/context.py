@@ -37,6 +37,8 @@ class FunctionInfo:
     inputs: tuple[str, ...] = ()
     lists: frozenset[str] = frozenset()
     """Inputs whose parameter is a list of events."""
+    joined: bool = False
+    """Whether an invocation may have more than one event: a join, a window, or side inputs."""
     captures: Mapping[str, int] = field(default_factory=dict)
     """Level of each capture of a `qos: 0` input; events of other functions come with theirs."""
     channels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)

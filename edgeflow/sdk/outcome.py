@@ -67,6 +67,14 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a {type_name(value)} is not JSON-able")
 
 
+class Later(Exception):
+    """Nothing can be done for this invocation now: it is given back without blame, and nothing is claimed for `after_s` seconds."""
+
+    def __init__(self, after_s: float, why: str) -> None:
+        super().__init__(why)
+        self.after_s = after_s
+
+
 class Outcome:
     """What an attempt will commit: outputs in the order they were emitted, the last write of each key, the sum of each counter, operations on sets and maps, the state."""
 

@@ -32,7 +32,7 @@ from edgeflow.sdk.context import Context, FunctionInfo
 from edgeflow.sdk.function import Handle, check_signature, load_handler
 from edgeflow.sdk.inputs import Bodies, BodyCache, make_inputs, spread
 from edgeflow.sdk.log import Log
-from edgeflow.sdk.outcome import Outcome
+from edgeflow.sdk.outcome import Later, Outcome
 from edgeflow.sdk.stored import ContextCache
 
 _chance = random.Random()
@@ -323,7 +323,8 @@ class Instance:
             self.info = FunctionInfo(
                 namespace=message["namespace"], function=message["function"], revision=message["revision"], instance=message["instance"],
                 pop=message["pop"], inputs=tuple(item["name"] for item in inputs),
-                lists=frozenset(item["name"] for item in inputs if item.get("list", all_lists)), captures=inputs[0].get("captures") or {},
+                lists=frozenset(item["name"] for item in inputs if item.get("list", all_lists)),
+                joined=message["join"] is not None or any(item.get("optional") for item in inputs), captures=inputs[0].get("captures") or {},
                 channels={item["name"]: item.get("captures") or {} for item in inputs},
                 publish=tuple(message["publish"]), context=message["context"] or {}, has_state=bool(message.get("state")),
                 timeout_ms=message["timeout_ms"],
@@ -439,6 +440,7 @@ class Session:
         self._claiming = False
         self._held = 0
         self._held_since_s = 0.0
+        self._claim_from_s = 0.0
 
     def serve(self) -> int:
         """Works until drained or stopped; returns the exit status. Raises ConnectionLost when the agent is gone."""
@@ -459,11 +461,12 @@ class Session:
             if self._mode is Mode.PARKING and not self._unconfirmed:
                 connection.queue({"t": "parked"})
                 self._mode = Mode.PARKED
-            if self._mode is Mode.OPEN and not self._claiming:
+            rest_s = self._claim_from_s - time.monotonic()
+            if self._mode is Mode.OPEN and not self._claiming and rest_s <= 0:
                 connection.queue({"t": "claim", "max": self._instance.prefetch()})
                 self._claiming = True
             self._flush()
-            self._dispatch(connection.receive())
+            self._dispatch(connection.receive(rest_s if rest_s > 0 else None))
 
     def _dispatch(self, messages: Sequence[Message]) -> None:
         for message in messages:
@@ -534,6 +537,12 @@ class Session:
             }
         except Abandoned as lost:
             raise ConnectionLost(str(lost)) from None
+        except Later as later:
+            log.info("put_off", reason=str(later), after_s=later.after_s)
+            self._claim_from_s = time.monotonic() + later.after_s
+            self._todo.appendleft(work)
+            self._release()
+            return
         except (
             BaseException
         ) as error:  # SystemExit too: a handler's sys.exit() is a failed attempt, not the end of the instance
@@ -641,7 +650,7 @@ def _text_of(error: BaseException) -> str:
 def _traceback_of(error: BaseException) -> str:
     """The traceback from the handler on, at most TRACEBACK_BYTES, the innermost frames kept."""
     trace = error.__traceback__
-    while trace is not None and Path(trace.tb_frame.f_code.co_filename).parent == _SDK:
+    while trace is not None and Path(trace.tb_frame.f_code.co_filename).is_relative_to(_SDK):
         trace = trace.tb_next
     text = "".join(traceback.format_exception(type(error), error, trace))
     encoded = text.encode("utf-8", "replace")

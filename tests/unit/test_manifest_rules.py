@@ -265,3 +265,44 @@ def test_a_resolved_manifest_from_elsewhere_is_checked_as_well(
     name: str, change: Callable[[dict[str, Any]], object], words: str
 ) -> None:
     assert words in damaged(name, change)
+
+
+# ------------------------------------------------------------------ contracts
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("{subscribe: a, http: {port: 80}}", "http: belongs to `contract: http`"),
+        ("{subscribe: a, command: [a]}", "command: with `contract: sdk` the SDK runs the handler"),
+        ("{subscribe: a, contract: http, command: python a.py}", "is not a list of texts; write the program and its arguments"),
+        ("{subscribe: a, contract: http, command: []}", "is not a list of texts"),
+        ("{subscribe: a, contract: http, command: ['']}", "its program is empty"),
+        ("{subscribe: a, contract: http, http: {port: 0}}", "http.port: 0: input should be greater than or equal to 1"),
+        ("{subscribe: a, contract: http, http: {path: x}}", "http.path: 'x' is not a path; begin it with /"),
+        ("{subscribe: a, contract: http, http: {ready: 'x y'}}", "http.ready: 'x y' is not a path"),
+        ("{subscribe: a, contract: http, http: {format: xml}}", "http.format: 'xml' is not available; write one of binary, structured"),
+        ("{subscribe: {channel: a, qos: 0}, contract: http}", "subscribe.qos: with `contract: http` the adapter commits"),
+        ("{subscribe: a, contract: grpc}", "contract: 'grpc' is not available; write one of"),
+        ("{subscribe: a, contract: http, http: {prot: 1}}", "unknown field; did you mean 'port'?"),
+    ],
+)  # fmt: skip
+def test_contracts_refuse_what_does_not_go_with_them(body: str, words: str) -> None:
+    fields = body[1:-1]
+    text = f"namespace: v\nfunctions:\n  f: {{image: i, {fields}}}\n"
+    with pytest.raises(BadManifest) as caught:
+        parse(text, known_pops=["la"], default_pop="la")
+    assert words in caught.value.message
+
+
+def test_a_contract_is_part_of_the_content_and_checked_again() -> None:
+    text = "namespace: v\nfunctions: {f: {image: i, subscribe: a, contract: http, command: [x, y], http: {ready: /up}}}"
+    document = resolve(parse(text, default_pop="la"), {}, applied_ms=1, default_pop="la")
+    function = document["functions"]["f"]
+    assert function["command"] == ["x", "y"]
+    assert function["http"] == {"port": 8080, "path": "/", "format": "binary", "ready": "/up"}
+    assert check_resolved(document).functions["f"].http is not None
+    function["contract"] = "sdk"
+    function["revision"] = revision_of(function)
+    with pytest.raises(BadManifest, match="belongs to `contract: http`"):
+        check_resolved(document)

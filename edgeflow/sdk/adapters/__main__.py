@@ -1,0 +1,74 @@
+"""`python -m edgeflow.sdk.adapters`: one instance whose contract is not `sdk`.
+
+Environment: EDGEFLOW_SOCKET as for the runtime, EDGEFLOW_ADAPTER (setting.py).
+Exit status: that of the program when it ended by itself; else as the runtime's: 0 told to stop, 1 no agent, 75 killed, 78 the program cannot be used.
+"""
+
+import os
+import sys
+from typing import Protocol
+
+from edgeflow.errors import BadHandler
+from edgeflow.sdk.adapters.http import Http
+from edgeflow.sdk.adapters.setting import VARIABLE, Setting
+from edgeflow.sdk.context import FunctionInfo
+from edgeflow.sdk.function import Handle
+from edgeflow.sdk.log import Log
+from edgeflow.sdk.runtime import EXIT_BAD_HANDLER, Instance, Stop
+
+
+class Adapter(Protocol):
+    """What an instance needs of the adapter of its contract."""
+
+    failed: str
+
+    def load(self) -> Handle:
+        """Start, and wait until ready."""
+
+    def kill(self) -> None:
+        """End the program at once."""
+
+    def close(self) -> None:
+        """End the program."""
+
+    def exit_status(self, status: int) -> int:
+        """What the process ends with, given what the runtime says."""
+
+
+def main() -> int:
+    """Entry point; returns the exit status."""
+    socket_path, text = os.environ.get("EDGEFLOW_SOCKET"), os.environ.get(VARIABLE)
+    if not socket_path or not text:
+        missing = VARIABLE if socket_path else "EDGEFLOW_SOCKET"
+        print(f"edgeflow: {missing} is not set; the runner starts this program, not a user", file=sys.stderr)
+        return EXIT_BAD_HANDLER
+    stop = Stop()
+    stop.on_signals()
+
+    def facts() -> tuple[FunctionInfo, Log]:
+        return instance.info, instance.log
+
+    adapter: Adapter = Http(Setting.parse(text), stop, facts)
+
+    def exit_now(status: int) -> None:
+        adapter.kill()
+        os._exit(status)
+
+    instance = Instance(socket_path, adapter.load, stop=stop, exit_now=exit_now)
+    try:
+        status = instance.run()
+    except BadHandler as error:
+        print(f"edgeflow: {error.message}\nedgeflow: {error.hint}", file=sys.stderr, flush=True)
+        instance.log.error("bad_handler", reason=error.message, hint=error.hint)
+        status = EXIT_BAD_HANDLER
+    finally:
+        adapter.close()
+    status = adapter.exit_status(status)
+    if adapter.failed:
+        instance.log.error("program_ended", reason=adapter.failed)
+        print(f"edgeflow: {adapter.failed}", file=sys.stderr, flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""The adapter of the contract `http` as a process, between an agent that does what the test says and a server that does what the event says."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from adapter_programs import SERVER
+from sdk_agent import FakeAgent, Peer, item, stored_event, welcome
+
+from edgeflow.sdk.adapters.ports import free_port
+
+Wait = Callable[..., Any]
+
+
+class Adapted:
+    """An adapter process and its agent."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.agent = FakeAgent(folder)
+        self.processes: list[subprocess.Popen[str]] = []
+        (folder / "server.py").write_text(SERVER)
+
+    def start(self, *command: str, **setting: Any) -> subprocess.Popen[str]:
+        document = {"contract": "http", "command": list(command) or [sys.executable, "server.py"], **setting}
+        environment = {**os.environ, "EDGEFLOW_SOCKET": self.agent.path, "EDGEFLOW_ADAPTER": json.dumps(document)}
+        with (self.folder / "log").open("a") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "edgeflow.sdk.adapters"], env=environment, cwd=self.folder, start_new_session=True, text=True, stderr=log
+            )  # fmt: skip
+        self.processes.append(process)
+        return process
+
+    def ready(self, *command: str, **more: Any) -> tuple[Peer, subprocess.Popen[str]]:
+        process = self.start(*command)
+        peer = self.agent.accept()
+        peer.welcome(**more)
+        return peer, process
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+        self.agent.close()
+
+
+@pytest.fixture
+def adapted() -> Iterator[Adapted]:
+    with tempfile.TemporaryDirectory(prefix="ef-") as folder:
+        one = Adapted(Path(folder))
+        yield one
+        one.close()
+
+
+def ask(peer: Peer, order: Any, invocation: str = "i1", **more: Any) -> dict[str, Any]:
+    """What the instance says after it was given an event with this data."""
+    peer.expect("claim")
+    data = order if isinstance(order, bytes) else json.dumps(order).encode()
+    peer.send({"t": "work", "items": [item(invocation, stored_event(data), **more)]})
+    return peer.next()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_an_event_is_posted_and_its_answer_committed(adapted: Adapted) -> None:
+    peer, process = adapted.ready()
+    message = ask(peer, b"hello", attempt=3)
+    assert message["t"] == "commit" and message["attempt"] == 3
+    said = json.loads(message["outputs"][0]["data"])
+    assert said["got"] == "hello" and said["headers"]["ce-subject"] == "clip/1"
+    assert said["headers"]["Edgeflow-Invocation"] == "i1" and said["headers"]["Edgeflow-Attempt"] == "3"
+    peer.send(peer.committed(message))
+    second = ask(peer, {"put": "a/b", "status": 204, "body": ""}, "i2")
+    assert [(one["key"], one["data"]) for one in second["values"]] == [("a/b", b"written")] and second["outputs"] == []
+    peer.send(peer.committed(second))
+    process.terminate()
+    peer.expect("claim")
+    peer.expect("leave")
+    assert process.wait(10) == 0
+
+
+def test_joined_inputs_are_a_batch(adapted: Adapted) -> None:
+    inputs = [{"name": "frames", "channel": "vision/frames"}, {"name": "faces", "channel": "vision/faces"}]
+    peer, _ = adapted.ready(inputs=inputs, join="all")
+    peer.expect("claim")
+    events = [
+        {"name": "faces", "event": stored_event(b"f", channel="vision/faces")},
+        {"name": "frames", "event": stored_event(b"x")},
+    ]
+    peer.send({"t": "work", "items": [item("i1", inputs=events)]})
+    said = json.loads(peer.next()["outputs"][0]["data"])
+    assert said["headers"]["Content-Type"] == "application/cloudevents-batch+json"
+    assert [one["input"] for one in json.loads(said["got"])] == ["frames", "faces"]
+
+
+def test_later_gives_back_and_claims_nothing_meanwhile(adapted: Adapted) -> None:
+    peer, _ = adapted.ready()
+    message = ask(peer, {"status": 503, "headers": {"Retry-After": "1"}, "body": "model loads"})
+    assert message == {"t": "release", "invocations": [["i1", 1]]}
+    started_s = time.monotonic()
+    assert ask(peer, b"x", "i2")["t"] == "commit"
+    assert 0.9 < time.monotonic() - started_s < 5
+
+
+@pytest.mark.parametrize(
+    ("order", "retry", "words"),
+    [
+        ({"status": 500, "body": "no model\nat all"}, True, "the program answered 500: no model / at all"),
+        ({"status": 404, "body": "nothing"}, False, "the program answered 404: nothing"),
+        ({"then": "close"}, True, "the program gave no answer: RemoteDisconnected"),
+    ],
+)
+def test_attempts_fail_with_what_the_program_said(adapted: Adapted, order: Any, retry: bool, words: str) -> None:
+    peer, _ = adapted.ready()
+    message = ask(peer, order)
+    assert message["t"] == "fail" and message["retry"] is retry and words in message["error"]
+    assert ask(peer, b"x", "i2")["t"] == "commit", "the program is asked on a new connection"
+
+
+def test_a_program_that_ends_takes_its_instance_with_it(adapted: Adapted) -> None:
+    peer, process = adapted.ready()
+    message = ask(peer, {"then": "exit"})
+    assert message["t"] == "fail" and message["retry"]
+    assert process.wait(10) == 7
+    assert "giving up" in adapted.log() and "the program ended with status 7" in adapted.log()
+
+
+def test_a_program_that_cannot_be_started_is_named(adapted: Adapted) -> None:
+    process = adapted.start("no-such-program")
+    hello = adapted.agent.accept()
+    hello.expect("hello")
+    hello.send(welcome())
+    assert process.wait(10) == 78
+    assert "the program 'no-such-program' cannot be started: No such file" in adapted.log()
+
+
+def test_a_program_that_ends_at_once_is_never_ready(adapted: Adapted) -> None:
+    process = adapted.start("sh", "-c", "echo no model file >&2; exit 3")
+    peer = adapted.agent.accept()
+    peer.expect("hello")
+    peer.send(welcome())
+    assert process.wait(10) == 3 and "no model file" in adapted.log()
+    assert peer.ended(), "it must not have said ready"
+
+
+def test_ready_is_said_when_the_program_says_so(adapted: Adapted) -> None:
+    adapted.start(http_ready="/healthz")
+    peer = adapted.agent.accept()
+    peer.expect("hello")
+    peer.send(welcome())
+    assert peer.silent(1.0)
+    (adapted.folder / "ready").touch()
+    peer.expect("ready")
+
+
+def test_the_port_of_another_program_is_not_taken_for_ours(adapted: Adapted) -> None:
+    """A server of another session listens on the port that the program was told, and the program does not."""
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        adapted.start("sleep", "60", http_port=stranger.getsockname()[1])
+        peer = adapted.agent.accept()
+        peer.expect("hello")
+        peer.send(welcome())
+        assert peer.silent(1.0)
+
+
+@pytest.mark.parametrize("end", ["kill", "terminate"])
+def test_nothing_of_the_program_outlives_its_adapter(adapted: Adapted, wait_until: Wait, end: str) -> None:
+    peer, process = adapted.ready(sys.executable, "server.py", "child" if end == "terminate" else "stubborn")
+    peer.expect("claim")
+    ours = [
+        int(one.name) for one in Path("/proc").iterdir() if one.name.isdigit() and sid(int(one.name)) == process.pid
+    ]
+    assert len(ours) == (3 if end == "terminate" else 2)
+    getattr(process, end)()
+    process.wait(10)
+    wait_until(lambda: not any(alive(pid) for pid in ours), "all of them end")
+
+
+def sid(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return -1
+
+
+def test_a_program_that_hangs_ends_with_the_attempt(adapted: Adapted) -> None:
+    peer, process = adapted.ready()
+    peer.expect("claim")
+    peer.send({"t": "work", "items": [item("i1", stored_event(b'{"then": "hang"}'))]})
+    assert peer.silent(0.5)
+    peer.send({"t": "kill"})
+    assert process.wait(10) == 75
+
+
+def test_a_program_that_stops_listening_blames_no_event(adapted: Adapted, wait_until: Wait) -> None:
+    """The server is in a container of its own here: its end is not this process's to see."""
+    port = free_port()
+    server = subprocess.Popen([sys.executable, "server.py"], cwd=adapted.folder, env={**os.environ, "PORT": str(port)})
+    try:
+        process = adapted.start(command=[], http_port=port)
+        peer = adapted.agent.accept()
+        peer.welcome()
+        assert ask(peer, b"x")["t"] == "commit"
+    finally:
+        server.kill()
+        server.wait()
+    assert ask(peer, b"x", "i2") == {"t": "release", "invocations": [["i2", 1]]}
+    assert process.poll() is None
