@@ -19,6 +19,7 @@ from edgeflow.api import (
     ekv,
     functions,
     health,
+    instances,
     invocations,
     joins,
     live,
@@ -35,7 +36,7 @@ from edgeflow.api.auth import BearerAuth
 from edgeflow.api.context import Api
 
 MODULES = (
-    health, functions, invocations, channels, consumers, blobs, ekv, policies, standing, joins, dead_letters, replays, pops, quotas, metrics, mqtt, live,
+    health, functions, instances, invocations, channels, consumers, blobs, ekv, policies, standing, joins, dead_letters, replays, pops, quotas, metrics, mqtt, live,
 )  # fmt: skip
 VERSION = "1"
 

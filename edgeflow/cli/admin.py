@@ -29,6 +29,13 @@ class Operator(Client):
         except NotFound:
             pass
 
+    def instances(self, namespace: str | None = None) -> list[Document]:
+        """The instances at this PoP and what they use."""
+        items: list[Document] = self._call("GET", "/v1/instances", params=_given({"namespace": namespace})).json()[
+            "items"
+        ]
+        return items
+
     # -- invocations ---------------------------------------------------------------------------------------------------
 
     def call_function(

@@ -30,6 +30,7 @@ from edgeflow.cli import (
     replay,
     status,
     tail,
+    top,
     up,
 )
 from edgeflow.cli.console import err
@@ -95,6 +96,7 @@ app.command(rich_help_panel=CLUSTER)(status.status)
 app.command(rich_help_panel=CLUSTER)(env.env)
 app.command(rich_help_panel=CLUSTER)(doctor.doctor)
 app.command(rich_help_panel=CLUSTER)(logs.logs)
+app.command(rich_help_panel=CLUSTER)(top.top)
 app.add_typer(link.app, name="link", rich_help_panel=CLUSTER)
 app.command(rich_help_panel=DATA)(apply.apply)
 app.command(rich_help_panel=DATA)(apply.build)

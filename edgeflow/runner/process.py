@@ -30,6 +30,7 @@ from edgeflow.errors import BadManifest
 from edgeflow.runner import bundles
 from edgeflow.runner.contracts import SETTING, module_of
 from edgeflow.runner.driver import CannotStart, Observed, Prepared, Progress, StartSpec, instance_prefix
+from edgeflow.runner.usage import Usage, of_sessions
 from edgeflow.runner.venvs import Venvs
 from edgeflow.settings import PopSettings
 
@@ -181,6 +182,11 @@ class ProcessDriver:
     def tail(self, instance: str, lines: int) -> list[str]:
         """Last lines of its log file."""
         return tail(self._logs / f"{instance}.log", lines)
+
+    def usage(self) -> dict[str, Usage]:
+        """What each instance uses."""
+        runs = [run for path in self._runs.glob("*.json") if (run := _read(path)) is not None and is_running(run)]
+        return of_sessions({run["instance"]: run["pid"] for run in runs})
 
     def upkeep(self) -> None:
         """Cut logs that grew past their bound."""

@@ -1,6 +1,7 @@
 """`edgeflow dev` on a terminal, as somebody uses it: docs/first-function.md as it is written, how long an edit takes, and that nothing stays behind."""
 
 import contextlib
+import json
 import os
 import pty
 import re
@@ -198,6 +199,11 @@ def test_an_edit_answers_within_a_second_whatever_the_old_code_does(
         )
         # Loaded machines are slow; a quiet one needs a quarter of a second.
         assert statistics.median(took) < 1.0
+
+        (row,) = json.loads(ask(folder, "top", "hello/hello", "--every", "0.2", "-o", "json"))
+        assert (row["state"], row["pop"], row["failed"], row["in_flight"], row["backlog"]) == ("ready", "dev", 0, 0, 0)
+        # Who watches, who serves, and who waits.
+        assert row["instances"][0]["processes"] == 3 and 10e6 < row["memory_bytes"] < 300e6
 
         handler.write_text(code.format("while True: pass"))
         wait_until(lambda: terminal.screen.count("loaded in") == EDITS + 2, "the loop is loaded")
