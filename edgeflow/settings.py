@@ -107,7 +107,9 @@ class RunnerSettings(_Section):
     image_prefix: str = "edgeflow"
     """Docker mode: first part of the names of images that are built here."""
     socket_volume: str | None = None
-    """Docker mode: name of the volume that holds run_dir; each instance gets one folder of it only."""
+    """Docker mode: name of the volume that holds run_dir; each instance gets one folder of it only. None = the agent runs on the engine's machine itself, which sees run_dir."""
+    secrets_key_file: Path | None = None
+    """File (0600) with the cluster's key for secrets, the same at every PoP; None = this PoP neither takes nor reads secrets."""
     dev_dir: Path | None = None
     """Set by `edgeflow dev`: the folder beside the manifest where failed invocations are kept; functions may run from folders that are being edited. None = they may not."""
     start_deadline_s: float = 120.0

@@ -30,13 +30,14 @@ from edgeflow.api import (
     problems,
     quotas,
     replays,
+    secrets,
     standing,
 )
 from edgeflow.api.auth import BearerAuth
 from edgeflow.api.context import Api
 
 MODULES = (
-    health, functions, instances, invocations, channels, consumers, blobs, ekv, policies, standing, joins, dead_letters, replays, pops, quotas, metrics, mqtt, live,
+    health, functions, instances, invocations, channels, consumers, blobs, ekv, policies, standing, joins, dead_letters, replays, pops, quotas, secrets, metrics, mqtt, live,
 )  # fmt: skip
 VERSION = "1"
 

@@ -15,13 +15,14 @@ from starlette.requests import HTTPConnection
 from edgeflow.api.problems import Busy
 from edgeflow.api.tails import TailHub
 from edgeflow.api.waits import WaitHub
-from edgeflow.core.channels import check_namespace
+from edgeflow.core.channels import SYSTEM_NAMESPACE, check_namespace
 from edgeflow.errors import NotFound
 from edgeflow.runner.usage import Usage
 from edgeflow.settings import PopSettings
 from edgeflow.store.client import Store
 from edgeflow.store.policies import PolicyBook
 from edgeflow.store.replica import ReplicatedNamespace
+from edgeflow.store.sealed import Sealer, SecretBook
 
 BUDGET_BYTES = 256 * 1024 * 1024
 
@@ -59,6 +60,7 @@ class Api:
     budget: BodyBudget = field(default_factory=BodyBudget)
     waits: WaitHub = field(default_factory=WaitHub)
     policies: PolicyBook = field(init=False)
+    secrets: SecretBook = field(init=False)
     stands: dict[str, Any] = field(default_factory=dict)
     """What `consistency.stand` has found last, by namespace."""
     asking: dict[str, Any] = field(default_factory=dict)
@@ -66,6 +68,8 @@ class Api:
 
     def __post_init__(self) -> None:
         self.policies = PolicyBook(self.store)
+        sealer = Sealer.load(self.settings.runner.secrets_key_file, self.settings.cluster)
+        self.secrets = SecretBook(lambda: self.namespace_for_write(SYSTEM_NAMESPACE), sealer)
 
     @property
     def blobs_url(self) -> str:

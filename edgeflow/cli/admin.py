@@ -1,6 +1,6 @@
 """The client of the commands: what an operator asks of a PoP beyond what applications do.
 
-What it is: `edgeflow.sdk.Client` with the routes for invocations, dead letters, replays, quotas and policies (docs/api.md).
+What it is: `edgeflow.sdk.Client` with the routes for invocations, dead letters, replays, quotas, secrets and policies (docs/api.md).
 What it is not: part of the SDK; documents are as the API gives them.
 """
 
@@ -134,6 +134,23 @@ class Operator(Client):
     def clear_quota(self, namespace: str) -> None:
         """Remove the quota of a namespace. Raises NotFound."""
         self._call("DELETE", f"/v1/namespaces/{_part(namespace)}/quota")
+
+    # -- secrets -------------------------------------------------------------------------------------------------------
+
+    def secrets(self, namespace: str) -> list[Document]:
+        """The secrets of a namespace: name, version, which functions use it. Values do not come back."""
+        items: list[Document] = self._document("GET", f"/v1/secrets/{_part(namespace)}")["items"]
+        return items
+
+    def set_secret(self, namespace: str, name: str, value: bytes) -> Document:
+        """Keep a secret, in place of the one it was: {namespace, name, version}."""
+        return self._document(
+            "PUT", f"/v1/secrets/{_part(namespace)}/{_part(name)}", content=value, headers={"content-type": "application/octet-stream"}
+        )  # fmt: skip
+
+    def remove_secret(self, namespace: str, name: str) -> None:
+        """Forget a secret. Raises NotFound."""
+        self._call("DELETE", f"/v1/secrets/{_part(namespace)}/{_part(name)}")
 
     # -- policies ------------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from edgeflow.cli import (
     publish,
     quota,
     replay,
+    secret,
     status,
     tail,
     top,
@@ -108,4 +109,5 @@ app.add_typer(kv.app, name="kv", rich_help_panel=DATA)
 app.add_typer(dlq.app, name="dlq", rich_help_panel=DATA)
 app.command(rich_help_panel=DATA)(replay.replay)
 app.add_typer(quota.app, name="quota", rich_help_panel=DATA)
+app.add_typer(secret.app, name="secret", rich_help_panel=DATA)
 app.command(rich_help_panel=DATA)(demo.demo)

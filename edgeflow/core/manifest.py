@@ -141,7 +141,11 @@ def resolve(
                 "backoff_ms": function.retry.backoff,
                 "timeout_ms": function.retry.timeout,
             },
-            "limits": {"cpus": float(function.limits.cpus), "memory": function.limits.memory},
+            "limits": {
+                "cpus": float(function.limits.cpus),
+                **function.limits.model_dump(exclude_none=True, exclude={"cpus"}),
+            },
+            **_confinement(function),
             "env": dict(function.env),
             "scale": {"instances": function.scale.instances},
             "place": {"pops": pops},
@@ -150,6 +154,16 @@ def resolve(
     resolved = {"namespace": manifest.namespace, "applied_ms": applied_ms, "functions": functions}
     policies = wirings.policies(manifest)
     return {**resolved, "channels": policies} if policies else resolved
+
+
+def _confinement(function: Function) -> dict[str, Any]:
+    """What its instances may reach; parts that say nothing are absent."""
+    content: dict[str, Any] = {} if function.network == "none" else {"network": function.network}
+    if function.gpus is not None:
+        content["gpus"] = function.gpus
+    if function.secrets:
+        content["secrets"] = list(function.secrets)
+    return content
 
 
 def _contract_of(function: Function) -> dict[str, Any]:

@@ -29,10 +29,12 @@ from edgeflow.core.manifest_scalars import (
     FullTemplate,
     FullUnreserved,
     FunctionName,
+    Gpus,
     Image,
     InputName,
     Key,
     Namespace,
+    Secrets,
     Variable,
 )
 from edgeflow.core.manifest_wiring import Wiring, as_wiring
@@ -136,6 +138,9 @@ class ResolvedFunction(models.Part):
     context: dict[ContextName, Key]
     retry: ResolvedRetry
     limits: models.Limits
+    network: Literal["egress"] | None = None
+    gpus: Gpus | None = None
+    secrets: Secrets = Field(default_factory=list)
     env: dict[Variable, str]
     scale: models.Scale
     place: models.Place
@@ -204,6 +209,8 @@ def _content_rules(function: ResolvedFunction, document: Mapping[str, Any]) -> I
             ("scale", "instances"),
             "`qos: 0` goes with one channel, no join and one instance; subscribe with qos 1",
         )
+    if function.direct and (function.limits.outputs or function.limits.output_bytes):
+        yield ("limits",), "nothing is committed with `qos: 0`, so outputs are not counted; subscribe with qos 1"
     expected = revision_of(document)
     if function.revision != expected:
         yield (

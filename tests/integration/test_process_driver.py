@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from edgeflow.core.manifest import Artifact, check_resolved, parse, resolve
+from edgeflow.errors import BadManifest
 from edgeflow.runner import process
 from edgeflow.runner.bundles import pack
 from edgeflow.runner.driver import Observed, Prepared, StartSpec
@@ -179,12 +181,34 @@ def test_stop_all_ends_everything(settings: PopSettings, driver: ProcessDriver, 
     assert list((settings.state_dir / "instances").iterdir()) == []
 
 
-def test_logs_are_kept_bounded_and_found(
-    settings: PopSettings, driver: ProcessDriver, python: Path, wait_until: Wait, monkeypatch: pytest.MonkeyPatch
+def test_secrets_are_files_for_the_instance_alone(
+    settings: PopSettings, driver: ProcessDriver, python: Path, wait_until: Wait
 ) -> None:
-    monkeypatch.setattr(process, "MAX_LOG_BYTES", 10_000)
-    monkeypatch.setattr(process, "KEPT_LOG_BYTES", 2_000)
-    spec = spec_of(settings, python)
+    value = b"hunter2-as-it-is\n"
+    driver.start(spec_of(settings, python, secrets={"token": value}, content="c1"))
+    assert only(driver).content == "c1"
+    text = wait_until(Path(f"/proc/{pid_of(settings)}/environ").read_text, "its environment is there")
+    assert "hunter2" not in text
+    folder = Path(dict(item.split("=", 1) for item in text.split("\0") if "=" in item)["EDGEFLOW_SECRETS"])
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert (folder / "token").read_bytes() == value and (folder / "token").stat().st_mode & 0o777 == 0o400
+    assert "hunter2" not in "".join(path.read_text() for path in (settings.state_dir / "instances").iterdir())
+
+
+def test_gpus_are_refused_by_name(settings: PopSettings, driver: ProcessDriver) -> None:
+    document = resolve(
+        parse("namespace: v\nfunctions: {f: {build: ./f, subscribe: a, gpus: 1}}", default_pop="la"),
+        {"f": Artifact(bundle="a" * 64)}, applied_ms=1, default_pop="la",
+    )  # fmt: skip
+    function = check_resolved(document).functions["f"]
+    with pytest.raises(BadManifest, match="gpus"):
+        driver.prepare("v", "f", function, b"", lambda line: None)
+
+
+def test_logs_are_kept_bounded_and_found(
+    settings: PopSettings, driver: ProcessDriver, python: Path, wait_until: Wait
+) -> None:
+    spec = spec_of(settings, python, log_bytes=10_000)
     assert spec.prepared.folder is not None
     talker = spec.prepared.folder / "python"
     talker.write_text(
@@ -196,7 +220,7 @@ def test_logs_are_kept_bounded_and_found(
     (file,) = log_files(settings.state_dir, "vision", "f")
     assert file.stat().st_size > 10_000
     driver.upkeep()
-    assert file.stat().st_size == 0 and file.with_suffix(".log.1").stat().st_size == 2_000
+    assert file.stat().st_size == 0 and file.with_suffix(".log.1").stat().st_size == 2_500
     for number in range(2, 12):
         (settings.state_dir.parent / "logs" / "instances" / f"vision.f-{number}.log").write_text("old")
     driver.kill("vision.f-1")
