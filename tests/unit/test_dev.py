@@ -34,7 +34,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_new_writes_a_manifest_that_is_valid_and_a_test_that_passes(project: Path) -> None:
     parsed = manifest.parse(
-        (project / "edgeflow.yaml").read_text(), default_pop="dev", look=lambda build: bundles.look(project / build)
+        (project / "edgeflow.yaml").read_text(),
+        default_pop="dev",
+        look=lambda build, handler: bundles.look(project / build, handler),
     )
     assert list(parsed.functions) == ["hello"]
     load_handler(project)
