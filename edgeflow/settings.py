@@ -112,6 +112,8 @@ class RunnerSettings(_Section):
     """File (0600) with the cluster's key for secrets, the same at every PoP; None = this PoP neither takes nor reads secrets."""
     dev_dir: Path | None = None
     """Set by `edgeflow dev`: the folder beside the manifest where failed invocations are kept; functions may run from folders that are being edited. None = they may not."""
+    unused_hours: float = Field(default=168.0, gt=0)
+    """Hours (a week) for which images, pieces of them, bundles and environments are kept that no manifest and no kept revision refers to."""
     start_deadline_s: float = 120.0
     """Seconds an instance may take from start to ready before it is reported as failing and replaced."""
 
@@ -125,6 +127,8 @@ class Limits(_Section):
     """Largest body (bytes) of one event."""
     value_bytes: int = 256 * 1024 * 1024
     """Largest value (bytes) in the EKV."""
+    image_bytes: int = 8 * 1024 * 1024 * 1024
+    """Largest archive (bytes) of a container image, and most uncompressed bytes of its layers."""
     set_elements: int = 10_000
     """Most elements that a set in the EKV takes."""
     map_fields: int = 10_000

@@ -89,6 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         hub,
         runner_alive=lambda: bool(runner.status()["running"]),
         usage=runner.usage,
+        images=runner.images,
     )
     listener = listen(settings.api.host, settings.api.port)
     runner.start()

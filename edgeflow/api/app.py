@@ -19,6 +19,7 @@ from edgeflow.api import (
     ekv,
     functions,
     health,
+    images,
     instances,
     invocations,
     joins,
@@ -37,7 +38,7 @@ from edgeflow.api.auth import BearerAuth
 from edgeflow.api.context import Api
 
 MODULES = (
-    health, functions, instances, invocations, channels, consumers, blobs, ekv, policies, standing, joins, dead_letters, replays, pops, quotas, secrets, metrics, mqtt, live,
+    health, functions, instances, invocations, channels, consumers, blobs, ekv, policies, standing, joins, dead_letters, replays, pops, quotas, secrets, images, metrics, mqtt, live,
 )  # fmt: skip
 VERSION = "1"
 

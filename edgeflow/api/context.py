@@ -7,7 +7,7 @@ What must stay true: nothing here is global; two apps in one process share nothi
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection
@@ -23,6 +23,9 @@ from edgeflow.store.client import Store
 from edgeflow.store.policies import PolicyBook
 from edgeflow.store.replica import ReplicatedNamespace
 from edgeflow.store.sealed import Sealer, SecretBook
+
+if TYPE_CHECKING:  # it brings the engine's client along, which only a PoP in Docker mode needs
+    from edgeflow.runner.engine_images import EngineImages
 
 BUDGET_BYTES = 256 * 1024 * 1024
 
@@ -59,6 +62,10 @@ class Api:
     """What each instance of this PoP uses."""
     budget: BodyBudget = field(default_factory=BodyBudget)
     waits: WaitHub = field(default_factory=WaitHub)
+    images: "EngineImages | None" = None
+    """The images of this PoP's engine; None when it has none."""
+    images_under_way: int = 0
+    """How many images are being pushed or loaded."""
     policies: PolicyBook = field(init=False)
     secrets: SecretBook = field(init=False)
     stands: dict[str, Any] = field(default_factory=dict)

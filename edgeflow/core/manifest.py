@@ -62,6 +62,8 @@ class Artifact:
     bundle: str | None = None
     image: str | None = None
     source: Mapping[str, str] | None = None
+    image_id: str | None = None
+    """Which image the name means, where that is known already."""
 
 
 def parse(
@@ -133,6 +135,7 @@ def resolve(
             "bundle": artifact.bundle,
             "image": artifact.image,
             **({"source": dict(artifact.source)} if artifact.source else {}),
+            **({"image_id": artifact.image_id} if artifact.image_id is not None else {}),
             **_contract_of(function),
             **wirings.wire(function).content(),
             "context": dict(function.context),

@@ -29,7 +29,10 @@ from edgeflow.core.manifest import ResolvedFunction
 from edgeflow.errors import BadManifest, EdgeflowError
 from edgeflow.runner import bundles, egress, images, pairs, secret_files
 from edgeflow.runner.driver import CannotStart, Observed, Prepared, Progress, StartSpec
+from edgeflow.runner.engine_images import EngineImages
 from edgeflow.runner.images import EngineUnavailable
+from edgeflow.runner.library import ImageLibrary
+from edgeflow.runner.ports import ImageStorePort
 from edgeflow.runner.usage import Usage, of_container
 from edgeflow.settings import BROKER_FOLDER, PopSettings
 
@@ -52,9 +55,16 @@ _LABEL = "edgeflow."
 class DockerDriver:
     """Instances of one PoP as containers."""
 
-    def __init__(self, settings: PopSettings, client: docker.DockerClient | None = None) -> None:
+    def __init__(
+        self, settings: PopSettings, client: docker.DockerClient | None = None, store: ImageStorePort | None = None
+    ) -> None:
+        """`store`: where the cluster's images are; without one, images are those of the engine."""
         self._settings = settings
         self._client = client or images.engine()
+        self.images: EngineImages | None = None
+        if store is not None:
+            library = ImageLibrary(store, settings.pop, settings.limits.image_bytes)
+            self.images = EngineImages(self._client, library, store, settings.pop, settings.runner.image_prefix)
         self._mountpoint = ""
         self._lock = threading.Lock()
         self._pairs: set[str] = set()
@@ -67,8 +77,10 @@ class DockerDriver:
     ) -> Prepared:
         """Find or pull the image, or build it from the folder."""
         if function.contract != "sdk":
-            images.base_id(self._client, self._adapter_image)
+            images.base_id(self._client, self._adapter_image, lambda base: self._pushed(base, progress))
         if function.image is not None:
+            if self.images is not None:
+                return Prepared(image=self.images.need(function.image, function.image_id, progress))
             images.need_image(self._client, function.image, progress)
             return Prepared(image=function.image)
         if bundle is None or function.bundle is None:
@@ -77,9 +89,16 @@ class DockerDriver:
             )
         folder = bundles.unpack(bundle, function.bundle, self._settings.state_dir / "bundles" / function.bundle[:24])
         prefix = self._settings.runner.image_prefix
-        return Prepared(
-            image=images.build_image(self._client, folder, f"{namespace}/{name}", prefix=prefix, progress=progress)
-        )
+        tag = images.build_image(
+            self._client, folder, f"{namespace}/{name}", prefix=prefix, progress=progress,
+            labels={images.CLUSTER_LABEL: self._settings.cluster, images.BUNDLE_LABEL: function.bundle},
+            find_base=lambda base: self._pushed(base, progress),
+        )  # fmt: skip
+        return Prepared(image=tag)
+
+    def _pushed(self, name: str, progress: Progress) -> str | None:
+        """An image that was pushed under that name, loaded; None when none was."""
+        return None if self.images is None else self.images.stored(name, progress)
 
     def observe(self) -> list[Observed]:
         """The containers with the labels of this PoP."""

@@ -25,6 +25,10 @@ class CannotStart(EdgeflowError):
     hint = "The message says what the operating system or the engine answered."
 
 
+class NotHereYet(Exception):
+    """What a revision is made from is on its way to this PoP; the text says what is waited for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """What instances of one revision are started from: a folder and an interpreter, or an image."""
@@ -91,7 +95,8 @@ class Driver(Protocol):
     def prepare(
         self, namespace: str, name: str, function: ResolvedFunction, bundle: bytes | None, progress: Progress
     ) -> Prepared:
-        """Make what instances of this revision are started from; may take minutes. Raises EdgeflowError with the reason."""
+        """Make what instances of this revision are started from; may take minutes. Raises EdgeflowError with the reason,
+        and NotHereYet when a part of it is on its way."""
         ...
 
     def observe(self) -> list[Observed]:

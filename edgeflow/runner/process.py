@@ -61,7 +61,7 @@ class ProcessDriver:
         for folder in (self._runs, self._bundles, self._logs):
             folder.mkdir(parents=True, exist_ok=True)
         self._dev_dir = settings.runner.dev_dir
-        self._venvs = Venvs(settings.runner.venvs_dir or settings.state_dir / "venvs", settings.runner.python)
+        self._venvs = Venvs.of(settings)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
 

@@ -1,27 +1,35 @@
-"""What the control process holds of the runner: the driver of the PoP's mode and the reconciler over it."""
+"""What the control process holds of the runner: the driver of the PoP's mode, the reconciler over it, and the keeper beside it."""
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeflow.runner.driver import Driver
-from edgeflow.runner.ports import StorePort
+from edgeflow.runner.keeper import Keeper
 from edgeflow.runner.reconciler import Reconciler
 from edgeflow.runner.usage import Usage
 from edgeflow.settings import PopSettings
+
+if TYPE_CHECKING:  # it brings the engine's client along
+    from edgeflow.runner.engine_images import EngineImages
 
 
 class Runner:
     """The runner of one PoP."""
 
-    def __init__(self, settings: PopSettings, store: StorePort) -> None:
-        self._driver = _driver_for(settings)
+    def __init__(self, settings: PopSettings, store: Any) -> None:
+        # A StorePort to the reconciler, an ImageStorePort to what has to do with images.
+        self._driver, self.images = _driver_for(settings, store)
+        """`images`: those of this PoP's engine, None without one."""
         self._reconciler = Reconciler(settings, store, self._driver)
+        self._keeper = Keeper(settings, store, self.images)
 
     def start(self) -> None:
         """Start caring."""
         self._reconciler.start()
+        self._keeper.start()
 
     def stop(self) -> None:
         """Stop caring; instances stay."""
+        self._keeper.stop()
         self._reconciler.stop()
 
     def status(self) -> dict[str, Any]:
@@ -39,11 +47,12 @@ class _Measured(Driver, Protocol):
     def usage(self) -> dict[str, Usage]: ...
 
 
-def _driver_for(settings: PopSettings) -> _Measured:
+def _driver_for(settings: PopSettings, store: Any) -> "tuple[_Measured, EngineImages | None]":
     if settings.mode == "docker":
         from edgeflow.runner.docker import DockerDriver
 
-        return DockerDriver(settings)
+        driver = DockerDriver(settings, store=store)
+        return driver, driver.images
     from edgeflow.runner.process import ProcessDriver
 
-    return ProcessDriver(settings)
+    return ProcessDriver(settings), None

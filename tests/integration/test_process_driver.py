@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -244,6 +245,25 @@ def test_an_unfinished_environment_is_built_again(tmp_path: Path) -> None:
     (python.parent.parent / "edgeflow.json").unlink()
     (python.parent.parent / "junk").write_text("")
     assert venvs.ensure(b"") == python and not (python.parent.parent / "junk").exists()
+
+
+def test_unused_environments_go_but_never_one_that_runs(tmp_path: Path) -> None:
+    venvs = Venvs(tmp_path)
+    python = venvs.ensure(b"")
+    mark = python.parent.parent / "edgeflow.json"
+    later_s = time.time() + 3600
+    child = subprocess.Popen([python, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        assert venvs.remove_unused(later_s) == 0 and mark.exists()
+    finally:
+        child.communicate(b"\n")
+    assert venvs.remove_unused(time.time() - 60) == 0, "its grace is not over"
+    os.utime(mark, (1, 1))
+    venvs.touch(b"# nothing\n")
+    assert venvs.remove_unused(time.time() - 60) == 0, "a PoP uses it"
+    os.utime(mark, (1, 1))
+    assert venvs.remove_unused(time.time() - 60) == 1 and not mark.parent.exists()
+    assert venvs.ensure(b"") == python and mark.exists()
 
 
 def test_requirements_that_cannot_be_had_are_named(tmp_path: Path) -> None:
