@@ -50,6 +50,19 @@ class Operator(Client):
         """An invocation as this PoP knows it, or None."""
         return self._found(f"/v1/invocations/{_part(namespace)}/{_part(id)}")
 
+    # -- revisions -----------------------------------------------------------------------------------------------------
+
+    def history(self, namespace: str, name: str) -> Document:
+        """The revisions of a function, the newest first."""
+        return self._document("GET", f"/v1/functions/{_part(namespace)}/{_part(name)}/revisions")
+
+    def rollback(self, namespace: str, name: str, to: str | None, by: str) -> Document:
+        """Apply a function as it was: {revision, before}."""
+        return self._document(
+            "POST", f"/v1/functions/{_part(namespace)}/{_part(name)}/rollback", content=json.dumps({"to": to}).encode(),
+            headers={"content-type": "application/json", "Edgeflow-By": header_value(by)}, is_repeatable=False,
+        )  # fmt: skip
+
     # -- dead letters --------------------------------------------------------------------------------------------------
 
     def letters(self, namespace: str, **filters: str | None) -> Iterator[Document]:

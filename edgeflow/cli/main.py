@@ -29,6 +29,7 @@ from edgeflow.cli import (
     publish,
     quota,
     replay,
+    revisions,
     secret,
     status,
     tail,
@@ -102,6 +103,9 @@ app.command(rich_help_panel=CLUSTER)(top.top)
 app.add_typer(link.app, name="link", rich_help_panel=CLUSTER)
 app.command(rich_help_panel=DATA)(apply.apply)
 app.command(rich_help_panel=DATA)(apply.build)
+app.command(rich_help_panel=DATA)(revisions.diff)
+app.command(rich_help_panel=DATA)(revisions.history)
+app.command(rich_help_panel=DATA)(revisions.rollback)
 app.add_typer(get.app, name="get", rich_help_panel=DATA)
 app.command(rich_help_panel=DATA)(publish.publish)
 app.command(rich_help_panel=DATA)(invoke.invoke)

@@ -153,6 +153,8 @@ def resolve(
             "scale": {"instances": function.scale.instances},
             "place": {"pops": pops},
         }
+        if function.rollout != models.Rollout():
+            content["rollout"] = {"deadline_ms": function.rollout.deadline}
         functions[name] = {"revision": revision_of(content), **content}
     resolved = {"namespace": manifest.namespace, "applied_ms": applied_ms, "functions": functions}
     policies = wirings.policies(manifest)

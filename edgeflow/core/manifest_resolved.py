@@ -108,6 +108,12 @@ class ResolvedRetry(models.Part):
     timeout_ms: int = Field(ge=1, le=MAX_DURATION_MS)
 
 
+class ResolvedRollout(models.Part):
+    """How a new revision takes over."""
+
+    deadline_ms: int = Field(default=60_000, ge=1, le=MAX_DURATION_MS)
+
+
 class ResolvedPolicy(models.Part):
     """What holds for all events of a channel or filter."""
 
@@ -152,6 +158,7 @@ class ResolvedFunction(models.Part):
     secrets: Secrets = Field(default_factory=list)
     env: dict[Variable, str]
     scale: models.Scale
+    rollout: ResolvedRollout = ResolvedRollout()
     place: models.Place
 
     @property
@@ -172,9 +179,9 @@ class ResolvedManifest(models.Part):
 def revision_of(content: Mapping[str, Any]) -> str:
     """First 12 hex digits of the SHA-256 of a resolved function's content.
 
-    Everything counts but `revision` itself and `scale`: more instances of the same thing are the same thing, and its inbox stays.
+    Everything counts but `revision` itself, `scale` and `rollout`: more instances of the same thing are the same thing, and its inbox stays.
     """
-    counted = {key: value for key, value in content.items() if key not in ("revision", "scale")}
+    counted = {key: value for key, value in content.items() if key not in ("revision", "scale", "rollout")}
     text = json.dumps(counted, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
