@@ -132,6 +132,11 @@ def apply_manifest(
             api, "created" if before is None else status, document, found, value.version if value else "", 200
         )
     for name, function in document["functions"].items():
+        if function.get("source") is not None and api.settings.runner.dev_dir is None:
+            raise BadManifest(
+                f"functions.{name}.source: this PoP runs no folders that are being edited",
+                hint="That is for clusters of `edgeflow dev`; apply the manifest with `edgeflow apply`.",
+            )
         if function["bundle"] is not None and system.head(f"bundles/{function['bundle']}") is None:
             raise BadManifest(
                 f"functions.{name}: its bundle {function['bundle'][:12]}... is not here",
