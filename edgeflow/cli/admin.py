@@ -22,6 +22,20 @@ PAGE = 1000
 class Operator(Client):
     """One PoP's API for commands. Raises EdgeflowError and its subclasses only."""
 
+    def remove_functions(self, namespace: str) -> None:
+        """Remove the manifest of a namespace; its functions stop. Nothing happens when there is none."""
+        try:
+            self._call("DELETE", f"/v1/functions/{_part(namespace)}")
+        except NotFound:
+            pass
+
+    def instances(self, namespace: str | None = None) -> list[Document]:
+        """The instances at this PoP and what they use."""
+        items: list[Document] = self._call("GET", "/v1/instances", params=_given({"namespace": namespace})).json()[
+            "items"
+        ]
+        return items
+
     # -- invocations ---------------------------------------------------------------------------------------------------
 
     def call_function(

@@ -153,6 +153,14 @@ class ResolvedPolicy(models.Part):
     gated: bool = False
 
 
+class ResolvedSource(models.Part):
+    """A folder that is being edited on the PoP's own machine: instances run from it, and follow its changes."""
+
+    folder: str = Field(pattern=r"^/", max_length=4096)
+    requirements: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of its requirements.txt: other requirements are another revision."""
+
+
 class ResolvedFunction(models.Part):
     """One function as the PoPs read it."""
 
@@ -163,6 +171,8 @@ class ResolvedFunction(models.Part):
     bundle: str | None
     """SHA-256 (hex) of the folder's archive, kept at the system key bundles/<hex>."""
     image: Image | None
+    source: ResolvedSource | None = None
+    """Only at PoPs of `edgeflow dev`."""
     image_id: Annotated[str, AfterValidator(_check_image_id)] | None = None
     """`sha256:<hex>`: which image that name meant when the manifest was applied; that one runs, whatever the name means later."""
     inputs: list[ResolvedInput] = Field(min_length=1)
@@ -234,7 +244,7 @@ def check_resolved(document: Mapping[str, Any], *, known_pops: Iterable[str] | N
 
 
 def _content_rules(function: ResolvedFunction, document: Mapping[str, Any]) -> Iterator[tuple[yamldoc.Path, str]]:
-    if function.bundle is None and function.image is None:
+    if function.bundle is None and function.image is None and function.source is None:
         yield (), "has neither bundle nor image; apply it with `edgeflow apply`"
     if function.bundle is not None and not _HEX64.fullmatch(function.bundle):
         yield ("bundle",), "is not a SHA-256 in hex; apply it with `edgeflow apply`"
