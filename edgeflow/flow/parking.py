@@ -46,9 +46,11 @@ class Parking:
         if session.route.direct:
             return  # those are parked by who of them subscribes
         if not wanted:
-            session.woken = False
+            was_woken, session.woken = session.woken, False
             if session.state in ASLEEP:
                 self._unpark(session)
+            elif was_woken:
+                self._on_state(session)
         elif session.state == "ready" and not session.woken:
             self._is_used = True
             session.state, session.claim_max = "parking", 0
