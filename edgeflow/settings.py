@@ -108,6 +108,8 @@ class RunnerSettings(_Section):
     """Docker mode: first part of the names of images that are built here."""
     socket_volume: str | None = None
     """Docker mode: name of the volume that holds run_dir; each instance gets one folder of it only."""
+    launcher: Path = Path("/opt/edgeflow/launch")
+    """Docker mode: the static program that starts the programs of `contract: stdio` inside their containers; the agent's image has it."""
     start_deadline_s: float = 120.0
     """Seconds an instance may take from start to ready before it is reported as failing and replaced."""
 

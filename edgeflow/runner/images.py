@@ -183,6 +183,15 @@ def base_id(client: docker.DockerClient, base: str) -> str:
     return found
 
 
+def command_of(client: docker.DockerClient, image: str) -> list[str]:
+    """Entrypoint and command of an image, together."""
+    try:
+        config = client.images.get(image).attrs.get("Config") or {}
+    except (docker.errors.DockerException, OSError):
+        return []
+    return [*(config.get("Entrypoint") or ()), *(config.get("Cmd") or ())]
+
+
 def _find(client: docker.DockerClient, image: str) -> str | None:
     try:
         return str(client.images.get(image).id)

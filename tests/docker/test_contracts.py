@@ -3,9 +3,11 @@
 The PoP's processes run on this machine; the folder of its sockets is a volume of the engine, so its function containers are those of Docker mode.
 """
 
+import io
 import os
 import secrets
 import subprocess
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,9 +81,26 @@ def image(engine: Any, built: Callable[[str], str]) -> Callable[[str], str]:
 
 
 @pytest.fixture(scope="module")
-def pop(programs: None, engine: Any, built: Callable[[str], str]) -> Iterator[Pop]:
+def launcher(engine: Any, built: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The launcher as the agent's image has it."""
+    folder = tmp_path_factory.mktemp("launcher")
+    holder = engine.containers.create(built("launcher"))
+    try:
+        pieces, _ = holder.get_archive("/opt/launch")
+        with tarfile.open(fileobj=io.BytesIO(b"".join(pieces))) as archive:
+            member = archive.extractfile("launch")
+            assert member is not None
+            (folder / "launch").write_bytes(member.read())
+    finally:
+        holder.remove()
+    return folder / "launch"
+
+
+@pytest.fixture(scope="module")
+def pop(programs: None, engine: Any, built: Callable[[str], str], launcher: Path) -> Iterator[Pop]:
     volume = f"{PREFIX}-{secrets.token_hex(4)}"
-    settings = {"mode": "docker", "runner": {"image_prefix": PREFIX, "socket_volume": volume}}
+    runner = {"image_prefix": PREFIX, "socket_volume": volume, "launcher": str(launcher)}
+    settings = {"mode": "docker", "runner": runner}
     with LocalCluster(["la"], settings=settings) as cluster:
         known = PopSettings.load(cluster.home.root / "pops" / "la" / "pop.json")
         options = {"type": "none", "o": "bind", "device": str(known.run_dir)}
@@ -107,6 +126,7 @@ def foreign() -> dict[str, Any]:
     for name, function in functions.items():
         del function["build"], function["command"]
         function["image"] = f"{PREFIX}/contract-{'flask' if name == 'joined' else name}"
+    del functions["mqtt"]
     functions["express"] = {
         "contract": "http",
         "image": f"{PREFIX}/contract-express",
@@ -130,6 +150,25 @@ def test_images_of_others_are_functions_as_they_are(pop: Pop, image: Callable[[s
     assert found["sdk"].json() == {"length": 5} and found["sdk"].type == "com.example.length"
     assert found["watchdog"].data == b"olleh"
     assert found["express"].data == b"s/1: hello"
+    assert found["shell"].data == b"HELLO of s/1" and found["shell"].datacontenttype == "text/plain"
+
+
+def test_stock_mqtt_clients_are_a_function(pop: Pop, image: Callable[[str], str], tmp_path: Path) -> None:
+    function = {"contract": "mqtt", "image": image("mqtt"), "subscribe": "plain", "publish": "out/mqtt"}
+    # Its channels stand in its script, as in any program of somebody else's.
+    pop.apply(tmp_path, "foreign", {**foreign(), "mqtt": function})
+    for number in range(3):
+        pop.client.publish("foreign/plain", f"line {number}")
+    heard = []
+    for event in pop.client.subscribe("foreign/out/mqtt", from_="start"):
+        assert isinstance(event, ReceivedEvent)
+        heard.append(event.data)
+        if len(heard) == 3:
+            break
+    assert heard == [b"heard line 0", b"heard line 1", b"heard line 2"]
+    (program,) = pop.containers("mqtt", role="program")
+    account = next(one for one in program.attrs["Config"]["Env"] if one.startswith("MQTT_PASSWORD="))
+    assert program.attrs["Mounts"] == [] and account == "MQTT_PASSWORD=function", "the account is the adapter's alone"
 
 
 def test_the_programs_container_has_neither_socket_nor_network(pop: Pop) -> None:
