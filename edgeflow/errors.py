@@ -145,6 +145,29 @@ class TooLarge(EdgeflowError):
     hint = "Limits are listed in docs/limits.md; put large data into the EKV and publish its dataref."
 
 
+class OutputLimit(TooLarge):
+    """An invocation published more than the manifest of its function allows."""
+
+    code = "output-limit"
+    hint = "Publish less, or raise `limits: {outputs: ..., output_bytes: ...}`."
+
+
+class SecretMissing(EdgeflowError):
+    """A function names a secret that is not set."""
+
+    code = "secret-missing"
+    status = 409
+    hint = "Set it with `edgeflow secret set <namespace>/<name>`; the function starts by itself then."
+
+
+class NoSecretsHere(EdgeflowError):
+    """This PoP cannot read or keep secrets: the cluster's key for them is not here, or is another one."""
+
+    code = "no-secrets-here"
+    status = 501
+    hint = "`runner.secrets_key_file` names the key, the same at every PoP; `edgeflow up` makes it. Secrets that were set with another key have to be set again."
+
+
 class Unavailable(EdgeflowError):
     """A part that is needed is not reachable right now."""
 

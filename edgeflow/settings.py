@@ -107,7 +107,11 @@ class RunnerSettings(_Section):
     image_prefix: str = "edgeflow"
     """Docker mode: first part of the names of images that are built here."""
     socket_volume: str | None = None
-    """Docker mode: name of the volume that holds run_dir; each instance gets one folder of it only."""
+    """Docker mode: name of the volume that holds run_dir; each instance gets one folder of it only. None = the agent runs on the engine's machine itself, which sees run_dir."""
+    secrets_key_file: Path | None = None
+    """File (0600) with the cluster's key for secrets, the same at every PoP; None = this PoP neither takes nor reads secrets."""
+    unused_hours: float = Field(default=168.0, gt=0)
+    """Hours (a week) for which images, pieces of them, bundles and environments are kept that no manifest and no kept revision refers to."""
     launcher: Path = Path("/opt/edgeflow/launch")
     """Docker mode: the static program that starts the programs of `contract: stdio` inside their containers; the agent's image has it."""
     start_deadline_s: float = 120.0
@@ -123,6 +127,8 @@ class Limits(_Section):
     """Largest body (bytes) of one event."""
     value_bytes: int = 256 * 1024 * 1024
     """Largest value (bytes) in the EKV."""
+    image_bytes: int = 8 * 1024 * 1024 * 1024
+    """Largest archive (bytes) of a container image, and most uncompressed bytes of its layers."""
     set_elements: int = 10_000
     """Most elements that a set in the EKV takes."""
     map_fields: int = 10_000

@@ -23,7 +23,7 @@ from bench.generator import quantile
 from bench.machine import resident_mib
 from bench.stage import Stage
 from edgeflow.host.files import read_json
-from edgeflow.host.wan import Link, save_links
+from edgeflow.host.linkfile import Link, save_links
 from edgeflow.store import Store
 
 LOOK_S = 0.0003
@@ -83,7 +83,6 @@ def edgeflow_staleness(stage: Stage, to: str, delay_ms: float, count: int) -> St
         closing(HttpStore(stage.access.api_url, stage.access.token)) as writer,
         closing(_redis(socket_of(stage, to))) as reader,
     ):
-        time.sleep(0.3)  # the proxy looks at its document ten times a second
         one_by_one(lambda body: writer.put("fresh", body), lambda: reader.hget(key, "data"), delay_ms, 10)
         return one_by_one(lambda body: writer.put("fresh", body), lambda: reader.hget(key, "data"), delay_ms, count)
 
@@ -105,7 +104,6 @@ class Replica:
         """The same as with edgeflow."""
         self.set_link(delay_ms=delay_ms)
         with closing(_redis(self.writer)) as writer, closing(_redis(self.reader)) as reader:
-            time.sleep(0.3)
             one_by_one(lambda body: writer.set("fresh", body), lambda: reader.get("fresh"), delay_ms, 10)
             return one_by_one(lambda body: writer.set("fresh", body), lambda: reader.get("fresh"), delay_ms, count)
 
@@ -169,7 +167,6 @@ class CatchUp:
 def edgeflow_catch_up(stage: Stage, store: Store, to: str, count: int, size: int) -> CatchUp:
     """Cut the line, write, heal: until the other PoP has applied the last of it."""
     stage.cluster.set_link(stage.pop, to, cut=True)
-    time.sleep(0.3)
     fill(store, f"away{size}", count, size)
     return heal_and_wait(stage, to, count, size)
 
@@ -202,7 +199,6 @@ def replica_catch_up(pair: Replica, count: int, size: int) -> CatchUp:
     """The same with Redis and its replica."""
     with closing(_redis(pair.writer)) as writer, closing(_redis(pair.reader)) as reader:
         pair.set_link(cut=True)
-        time.sleep(0.3)
         filler = os.urandom(size)
         for start in range(0, count, 1000):
             batch = writer.pipeline(transaction=False)

@@ -83,7 +83,12 @@ def main(arguments: list[str] | None = None) -> int:
     runner = Runner(settings, store)
     hub = make_hub(settings, store)
     api = Api(
-        settings, store, read_token(settings.api.token_file), hub, runner_alive=lambda: bool(runner.status()["running"])
+        settings,
+        store,
+        read_token(settings.api.token_file),
+        hub,
+        runner_alive=lambda: bool(runner.status()["running"]),
+        images=runner.images,
     )
     listener = listen(settings.api.host, settings.api.port)
     runner.start()

@@ -19,6 +19,7 @@ from edgeflow.api import (
     ekv,
     functions,
     health,
+    images,
     invocations,
     joins,
     live,
@@ -29,13 +30,14 @@ from edgeflow.api import (
     problems,
     quotas,
     replays,
+    secrets,
     standing,
 )
 from edgeflow.api.auth import BearerAuth
 from edgeflow.api.context import Api
 
 MODULES = (
-    health, functions, invocations, channels, consumers, blobs, ekv, policies, standing, joins, dead_letters, replays, pops, quotas, metrics, mqtt, live,
+    health, functions, invocations, channels, consumers, blobs, ekv, policies, standing, joins, dead_letters, replays, pops, quotas, secrets, images, metrics, mqtt, live,
 )  # fmt: skip
 VERSION = "1"
 

@@ -7,7 +7,7 @@ What must stay true: nothing here is global; two apps in one process share nothi
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection
@@ -15,12 +15,16 @@ from starlette.requests import HTTPConnection
 from edgeflow.api.problems import Busy
 from edgeflow.api.tails import TailHub
 from edgeflow.api.waits import WaitHub
-from edgeflow.core.channels import check_namespace
+from edgeflow.core.channels import SYSTEM_NAMESPACE, check_namespace
 from edgeflow.errors import NotFound
 from edgeflow.settings import PopSettings
 from edgeflow.store.client import Store
 from edgeflow.store.policies import PolicyBook
 from edgeflow.store.replica import ReplicatedNamespace
+from edgeflow.store.sealed import Sealer, SecretBook
+
+if TYPE_CHECKING:  # it brings the engine's client along, which only a PoP in Docker mode needs
+    from edgeflow.runner.engine_images import EngineImages
 
 BUDGET_BYTES = 256 * 1024 * 1024
 
@@ -55,7 +59,12 @@ class Api:
     """Whether the reconciler thread of this process runs."""
     budget: BodyBudget = field(default_factory=BodyBudget)
     waits: WaitHub = field(default_factory=WaitHub)
+    images: "EngineImages | None" = None
+    """The images of this PoP's engine; None when it has none."""
+    images_under_way: int = 0
+    """How many images are being pushed or loaded."""
     policies: PolicyBook = field(init=False)
+    secrets: SecretBook = field(init=False)
     stands: dict[str, Any] = field(default_factory=dict)
     """What `consistency.stand` has found last, by namespace."""
     asking: dict[str, Any] = field(default_factory=dict)
@@ -63,6 +72,8 @@ class Api:
 
     def __post_init__(self) -> None:
         self.policies = PolicyBook(self.store)
+        sealer = Sealer.load(self.settings.runner.secrets_key_file, self.settings.cluster)
+        self.secrets = SecretBook(lambda: self.namespace_for_write(SYSTEM_NAMESPACE), sealer)
 
     @property
     def blobs_url(self) -> str:

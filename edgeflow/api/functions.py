@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -17,6 +18,8 @@ from edgeflow.api.problems import UnsupportedMediaType, responses
 from edgeflow.core import manifest as manifests
 from edgeflow.core.channels import SYSTEM_NAMESPACE, check_namespace
 from edgeflow.errors import BadManifest
+from edgeflow.runner.library import ImageLibrary
+from edgeflow.runner.pins import pin
 
 router = APIRouter(tags=["functions"])
 
@@ -104,6 +107,7 @@ def apply_manifest(api: ApiDep, request: Request, namespace: str, body: Manifest
     document = _read(api, stated_type(request.headers.get("content-type")), body)
     if document["namespace"] != namespace:
         raise BadManifest(f"the manifest's namespace is {document['namespace']!r}, the path says {namespace!r}")
+    document = pin(document, partial(resolve_image, api))
     system = api.namespace_for_write(SYSTEM_NAMESPACE)
     for name, function in document["functions"].items():
         if function["bundle"] is not None and system.head(f"bundles/{function['bundle']}") is None:
@@ -177,6 +181,14 @@ def _read(api: Api, content_type: str | None, body: bytes) -> dict[str, Any]:
     raise UnsupportedMediaType(
         f"{kind!r} is not a manifest", hint="Send application/json (resolved) or application/yaml."
     )
+
+
+def resolve_image(api: Api, name: str) -> str | None:
+    """The id of the image that a name means now: pushed last under it, or so called by this PoP's engine; None: the PoP that runs it finds it."""
+    if api.images is not None:
+        return api.images.resolve(name)
+    stored = ImageLibrary(api.store, api.settings.pop, api.settings.limits.image_bytes).find(name)
+    return None if stored is None else stored.id
 
 
 def _applied(

@@ -1,12 +1,12 @@
 """The client of the commands: what an operator asks of a PoP beyond what applications do.
 
-What it is: `edgeflow.sdk.Client` with the routes for invocations, dead letters, replays, quotas and policies (docs/api.md).
+What it is: `edgeflow.sdk.Client` with the routes for invocations, dead letters, replays, quotas, secrets, images and policies (docs/api.md).
 What it is not: part of the SDK; documents are as the API gives them.
 """
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -121,6 +121,50 @@ class Operator(Client):
         """Remove the quota of a namespace. Raises NotFound."""
         self._call("DELETE", f"/v1/namespaces/{_part(namespace)}/quota")
 
+    # -- images --------------------------------------------------------------------------------------------------------
+
+    def push_image(self, chunks: Callable[[], Iterator[bytes]], names: Sequence[str], size: int | None) -> Document:
+        """Store the image of an archive; `chunks` gives it from its beginning each time it is called, `size` is how long it is, if that is known."""
+        headers = {"content-type": "application/x-tar", **({} if size is None else {"content-length": str(size)})}
+        query = "&".join(f"name={_part(name)}" for name in names)
+        return self._document(
+            "POST", f"/v1/images?{query}", content=_Again(chunks), headers=headers, is_repeatable=False
+        )  # fmt: skip
+
+    def images(self) -> list[Document]:
+        """The images of the cluster, the one that was pushed last first."""
+        items: list[Document] = self._document("GET", "/v1/images")["items"]
+        return items
+
+    def image(self, id: str) -> Document | None:
+        """One image by its id, or None."""
+        return self._found(f"/v1/images/{_part(id)}")
+
+    def load_image(self, id: str) -> Document:
+        """Have an image at this PoP, and on its engine if it has one."""
+        return self._document("POST", f"/v1/images/{_part(id)}/load")
+
+    def remove_image(self, id: str) -> None:
+        """Forget an image that nothing uses. Raises NotFound."""
+        self._call("DELETE", f"/v1/images/{_part(id)}")
+
+    # -- secrets -------------------------------------------------------------------------------------------------------
+
+    def secrets(self, namespace: str) -> list[Document]:
+        """The secrets of a namespace: name, version, which functions use it. Values do not come back."""
+        items: list[Document] = self._document("GET", f"/v1/secrets/{_part(namespace)}")["items"]
+        return items
+
+    def set_secret(self, namespace: str, name: str, value: bytes) -> Document:
+        """Keep a secret, in place of the one it was: {namespace, name, version}."""
+        return self._document(
+            "PUT", f"/v1/secrets/{_part(namespace)}/{_part(name)}", content=value, headers={"content-type": "application/octet-stream"}
+        )  # fmt: skip
+
+    def remove_secret(self, namespace: str, name: str) -> None:
+        """Forget a secret. Raises NotFound."""
+        self._call("DELETE", f"/v1/secrets/{_part(namespace)}/{_part(name)}")
+
     # -- policies ------------------------------------------------------------------------------------------------------
 
     def policies(self, namespace: str, *, key: str | None = None) -> Document:
@@ -157,6 +201,16 @@ class Operator(Client):
             return self._document("GET", path)
         except NotFound:
             return None
+
+
+class _Again:
+    """A body that can be sent again from its beginning."""
+
+    def __init__(self, chunks: Callable[[], Iterator[bytes]]) -> None:
+        self._chunks = chunks
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks()
 
 
 def new_event_id() -> str:

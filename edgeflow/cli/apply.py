@@ -185,7 +185,7 @@ def apply_file(
         resolved = manifests.resolve(manifest, artifacts, applied_ms=int(time.time() * 1000), default_pop=here)
         answer = api.put_manifest(resolved)
         functions = {
-            name: FunctionProgress(pop=function["place"]["pops"][0], revision=function["revision"])
+            name: FunctionProgress(pop=function["place"]["pops"][0], revision=answer["revisions"][name])
             for name, function in resolved["functions"].items()
         }
         applied = Applied(manifest.namespace, answer["status"], answer["version"], functions)

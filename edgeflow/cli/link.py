@@ -5,9 +5,10 @@ from typing import Annotated
 import typer
 
 from edgeflow.cli.console import err
-from edgeflow.host import compose, wan
+from edgeflow.host import compose
 from edgeflow.host.discover import find
 from edgeflow.host.errors import BadClusterSpec
+from edgeflow.host.linkfile import change_link
 
 app = typer.Typer(
     no_args_is_help=True, help="Delay, cut and heal the links between PoPs (a user-space proxy, always in their path)."
@@ -47,7 +48,7 @@ def _change(between: str, *, delay_ms: float | None = None, cut: bool | None = N
     cluster = find()
     cluster.pop(a), cluster.pop(b)
     if cluster.wan_config is not None:
-        wan.change_link(cluster.wan_config, a, b, delay_ms=delay_ms, cut=cut)
+        change_link(cluster.wan_config, a, b, delay_ms=delay_ms, cut=cut)
         return
     arguments = ["python3", "-m", "edgeflow.host.wan", "--config", "/wan/wan.json", "--between", between]
     if delay_ms is not None:

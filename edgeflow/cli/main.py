@@ -19,6 +19,7 @@ from edgeflow.cli import (
     down,
     env,
     get,
+    images,
     invoke,
     kv,
     link,
@@ -26,6 +27,7 @@ from edgeflow.cli import (
     publish,
     quota,
     replay,
+    secret,
     status,
     tail,
     up,
@@ -100,5 +102,7 @@ app.command(rich_help_panel=DATA)(tail.tail)
 app.add_typer(kv.app, name="kv", rich_help_panel=DATA)
 app.add_typer(dlq.app, name="dlq", rich_help_panel=DATA)
 app.command(rich_help_panel=DATA)(replay.replay)
+app.add_typer(images.app, name="images", rich_help_panel=DATA)
 app.add_typer(quota.app, name="quota", rich_help_panel=DATA)
+app.add_typer(secret.app, name="secret", rich_help_panel=DATA)
 app.command(rich_help_panel=DATA)(demo.demo)

@@ -61,6 +61,8 @@ class Artifact:
 
     bundle: str | None = None
     image: str | None = None
+    image_id: str | None = None
+    """Which image the name means, where that is known already."""
 
 
 def parse(
@@ -131,6 +133,7 @@ def resolve(
             "contract": function.contract,
             "bundle": artifact.bundle,
             "image": artifact.image,
+            **({"image_id": artifact.image_id} if artifact.image_id is not None else {}),
             **_contract_of(function),
             **wirings.wire(function).content(),
             "context": dict(function.context),
@@ -139,7 +142,11 @@ def resolve(
                 "backoff_ms": function.retry.backoff,
                 "timeout_ms": function.retry.timeout,
             },
-            "limits": {"cpus": float(function.limits.cpus), "memory": function.limits.memory},
+            "limits": {
+                "cpus": float(function.limits.cpus),
+                **function.limits.model_dump(exclude_none=True, exclude={"cpus"}),
+            },
+            **_confinement(function),
             "env": dict(function.env),
             "scale": {"instances": function.scale.instances},
             "place": {"pops": pops},
@@ -148,6 +155,16 @@ def resolve(
     resolved = {"namespace": manifest.namespace, "applied_ms": applied_ms, "functions": functions}
     policies = wirings.policies(manifest)
     return {**resolved, "channels": policies} if policies else resolved
+
+
+def _confinement(function: Function) -> dict[str, Any]:
+    """What its instances may reach; parts that say nothing are absent."""
+    content: dict[str, Any] = {} if function.network == "none" else {"network": function.network}
+    if function.gpus is not None:
+        content["gpus"] = function.gpus
+    if function.secrets:
+        content["secrets"] = list(function.secrets)
+    return content
 
 
 def _contract_of(function: Function) -> dict[str, Any]:

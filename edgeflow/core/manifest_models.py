@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from edgeflow.core.manifest_scalars import (
     ONE_POP,
     QOS,
+    Amount,
     Build,
     By,
     Command,
@@ -21,6 +22,7 @@ from edgeflow.core.manifest_scalars import (
     Cpus,
     Duration,
     FunctionName,
+    Gpus,
     HttpPath,
     Image,
     InputName,
@@ -28,8 +30,11 @@ from edgeflow.core.manifest_scalars import (
     Lateness,
     MediaType,
     Namespace,
+    OutputCount,
+    Pids,
     PolicyFilter,
     Pop,
+    Secrets,
     Side,
     Size,
     Subscribed,
@@ -47,6 +52,9 @@ DEFAULT_IDLE_MS = 10_000
 DEFAULT_MAX_PENDING = 10_000
 MAX_PENDING = 1_000_000
 MAX_INSTANCES = 64
+DEFAULT_PIDS = 256
+DEFAULT_TMPFS = "64Mi"
+DEFAULT_LOG = "8Mi"
 
 DEFAULT_HTTP_PORT = 8080
 
@@ -360,12 +368,22 @@ class Stdio(Part):
 
 
 class Limits(Part):
-    """What one instance may use (enforced for containers)."""
+    """What one instance may use (enforced for containers), and what one invocation may publish (always enforced)."""
 
     cpus: Cpus = 1.0
     """CPUs, also as a fraction."""
     memory: Size = "512Mi"
     """Memory."""
+    pids: Pids | None = Field(default=None, json_schema_extra={"default": DEFAULT_PIDS})
+    """Processes and threads; 256."""
+    tmpfs: Amount | None = Field(default=None, json_schema_extra={"default": DEFAULT_TMPFS})
+    """Room in /tmp, which counts as memory; 64Mi."""
+    log: Amount | None = Field(default=None, json_schema_extra={"default": DEFAULT_LOG})
+    """What is kept of its log; 8Mi."""
+    outputs: OutputCount | None = None
+    """Most events that one invocation may publish; without it the PoP's limits.outputs."""
+    output_bytes: Amount | None = None
+    """Most bytes of all events that one invocation publishes; without it each event has its own limit only."""
 
 
 class Scale(Part):
@@ -417,6 +435,12 @@ class Function(Part):
     """What happens when an attempt fails."""
     limits: Limits = Limits()
     """What one instance may use."""
+    network: Annotated[Literal["none", "egress"], one_of("none", "egress")] = "none"
+    """What its containers reach beside the agent: nothing, or the outside (`egress`), but neither each other nor the parts of the PoP."""
+    gpus: Gpus | None = None
+    """GPUs of the machine for each instance: `all`, or how many (Docker mode)."""
+    secrets: Secrets = []
+    """Secrets of the namespace, given as files: /run/secrets/<name>, or below EDGEFLOW_SECRETS."""
     env: dict[Variable, str] = {}
     """Environment variables of the instances."""
     scale: Scale = Scale()

@@ -10,9 +10,9 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from edgeflow.core import channels, yamldoc
 from edgeflow.core import manifest_models as models
@@ -29,16 +29,25 @@ from edgeflow.core.manifest_scalars import (
     FullTemplate,
     FullUnreserved,
     FunctionName,
+    Gpus,
     Image,
     InputName,
     Key,
     Namespace,
+    Secrets,
     Variable,
 )
 from edgeflow.core.manifest_wiring import Wiring, as_wiring
 
 _HEX64 = re.compile(r"[0-9a-f]{64}")
+_IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
 _CAPTURE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")
+
+
+def _check_image_id(value: str) -> str:
+    if not _IMAGE_ID.fullmatch(value):
+        raise ValueError("is not the id of an image (sha256: and 64 hex digits); leave it out")
+    return value
 
 
 class ResolvedInput(models.Part):
@@ -119,6 +128,8 @@ class ResolvedFunction(models.Part):
     bundle: str | None
     """SHA-256 (hex) of the folder's archive, kept at the system key bundles/<hex>."""
     image: Image | None
+    image_id: Annotated[str, AfterValidator(_check_image_id)] | None = None
+    """`sha256:<hex>`: which image that name meant when the manifest was applied; that one runs, whatever the name means later."""
     inputs: list[ResolvedInput] = Field(min_length=1)
     join: ResolvedJoin | None
     latest: list[ResolvedSide] = Field(default_factory=list)
@@ -127,6 +138,9 @@ class ResolvedFunction(models.Part):
     context: dict[ContextName, Key]
     retry: ResolvedRetry
     limits: models.Limits
+    network: Literal["egress"] | None = None
+    gpus: Gpus | None = None
+    secrets: Secrets = Field(default_factory=list)
     env: dict[Variable, str]
     scale: models.Scale
     place: models.Place
@@ -195,6 +209,8 @@ def _content_rules(function: ResolvedFunction, document: Mapping[str, Any]) -> I
             ("scale", "instances"),
             "`qos: 0` goes with one channel, no join and one instance; subscribe with qos 1",
         )
+    if function.direct and (function.limits.outputs or function.limits.output_bytes):
+        yield ("limits",), "nothing is committed with `qos: 0`, so outputs are not counted; subscribe with qos 1"
     expected = revision_of(document)
     if function.revision != expected:
         yield (

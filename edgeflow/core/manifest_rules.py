@@ -54,6 +54,10 @@ def direct_rules(function: Mapping[str, Any]) -> Iterator[Finding]:
             ("scale", "instances"),
             f"{instances} instances would each hear every event with `qos: 0`; write 1, or subscribe with qos 1",
         )
+    limits = function.get("limits")
+    for name in ("outputs", "output_bytes"):
+        if isinstance(limits, Mapping) and limits.get(name) is not None:
+            yield ("limits", name), "nothing is committed with `qos: 0`; remove the field, or subscribe with qos 1"
     for name in ("attempts", "backoff"):
         if isinstance(retry, Mapping) and name in retry:
             yield ("retry", name), "nothing is tried again with `qos: 0`; remove the field, or subscribe with qos 1"

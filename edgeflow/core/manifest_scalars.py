@@ -22,12 +22,16 @@ from edgeflow.errors import BadExpression, BadName
 
 MAX_DURATION_MS = 7 * 24 * 3600 * 1000
 MIN_MEMORY_BYTES = 16 * 1024 * 1024
+MIN_AMOUNT_BYTES = 64 * 1024
+MAX_PIDS = 32_768
+MAX_GPUS = 64
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _DURATION_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)(Ki|Mi|Gi|k|M|G)?")
 _SIZE_BYTES = {None: 1, "Ki": 1024, "Mi": 1024**2, "Gi": 1024**3, "k": 1000, "M": 1000**2, "G": 1000**3}
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SECRET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*")
 _MEDIA_TYPE = re.compile(r"[!-~]+/[!-~]+(;[ -~]*)?")
 _WORD = re.compile(r"\w+")
@@ -81,6 +85,39 @@ def _check_size(value: object) -> str:
         refuse(str(error))
     if size < MIN_MEMORY_BYTES:
         refuse(f"{value!r} is too little to start Python; give at least 16Mi")
+    return value
+
+
+def _check_amount(value: object) -> str:
+    """A size that is not the memory of an instance."""
+    try:
+        size = size_bytes(value) if isinstance(value, str) else 0
+    except ValueError as error:
+        refuse(str(error))
+    if not isinstance(value, str):
+        refuse(f"{value!r} is not a size; write a number with Ki, Mi or Gi, as in 64Mi")
+    if size < MIN_AMOUNT_BYTES:
+        refuse(f"{value!r} is too little to be of use; give at least 64Ki")
+    return value
+
+
+def _check_pids(value: object) -> int:
+    if type(value) is not int or not 8 <= value <= MAX_PIDS:
+        refuse(f"{value!r} is not a number of processes; write one between 8 and {MAX_PIDS}")
+    return value
+
+
+def _check_outputs(value: object) -> int:
+    if type(value) is not int or not 1 <= value <= 1_000_000:
+        refuse(f"{value!r} is not a number of events; write one between 1 and 1000000")
+    return value
+
+
+def _check_gpus(value: object) -> str | int:
+    if value == "all":
+        return "all"
+    if type(value) is not int or not 1 <= value <= MAX_GPUS:
+        refuse(f"{value!r} is not available; write all, or how many (1 to {MAX_GPUS})")
     return value
 
 
@@ -142,6 +179,22 @@ def _check_variable(value: str) -> str:
         refuse(f"{value!r} is not the name of an environment variable; use letters, digits and _")
     if value.startswith("EDGEFLOW_"):
         refuse(f"{value!r} is reserved: EDGEFLOW_* is set by the runner; choose another name")
+    return value
+
+
+def check_secret_name(value: str) -> str:
+    """`value` itself, if it can be the name of a secret and of its file. Raises PydanticCustomError."""
+    if not _SECRET.fullmatch(value):
+        refuse(
+            f"{value!r} is not the name of a secret; use 1 to 63 letters, digits, `.`, `_` and `-`, with a letter or digit first"
+        )
+    return value
+
+
+def _check_secrets(value: list[str]) -> list[str]:
+    for name in value:
+        if value.count(name) > 1:
+            refuse(f"{name!r} stands here twice; keep one of them")
     return value
 
 
@@ -394,6 +447,11 @@ _DURATION_SCHEMA = WithJsonSchema(
     {"type": "string", "pattern": r"^\d+(\.\d+)?(ms|s|m|h)$", "examples": ["200ms", "10s"]}
 )
 _SIZE_SCHEMA = WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?(Ki|Mi|Gi|k|M|G)?$", "examples": ["512Mi"]})
+_GPUS_SCHEMA = WithJsonSchema(
+    {"anyOf": [{"type": "string", "const": "all"}, {"type": "integer", "minimum": 1, "maximum": MAX_GPUS}]}
+)
+_PIDS_SCHEMA = WithJsonSchema({"type": "integer", "minimum": 8, "maximum": MAX_PIDS})
+_OUTPUTS_SCHEMA = WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 1_000_000})
 _FILTER_SCHEMA = WithJsonSchema(
     {"type": "string", "minLength": 1, "pattern": "^[^/]", "examples": ["frames", "cam/{id}/frames", "cam/+/alerts"]}
 )
@@ -411,6 +469,12 @@ Duration = Annotated[int, PlainValidator(duration_ms), _DURATION_SCHEMA]
 Lateness = Annotated[int, PlainValidator(_check_lateness), _DURATION_SCHEMA]
 Size = Annotated[str, PlainValidator(_check_size), _SIZE_SCHEMA]
 Cpus = Annotated[float, AfterValidator(_check_cpus)]
+Amount = Annotated[str, PlainValidator(_check_amount), _SIZE_SCHEMA]
+Pids = Annotated[int, PlainValidator(_check_pids), _PIDS_SCHEMA]
+OutputCount = Annotated[int, PlainValidator(_check_outputs), _OUTPUTS_SCHEMA]
+Gpus = Annotated[str | int, PlainValidator(_check_gpus), _GPUS_SCHEMA]
+SecretName = Annotated[str, AfterValidator(check_secret_name)]
+Secrets = Annotated[list[SecretName], AfterValidator(_check_secrets)]
 Subscribed = Annotated[str, PlainValidator(_check_subscribed), _FILTER_SCHEMA]
 Side = Annotated[str, PlainValidator(_check_side), _FILTER_SCHEMA]
 Template = Annotated[str, PlainValidator(_check_template), _TEMPLATE_SCHEMA]

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from edgeflow.core.channels import INVOKE_LEVEL, captures_of, delivers, matches, overlap, template_filter
 from edgeflow.core.events import Event
 from edgeflow.core.expressions import compile_expression, count_of, document_of, key_of
+from edgeflow.core.manifest_scalars import size_bytes
 from edgeflow.core.retries import RetryPolicy
 from edgeflow.core.windows import Window, time_problem
 from edgeflow.errors import BadEvent, EdgeflowError
@@ -94,6 +95,10 @@ class FunctionRoute:
     publish: tuple[str, ...]
     context: Mapping[str, str]
     retry: RetryPolicy
+    max_outputs: int | None = None
+    """Most events of one commit, None = the PoP's limit."""
+    max_output_bytes: int | None = None
+    """Most bytes of all events of one commit, None = no limit of its own."""
     contract: str = "sdk"
     direct: bool = False
     """Its instance subscribes at the broker by itself (`qos: 0`): no event goes into its inbox."""
@@ -503,6 +508,12 @@ def _dump(name: str, function: Mapping[str, Any]) -> dict[str, Any]:
     document = {"function": name, "revision": function["revision"], "retry": dict(retry)}
     for part in ("inputs", "join", "latest", "keyed", "publish", "context"):
         document[part] = function.get(part)
+    limits = function.get("limits") or {}
+    # Only what is there, so that tables of functions without it stay what they are.
+    if "outputs" in limits:
+        document["max_outputs"] = limits["outputs"]
+    if "output_bytes" in limits:
+        document["max_output_bytes"] = size_bytes(limits["output_bytes"])
     if function.get("contract", "sdk") != "sdk":
         document["contract"] = function["contract"]
     return document
@@ -521,7 +532,8 @@ def _load(document: Mapping[str, Any]) -> FunctionRoute:
             SideRoute(item["name"], item["channel"], item.get("captures") or {}, item.get("by")) for item in document["latest"] or ()
         ),
         keyed=document["keyed"], publish=tuple(document["publish"] or ()), context=document["context"] or {},
-        retry=RetryPolicy(**document["retry"]), contract=document.get("contract", "sdk"),
+        retry=RetryPolicy(**document["retry"]), max_outputs=document.get("max_outputs"), max_output_bytes=document.get("max_output_bytes"),
+        contract=document.get("contract", "sdk"),
         direct=any(item.get("qos") == 0 for item in inputs),
         shape=hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:12],
     )  # fmt: skip

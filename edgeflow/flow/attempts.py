@@ -86,7 +86,7 @@ class Attempts:
             "attempt_failed", namespace=name, function=route.function, invocation=id, attempt=attempt, reason=reason, outcome=outcome,
             retry_ms=delay, detail=detail[:300],
         )  # fmt: skip
-        self._standing.timings[(name, route.function)].failed += 1
+        self._standing.timings[(name, route.function)].fail(reason, detail)
         if outcome == "dead":
             self._on_committed(name)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgeflow.core.failpoints import hit
 from edgeflow.core.wire import Message
-from edgeflow.errors import EdgeflowError, ProtocolError
+from edgeflow.errors import EdgeflowError, OutputLimit, ProtocolError
 from edgeflow.flow.attempts import Attempts
 from edgeflow.flow.outputs import build_events, build_increments, build_ops, build_state, build_values
 from edgeflow.flow.roster import Roster
@@ -65,7 +65,8 @@ class Commits:
             increments = build_increments(message.get("increments") or (), function=function, limits=self._limits)
             ops = build_ops(message.get("ops") or (), function=function, limits=self._limits)
         except EdgeflowError as error:
-            self._attempts.refuse(session, id, attempt, "bad-output", f"{error.message} Hint: {error.hint}")
+            reason = error.code if isinstance(error, OutputLimit) else "bad-output"
+            self._attempts.refuse(session, id, attempt, reason, f"{error.message} Hint: {error.hint}")
             return
         self._commits[session.spec.namespace].append(
             (session, Commit(id, attempt, events, values, increments, ops), message)
@@ -104,7 +105,7 @@ class Commits:
                     commit.id,
                     commit.attempt,
                     "bad-output",
-                    f"the output refers to {ended.detail}, which was never sent",
+                    f"the output refers to {ended.detail}, which was never sent, or not with that size",
                 )
                 continue
             if ended.status in ("wrong-type", "too-many"):

@@ -8,7 +8,7 @@ from edgeflow.core.channels import check_key, delivers, full_channel, template_f
 from edgeflow.core.events import BlobRef, Event, make_event
 from edgeflow.core.ids import output_id
 from edgeflow.core.routing import FunctionRoute
-from edgeflow.errors import BadEvent, BadName, TooLarge
+from edgeflow.errors import BadEvent, BadName, OutputLimit, TooLarge
 from edgeflow.settings import Limits
 from edgeflow.store import ValueWrite
 from edgeflow.store.records import MapPut, MapRemove, SetAdd, SetRemove
@@ -24,6 +24,11 @@ def build_events(
     """The events of a commit. Raises BadName, BadEvent or TooLarge naming the output that is wrong."""
     if not isinstance(outputs, list | tuple):
         raise BadEvent(f"the outputs of {route.function} are a {type(outputs).__name__}, not a list")
+    if route.max_outputs is not None and len(outputs) > route.max_outputs:
+        raise OutputLimit(
+            f"{route.function} published {len(outputs)} events in one invocation, its manifest allows {route.max_outputs}",
+            hint="Publish less, or raise `limits: {outputs: ...}`.",
+        )
     if len(outputs) > limits.outputs:
         raise TooLarge(
             f"{route.function} emitted {len(outputs)} events in one invocation, the limit is {limits.outputs}"
@@ -34,7 +39,7 @@ def build_events(
             hint="Look for a function that publishes, directly or through others, on a channel it subscribes to.",
         )
     events = []
-    inline_bytes = 0
+    inline_bytes = total_bytes = 0
     for index, output in enumerate(outputs):
         if not isinstance(output, Mapping):
             raise BadEvent(f"output {index} of {route.function} is a {type(output).__name__}, not a map")
@@ -46,6 +51,7 @@ def build_events(
             )
         data, ref = _body(output, f"output {index} of {route.function}", limits.event_bytes)
         inline_bytes += len(data or b"")
+        total_bytes += ref.size if ref is not None else len(data or b"")
         attributes = output.get("attributes") or {}
         if not isinstance(attributes, Mapping) or not all(
             isinstance(name, str) and isinstance(value, str) for name, value in attributes.items()
@@ -59,6 +65,11 @@ def build_events(
         if ref is not None:
             event = replace(event, data=None, ref=ref)
         events.append(event)
+    if route.max_output_bytes is not None and total_bytes > route.max_output_bytes:
+        raise OutputLimit(
+            f"{route.function} published {total_bytes} bytes in one invocation, its manifest allows {route.max_output_bytes}",
+            hint="Publish less, or raise `limits: {output_bytes: ...}`.",
+        )
     if inline_bytes > limits.commit_bytes:
         raise TooLarge(
             f"{route.function} returned {inline_bytes} inline bytes in one invocation, the limit is {limits.commit_bytes}"

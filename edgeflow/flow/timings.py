@@ -9,6 +9,7 @@ from collections import deque
 from typing import Any
 
 SAMPLES = 2000
+FAILURE_CHARS = 300
 
 
 class Timings:
@@ -18,6 +19,7 @@ class Timings:
         self.since_ms = int(time.time() * 1000)
         self.committed = 0
         self.failed = 0
+        self.last_failure: dict[str, Any] | None = None
         self._platform: deque[float] = deque(maxlen=SAMPLES)
         self._waiting: deque[float] = deque(maxlen=SAMPLES)
         self._handler: deque[float] = deque(maxlen=SAMPLES)
@@ -29,11 +31,18 @@ class Timings:
         self._waiting.append(max(0.0, waiting_us) / 1000)
         self._handler.append(max(0.0, handler_us) / 1000)
 
+    def fail(self, reason: str, detail: str) -> None:
+        """One attempt that failed."""
+        self.failed += 1
+        line = (detail.strip().splitlines() or [""])[0][:FAILURE_CHARS]
+        self.last_failure = {"reason": reason, "detail": line, "at_ms": int(time.time() * 1000)}
+
     def to_json(self) -> dict[str, Any]:
         """Counts, and p50 and p99 (ms) of each part."""
         return {
             "invocations": self.committed, "failed": self.failed, "platform_ms": _quantiles(self._platform),
             "waiting_ms": _quantiles(self._waiting), "handler_ms": _quantiles(self._handler), "since_ms": self.since_ms,
+            "last_failure": self.last_failure,
         }  # fmt: skip
 
 

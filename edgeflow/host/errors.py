@@ -34,6 +34,14 @@ class BadClusterSpec(HostError):
     hint = "PoP ids are [a-z0-9-]+, at most 32 characters, and differ from each other."
 
 
+class LinkNotApplied(HostError):
+    """The link proxy runs and does not take a change of a link."""
+
+    code = "link-not-applied"
+    status = 504
+    hint = "`edgeflow logs --process wan` shows what it does; the change holds when it goes on."
+
+
 class AlreadyRunning(HostError):
     """Another cluster already runs from this folder."""
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from edgeflow.host import wan
 from edgeflow.host.discover import Cluster, PopAccess, find
 from edgeflow.host.errors import NoSuchPop, StartTimeout
 from edgeflow.host.files import ensure_dir, read_json, write_json
 from edgeflow.host.layout import DEFAULT_POPS, Home
 from edgeflow.host.lifecycle import START_S, Say, down, silent, up, wait_ready
+from edgeflow.host.linkfile import change_link
 from edgeflow.host.supervisor import Commands
 
 ProcessName = Literal["redis", "broker", "data", "control"]
@@ -133,8 +133,8 @@ class LocalCluster:
     def set_link(
         self, a: str, b: str, *, delay_ms: float | None = None, cut: bool | None = None, kbit_s: float | None = None
     ) -> None:
-        """Change the link between two PoPs: one-way delay, cut, width (0 = no bound); takes effect within 0.1 s."""
-        wan.change_link(self.home.wan_file, a, b, delay_ms=delay_ms, cut=cut, kbit_s=kbit_s)
+        """Change the link between two PoPs: one-way delay, cut, width (0 = no bound). It is so when this returns."""
+        change_link(self.home.wan_file, a, b, delay_ms=delay_ms, cut=cut, kbit_s=kbit_s)
 
     def kill_supervisor(self) -> int:
         """SIGKILL the supervisor (which ends its processes); its pid."""

@@ -19,14 +19,16 @@ from typing import Any, Literal
 import pydantic
 
 from edgeflow.errors import EdgeflowError
-from edgeflow.host import brokerconf, certs, ports, programs, storeconf, wan
+from edgeflow.host import brokerconf, certs, ports, programs, storeconf
 from edgeflow.host.access import public_access
 from edgeflow.host.errors import BadClusterSpec, MissingProgram
 from edgeflow.host.files import Owner, ensure_dir, ensure_secret, read_json, write_file, write_json
 from edgeflow.host.layout import Home, Identity, check_pops, pairs
+from edgeflow.host.linkfile import Link, save_links
 from edgeflow.settings import PopSettings
 
 LOOPBACK = "127.0.0.1"
+SECRETS_KEY = "secrets.key"
 SECRET_FILES = ("gateway.password", "admin.password", "operator.password", "operator.token")
 
 
@@ -127,6 +129,7 @@ def _provision_pop(spec: ClusterSpec, pop: PopSpec) -> None:
     }
     ensure_secret(pop.secrets_dir / "operator.token", owner=owner)
     certs.ensure_pop_certificate(spec.ca_dir, pop.secrets_dir, pop.pop, owner=owner)
+    write_file(pop.secrets_dir / SECRETS_KEY, ensure_secret(spec.ca_dir / SECRETS_KEY), owner=owner)
 
     broker = brokerconf.BrokerParams(
         bind=pop.bind,
@@ -189,6 +192,7 @@ def pop_settings(spec: ClusterSpec, pop: PopSpec) -> PopSettings:
         "runner": {
             "venvs_dir": str(spec.venvs_dir) if spec.venvs_dir else None,
             "socket_volume": pop.socket_volume,
+            "secrets_key_file": str(pop.secrets_dir / SECRETS_KEY),
         },
     }
     try:
@@ -218,11 +222,11 @@ def _provision_wan(spec: ClusterSpec) -> None:
     """Write the proxy's document. Every start begins with whole links without delay."""
     by_id = {pop.pop: pop for pop in spec.pops}
     links = [
-        wan.Link(a, b, spec.wan_bind, port, by_id[b].link_host, by_id[b].link_port)
+        Link(a, b, spec.wan_bind, port, by_id[b].link_host, by_id[b].link_port)
         for (a, b), port in sorted(spec.wan_ports.items())
     ]
     ensure_dir(spec.wan_file.parent, owner=spec.owner)
-    wan.save_links(spec.wan_file, links)
+    save_links(spec.wan_file, links)
     if spec.owner is not None:
         os.chown(spec.wan_file, *spec.owner)
 

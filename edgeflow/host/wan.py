@@ -5,31 +5,26 @@ What it is not: a model of loss, or a part of the link protocol. It does not loo
 What must stay true: bytes of a connection stay in order whatever the delay does; memory is bounded (a slow receiver slows its sender down);
 a cut holds bytes back as a dead line does, connections stay open, and nothing is lost or altered when it heals.
 
-The document it is controlled by (read again every 100 ms when it changed):
-`{"links": [{"a": "chicago", "b": "la", "listen_host": "127.0.0.1", "listen_port": 7201, "target_host": "127.0.0.1", "target_port": 7102,
-"delay_ms": 0, "cut": false, "kbit_s": 0}]}`. `a` dials, `b` answers; `delay_ms` and `kbit_s` (0 = as fast as it goes) apply in each direction; what `kbit_s` allows is shared
-by all connections of the pair.
+It is controlled by a document (linkfile.py), which it looks at every POLL_S.
 """
 
 import argparse
 import asyncio
 import contextlib
-import json
 import selectors
 import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
 
-from edgeflow.host.errors import BadClusterSpec
-from edgeflow.host.files import write_json
+from edgeflow.host.errors import HostError
+from edgeflow.host.linkfile import Applied, Link, change_link, load_links
 
-POLL_S = 0.1
+POLL_S = 0.02
 QUEUE_BYTES = 32 * 1024 * 1024
 """Most bytes on their way in one direction of one connection: 100 ms at 320 MB/s."""
 SLICE_S = 0.01
@@ -41,56 +36,6 @@ DIAL_RETRY_S = 0.2
 DIAL_TRIES = 10
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True)
-class Link:
-    """One pair of PoPs."""
-
-    a: str
-    b: str
-    listen_host: str
-    listen_port: int
-    target_host: str
-    target_port: int
-    delay_ms: float = 0.0
-    cut: bool = False
-    kbit_s: float = 0.0
-
-
-def load_links(path: Path) -> list[Link]:
-    """The links in the control document."""
-    return [Link(**item) for item in json.loads(path.read_text())["links"]]
-
-
-def save_links(path: Path, links: Iterable[Link]) -> None:
-    status = path.stat() if path.exists() else None
-    owner = (status.st_uid, status.st_gid) if status else None
-    write_json(path, {"links": [asdict(link) for link in links]}, owner=owner)
-
-
-def change_link(
-    path: Path, a: str, b: str, *, delay_ms: float | None = None, cut: bool | None = None, kbit_s: float | None = None
-) -> Link:
-    """Change delay (ms, one way), cut or width (kbit/s, 0 = no bound) of the pair `a`,`b` (in either order). Raises BadClusterSpec if there is no such pair."""
-    if kbit_s is not None and kbit_s < 0:
-        raise BadClusterSpec(f"A line of {kbit_s} kbit/s is not possible.", hint="Give 0 (no bound) or more.")
-    if delay_ms is not None and not 0 <= delay_ms <= 60_000:
-        raise BadClusterSpec(f"A delay of {delay_ms} ms is not possible.", hint="Give 0 to 60000 ms.")
-    links = load_links(path)
-    for position, link in enumerate(links):
-        if {link.a, link.b} == {a, b}:
-            changed = replace(
-                link,
-                delay_ms=link.delay_ms if delay_ms is None else float(delay_ms),
-                cut=link.cut if cut is None else cut,
-                kbit_s=link.kbit_s if kbit_s is None else float(kbit_s),
-            )
-            links[position] = changed
-            save_links(path, links)
-            return changed
-    known = ", ".join(f"{link.a},{link.b}" for link in links) or "none"
-    raise BadClusterSpec(f"There is no link between {a!r} and {b!r}.", hint=f"Links of this cluster: {known}.")
 
 
 class LinkState:
@@ -255,14 +200,21 @@ class Proxy:
         self._dials: set[asyncio.Task[None]] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set. Raises OSError when a port cannot be bound at the start."""
+        """Serve until `stop` is set. Raises OSError when a port cannot be bound at the start, or another proxy serves this document."""
+        with contextlib.closing(Applied(self._config)) as applied:
+            await self._follow(stop, applied)
+            await self._close()
+
+    async def _follow(self, stop: asyncio.Event, applied: Applied) -> None:
         seen: tuple[int, int] | None = None
         first = True
         while not stop.is_set():
             try:
                 status = self._config.stat()
                 if (status.st_mtime_ns, status.st_ino) != seen:
-                    await self._apply(load_links(self._config))
+                    document = load_links(self._config)
+                    await self._apply(document.links)
+                    applied.tell(document.version)
                     seen = (status.st_mtime_ns, status.st_ino)
             except (ValueError, TypeError, KeyError, OSError) as error:
                 if first:
@@ -273,13 +225,12 @@ class Proxy:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
                     await stop.wait()
-        await self._close()
 
     def open_sides(self) -> int:
         """Ends of connections that are carried now; two for each connection."""
         return sum(len(state.sides) for state in self._states.values())
 
-    async def _apply(self, links: list[Link]) -> None:
+    async def _apply(self, links: Sequence[Link]) -> None:
         for link in links:
             name = (link.a, link.b)
             state = self._states.get(name)
@@ -371,7 +322,7 @@ def main(argv: list[str] | None = None) -> int:
         a, _, b = args.between.partition(",")
         try:
             change_link(args.config, a, b, delay_ms=args.delay_ms, cut=args.cut)
-        except BadClusterSpec as error:
+        except HostError as error:
             print(f"{error.message} {error.hint}", file=sys.stderr)
             return 1
         return 0

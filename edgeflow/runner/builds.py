@@ -12,7 +12,7 @@ import structlog
 
 from edgeflow.core.manifest import ResolvedFunction
 from edgeflow.errors import EdgeflowError
-from edgeflow.runner.driver import Driver, Prepared
+from edgeflow.runner.driver import Driver, NotHereYet, Prepared
 from edgeflow.runner.plan import backoff_ms
 
 log = structlog.get_logger()
@@ -80,7 +80,7 @@ class Builds:
         if function.bundle is not None and function.image is None:
             bundle = self._fetch(function.bundle)
             if bundle is None:
-                raise _NotHereYet()
+                raise NotHereYet("waiting for the bundle to arrive at this PoP")
         return self._driver.prepare(namespace, name, function, bundle, build.progress.append)
 
     def _collect(self, build: Build, key: Key, now_ms: int) -> None:
@@ -90,8 +90,8 @@ class Builds:
         if error is None:
             build.prepared, build.error, build.last_lines, build.failures = future.result(), "", [], 0
             return
-        if isinstance(error, _NotHereYet):
-            build.progress.append("waiting for the bundle to arrive at this PoP")
+        if isinstance(error, NotHereYet):
+            build.progress.append(str(error))
             build.retry_from_ms = now_ms + 200
             return
         build.failures += 1
@@ -110,7 +110,3 @@ class Builds:
             reason=build.error,
             failures=build.failures,
         )
-
-
-class _NotHereYet(Exception):
-    """The bundle has not been replicated to this PoP yet."""

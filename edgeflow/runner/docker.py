@@ -1,13 +1,14 @@
 """Instances as hardened containers (Docker mode).
 
 What it is: a Driver over the local Docker engine. A container has no network, no capability, a read-only root, its limits, and one folder: that of its
-own socket. One whose function has a `qos: 0` input also has the folder with the broker's socket for functions.
+own socket. One whose function has a `qos: 0` input also has the folder with the broker's socket for functions; one with `secrets:` the folder with
+theirs; one with `network: egress` a network of its PoP that leads outside only (egress.py).
 An instance of another contract than `sdk` is a pair: the adapter as just said, and the user's image in the adapter's network namespace, without any socket (pairs.py).
 What it is not: an orchestrator: restarts are the reconciler's (restart policy none), and only the control process holds the engine's socket.
 What must stay true: nothing of the host, the store, the broker, other instances or the engine is reachable from a container but its own socket; with a
 `qos: 0` input also the broker, whose account admits it to its own channels only.
 
-Labels edgeflow.{cluster,pop,namespace,function,revision,instance} say what a container is; `stop_all` ends a cluster's containers by them.
+Labels edgeflow.{cluster,pop,namespace,function,revision,instance,content} say what a container is; `stop_all` ends a cluster's containers by them.
 Logs stay with the engine (json-file, bounded); `logs` of a container that was removed are gone, its last lines are in the function's state.
 """
 
@@ -26,17 +27,19 @@ import structlog
 
 from edgeflow.core.manifest import ResolvedFunction
 from edgeflow.errors import BadManifest, EdgeflowError
-from edgeflow.runner import bundles, images, pairs
+from edgeflow.runner import bundles, egress, images, pairs, secret_files
 from edgeflow.runner.driver import CannotStart, Observed, Prepared, Progress, StartSpec
+from edgeflow.runner.engine_images import EngineImages
 from edgeflow.runner.images import EngineUnavailable
+from edgeflow.runner.library import ImageLibrary
+from edgeflow.runner.ports import ImageStorePort
 from edgeflow.settings import BROKER_FOLDER, PopSettings
 
 log = structlog.get_logger()
 
-NOBODY = "65534:65534"
+NOBODY_ID = 65534
+NOBODY = f"{NOBODY_ID}:{NOBODY_ID}"
 SOCKET_FOLDER = "/run/edgeflow"
-PIDS = 256
-TMP_BYTES = 64 * 1024 * 1024
 CPU_SHARES = 256
 """A quarter of the agent's default weight (1024): a busy handler does not slow the agent."""
 _ONE_THREAD = {
@@ -51,9 +54,16 @@ _LABEL = "edgeflow."
 class DockerDriver:
     """Instances of one PoP as containers."""
 
-    def __init__(self, settings: PopSettings, client: docker.DockerClient | None = None) -> None:
+    def __init__(
+        self, settings: PopSettings, client: docker.DockerClient | None = None, store: ImageStorePort | None = None
+    ) -> None:
+        """`store`: where the cluster's images are; without one, images are those of the engine."""
         self._settings = settings
         self._client = client or images.engine()
+        self.images: EngineImages | None = None
+        if store is not None:
+            library = ImageLibrary(store, settings.pop, settings.limits.image_bytes)
+            self.images = EngineImages(self._client, library, store, settings.pop, settings.runner.image_prefix)
         self._mountpoint = ""
         self._lock = threading.Lock()
         self._pairs: set[str] = set()
@@ -66,8 +76,10 @@ class DockerDriver:
     ) -> Prepared:
         """Find or pull the image, or build it from the folder."""
         if function.contract != "sdk":
-            images.base_id(self._client, self._adapter_image)
+            images.base_id(self._client, self._adapter_image, lambda base: self._pushed(base, progress))
         if function.image is not None:
+            if self.images is not None:
+                return Prepared(image=self.images.need(function.image, function.image_id, progress))
             images.need_image(self._client, function.image, progress)
             return Prepared(image=function.image)
         if bundle is None or function.bundle is None:
@@ -76,9 +88,16 @@ class DockerDriver:
             )
         folder = bundles.unpack(bundle, function.bundle, self._settings.state_dir / "bundles" / function.bundle[:24])
         prefix = self._settings.runner.image_prefix
-        return Prepared(
-            image=images.build_image(self._client, folder, f"{namespace}/{name}", prefix=prefix, progress=progress)
-        )
+        tag = images.build_image(
+            self._client, folder, f"{namespace}/{name}", prefix=prefix, progress=progress,
+            labels={images.CLUSTER_LABEL: self._settings.cluster, images.BUNDLE_LABEL: function.bundle},
+            find_base=lambda base: self._pushed(base, progress),
+        )  # fmt: skip
+        return Prepared(image=tag)
+
+    def _pushed(self, name: str, progress: Progress) -> str | None:
+        """An image that was pushed under that name, loaded; None when none was."""
+        return None if self.images is None else self.images.stored(name, progress)
 
     def observe(self) -> list[Observed]:
         """The containers with the labels of this PoP."""
@@ -104,10 +123,15 @@ class DockerDriver:
         return Observed(
             instance=instance, namespace=labels.get(_LABEL + "namespace", ""), function=labels.get(_LABEL + "function", ""),
             revision=labels.get(_LABEL + "revision", ""), started_ms=int(first["Created"]) * 1000, running=ended is None, ended=ended,
+            content=labels.get(_LABEL + "content", ""),
         )  # fmt: skip
 
     def start(self, spec: StartSpec) -> None:
         """Create and start the container; of a pair the adapter's first, whose network namespace the program's joins."""
+        if spec.secrets:
+            secret_files.write(spec.socket.parent / secret_files.FOLDER, spec.secrets, reader=NOBODY_ID)
+        if spec.egress:
+            egress.ensure(self._client, self._settings.cluster, self._settings.pop)
         options = self._options(spec)
         if spec.contract == "sdk":
             self._launch(spec, options)
@@ -161,6 +185,11 @@ class DockerDriver:
             container.start()
         except (docker.errors.APIError, OSError) as error:
             self._remove(spec.instance)
+            if spec.gpus is not None and "could not select device driver" in str(error):
+                raise CannotStart(
+                    f"{spec.namespace}/{spec.function} wants GPUs (`gpus: {spec.gpus}`), and the engine of PoP {self._settings.pop} has none to give",
+                    hint="Place it at a PoP whose engine has them (NVIDIA Container Toolkit), or remove `gpus:`.",
+                ) from error
             raise CannotStart(
                 f"the engine does not start {spec.instance}: {getattr(error, 'explanation', None) or error}"
             ) from error
@@ -223,7 +252,7 @@ class DockerDriver:
     def _options(self, spec: StartSpec) -> dict[str, Any]:
         labels = {
             "cluster": self._settings.cluster, "pop": self._settings.pop, "namespace": spec.namespace, "function": spec.function,
-            "revision": spec.revision, "instance": spec.instance,
+            "revision": spec.revision, "instance": spec.instance, "content": spec.content,
         }  # fmt: skip
         mounts = [docker.types.Mount(SOCKET_FOLDER, f"{self._volume()}/i/{spec.instance}", type="bind", read_only=True)]
         groups: list[int] = []
@@ -233,6 +262,11 @@ class DockerDriver:
                 docker.types.Mount(BROKER_FOLDER, f"{self._volume()}/{folder.name}", type="bind", read_only=True)
             )
             groups.append(folder.stat().st_gid)
+        if spec.secrets:
+            folder = spec.socket.parent / secret_files.FOLDER
+            source = f"{self._volume()}/i/{spec.instance}/{folder.name}"
+            mounts.append(docker.types.Mount(secret_files.INSIDE, source, type="bind", read_only=True))
+            groups += secret_files.groups(folder, NOBODY_ID)
         return {
             "image": spec.prepared.image,
             "name": self._name(spec.instance),
@@ -242,24 +276,28 @@ class DockerDriver:
                 **_ONE_THREAD,
                 **spec.env,
                 "EDGEFLOW_SOCKET": f"{SOCKET_FOLDER}/{spec.socket.name}",
+                **({"EDGEFLOW_SECRETS": secret_files.INSIDE} if spec.secrets else {}),
             },
             "mounts": mounts,
             "group_add": groups,
-            "network_mode": "none",
+            "network_mode": egress.name(self._settings.cluster, self._settings.pop) if spec.egress else "none",
             "user": NOBODY,
             "cap_drop": ["ALL"],
             "security_opt": ["no-new-privileges:true"],
             "read_only": True,
-            "tmpfs": {"/tmp": f"rw,nosuid,nodev,size={TMP_BYTES},mode=1777"},
+            "tmpfs": {"/tmp": f"rw,nosuid,nodev,size={spec.tmpfs_bytes},mode=1777"},
             "ipc_mode": "private",
-            "pids_limit": PIDS,
+            "pids_limit": spec.pids,
+            "device_requests": _device_requests(spec.gpus),
             "mem_limit": spec.memory_bytes,
             "memswap_limit": spec.memory_bytes,
             "nano_cpus": int(spec.cpus * 1e9),
             "cpu_shares": CPU_SHARES,
             "init": True,
             "restart_policy": {"Name": "no"},
-            "log_config": docker.types.LogConfig(type="json-file", config={"max-size": "4m", "max-file": "2"}),
+            "log_config": docker.types.LogConfig(
+                type="json-file", config={"max-size": str(spec.log_bytes // 2), "max-file": "2"}
+            ),
         }
 
     def _volume(self) -> str:
@@ -267,10 +305,9 @@ class DockerDriver:
         if not self._mountpoint:
             name = self._settings.runner.socket_volume
             if name is None:
-                raise CannotStart(
-                    "runner.socket_volume is not set",
-                    hint="Name the volume that holds run_dir in the settings of the PoP.",
-                )
+                # The agent is no container: the engine of this machine sees its folders as they are.
+                self._mountpoint = str(self._settings.run_dir)
+                return self._mountpoint
             try:
                 self._mountpoint = str(self._client.volumes.get(name).attrs["Mountpoint"])
             except docker.errors.NotFound as error:
@@ -356,6 +393,15 @@ def stop_all(
     for container in containers:
         try:
             container.remove(force=True, v=True)
-        except docker.errors.NotFound:
-            pass
+        except docker.errors.APIError as error:
+            # 404: gone; 409: somebody else is removing it.
+            if error.status_code not in (404, 409):
+                raise
+    egress.remove(client, cluster, pop)
     return len(containers)
+
+
+def _device_requests(gpus: str | int | None) -> list[docker.types.DeviceRequest]:
+    if gpus is None:
+        return []
+    return [docker.types.DeviceRequest(count=-1 if gpus == "all" else int(gpus), capabilities=[["gpu"]])]

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgeflow.core.manifest import ResolvedFunction
+from edgeflow.core.manifest import ResolvedFunction, size_bytes
+from edgeflow.core.manifest_models import DEFAULT_LOG, DEFAULT_PIDS, DEFAULT_TMPFS
 from edgeflow.errors import EdgeflowError
 
 Progress = Callable[[str], None]
@@ -22,6 +23,10 @@ class CannotStart(EdgeflowError):
     code = "cannot-start"
     status = 500
     hint = "The message says what the operating system or the engine answered."
+
+
+class NotHereYet(Exception):
+    """What a revision is made from is on its way to this PoP; the text says what is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,18 @@ class StartSpec:
     prepared: Prepared
     cpus: float = 1.0
     memory_bytes: int = 512 * 1024 * 1024
+    pids: int = DEFAULT_PIDS
+    tmpfs_bytes: int = size_bytes(DEFAULT_TMPFS)
+    log_bytes: int = size_bytes(DEFAULT_LOG)
+    egress: bool = False
+    """Whether it reaches the outside (`network: egress`)."""
+    gpus: str | int | None = None
+    """`all`, or how many."""
     env: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    """Content of the files below /run/secrets; never in a log, a label or an environment."""
+    content: str = ""
+    """Which versions of the secrets these are (secret_files.fingerprint); `observe` gives it back."""
     contract: str = "sdk"
     adapter: Mapping[str, Any] = field(default_factory=dict)
     """What the adapter of another contract than `sdk` is told (edgeflow/sdk/adapters/setting.py)."""
@@ -67,6 +83,8 @@ class Observed:
     running: bool
     ended: str | None = None
     """How it ended, in words, when it does not run any more."""
+    content: str = ""
+    """The `content` that it was started with."""
 
 
 class Driver(Protocol):
@@ -75,7 +93,8 @@ class Driver(Protocol):
     def prepare(
         self, namespace: str, name: str, function: ResolvedFunction, bundle: bytes | None, progress: Progress
     ) -> Prepared:
-        """Make what instances of this revision are started from; may take minutes. Raises EdgeflowError with the reason."""
+        """Make what instances of this revision are started from; may take minutes. Raises EdgeflowError with the reason,
+        and NotHereYet when a part of it is on its way."""
         ...
 
     def observe(self) -> list[Observed]:

@@ -12,14 +12,18 @@ from typing import Any
 
 import structlog
 
+from edgeflow.core.channels import SYSTEM_NAMESPACE
 from edgeflow.core.manifest import ResolvedFunction, size_bytes
+from edgeflow.core.manifest_models import DEFAULT_LOG, DEFAULT_PIDS, DEFAULT_TMPFS
 from edgeflow.errors import EdgeflowError
 from edgeflow.runner.contracts import setting_of
 from edgeflow.runner.driver import CannotStart, Driver, Observed, Prepared, StartSpec, instance_prefix
 from edgeflow.runner.memory import FunctionKey
 from edgeflow.runner.plan import InstanceView
 from edgeflow.runner.ports import StorePort
+from edgeflow.runner.secret_files import fingerprint
 from edgeflow.settings import PopSettings
+from edgeflow.store.sealed import Sealer, SecretBook
 
 log = structlog.get_logger()
 
@@ -35,6 +39,8 @@ class Fleet:
         self._driver = driver
         self._stopping: dict[str, int] = {}
         self._gave_up: dict[str, str] = {}
+        sealer = Sealer.load(settings.runner.secrets_key_file, settings.cluster)
+        self._secrets = SecretBook(lambda: store.namespace(SYSTEM_NAMESPACE), sealer)
 
     def look(self) -> dict[FunctionKey, list[InstanceView]]:
         """Instances by function; repairs the documents about them."""
@@ -56,9 +62,17 @@ class Fleet:
                 InstanceView(
                     instance=instance, revision=one.revision, running=one.running, started_ms=one.started_ms, ended=one.ended,
                     state=state.get("state"), since_ms=int(state.get("since_ms") or 0), stopping_since_ms=self._stopping.get(instance),
+                    content=one.content,
                 )
             )  # fmt: skip
         return views
+
+    def content_of(self, namespace: str, function: ResolvedFunction) -> str:
+        """Names the versions of a function's secrets as they are; another one when any of them is set, changed or removed."""
+        if not function.secrets:
+            return ""
+        known = {one.name: one.version for one in self._secrets.list(namespace)}
+        return fingerprint({name: known.get(name, "") for name in function.secrets})
 
     def _document(self, one: Observed) -> None:
         socket = self._socket(one.instance)
@@ -77,19 +91,23 @@ class Fleet:
         """Start one instance of a revision. Raises EdgeflowError when it cannot be started; nothing is left of it then."""
         namespace, name = key
         instance = f"{instance_prefix(namespace, name)}-{secrets.token_hex(4)}"
-        socket = self._socket(instance)
+        socket, limits = self._socket(instance), function.limits
         try:
             if len(str(socket)) > MAX_SOCKET_PATH_BYTES:
                 raise CannotStart(
                     f"the socket path {socket} is longer than {MAX_SOCKET_PATH_BYTES} bytes",
                     hint="Use a shorter run_dir.",
                 )
+            given = self._secrets.read(namespace, function.secrets) if function.secrets else {}
             self._document(Observed(instance, namespace, name, function.revision, now_ms, True))
             self._driver.start(
                 StartSpec(
                     namespace=namespace, function=name, revision=function.revision, instance=instance, socket=socket, prepared=prepared,
-                    cpus=function.limits.cpus, memory_bytes=size_bytes(function.limits.memory), env=function.env,
-                    contract=function.contract, adapter=setting_of(function), direct=function.direct,
+                    cpus=limits.cpus, memory_bytes=size_bytes(limits.memory), pids=limits.pids or DEFAULT_PIDS,
+                    tmpfs_bytes=size_bytes(limits.tmpfs or DEFAULT_TMPFS), log_bytes=size_bytes(limits.log or DEFAULT_LOG),
+                    egress=function.network == "egress", gpus=function.gpus, env=function.env, contract=function.contract,
+                    adapter=setting_of(function), direct=function.direct, secrets={name: data for name, (_, data) in given.items()},
+                    content=fingerprint({name: version for name, (version, _) in given.items()}),
                 )
             )  # fmt: skip
         except (EdgeflowError, OSError) as error:

@@ -13,7 +13,7 @@ import os
 import re
 import tarfile
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from edgeflow.runner.venvs import BuildFailed
 BASE = "function"
 """The base image of folders without a Dockerfile: `<image_prefix>/function` (deploy/Dockerfile, target function)."""
 LABEL = "edgeflow.function"
+CLUSTER_LABEL, BUNDLE_LABEL = "edgeflow.image.cluster", "edgeflow.image.bundle"
+"""Of images that a PoP built: of which cluster, from what. Containers inherit them, hence not the names of instances' labels."""
 _LAST_LINES = 20
 _PASSED_ON = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
 
@@ -71,24 +73,27 @@ def build_image(
     *,
     prefix: str = "edgeflow",
     progress: Progress = lambda line: None,
+    labels: Mapping[str, str] | None = None,
+    find_base: Callable[[str], str | None] = lambda name: None,
 ) -> str:
     """Build the image of a function folder and return its tag; returns at once when it is there.
 
-    `name` is `<namespace>/<function>`. Raises BuildFailed with the last lines, BadManifest for a folder that cannot be packed.
+    `name` is `<namespace>/<function>`. `find_base` is asked for the base image when the engine has none of that name: what it gives gets that
+    name. Raises BuildFailed with the last lines, BadManifest for a folder that cannot be packed.
     """
     digest, _ = bundles.pack(folder)
     own = (folder / "Dockerfile").is_file()
     base = f"{prefix}/{BASE}"
-    below = "" if own else base_id(client, base)
+    below = "" if own else base_id(client, base, find_base)
     version = hashlib.sha256(f"{digest}\0{below}\0{_DOCKERFILE}{_REQUIREMENTS}".encode()).hexdigest()[:12]
     tag = f"{prefix}/{_repository(name)}:{version}"
-    if _find(client, tag) is not None:
+    if find_image(client, tag) is not None:
         return tag
     progress(f"building {tag}")
     context = _own_context(folder) if own else _context(folder, base)
     last: deque[str] = deque(maxlen=_LAST_LINES)
     try:
-        for line in _build(client, context, tag, {LABEL: name}):
+        for line in _build(client, context, tag, {LABEL: name, **(labels or {})}):
             last.append(line)
             progress(line)
     except docker.errors.APIError as error:
@@ -100,7 +105,7 @@ def build_image(
 
 def need_image(client: docker.DockerClient, image: str, progress: Progress = lambda line: None) -> str:
     """The id of an image, pulled when it is not on the engine. Raises BuildFailed when it cannot be had."""
-    found = _find(client, image)
+    found = find_image(client, image)
     if found is not None:
         return found
     progress(f"pulling {image}")
@@ -111,7 +116,7 @@ def need_image(client: docker.DockerClient, image: str, progress: Progress = lam
         failed = BuildFailed(f"image {image!r} is not on this engine and cannot be pulled: {reason}")
         failed.hint = f"Build it (`docker build -t {image} ...`) or correct `image:` in the manifest."
         raise failed from error
-    found = _find(client, image)
+    found = find_image(client, image)
     if found is None:
         raise BuildFailed(f"image {image!r} was pulled but is not on this engine")
     return found
@@ -173,12 +178,15 @@ def _tar(files: Mapping[str, bytes], folder: Path, below: str) -> bytes:
     return context.getvalue()
 
 
-def base_id(client: docker.DockerClient, base: str) -> str:
-    """The id of the base image. Raises BuildFailed when it is not on the engine."""
-    found = _find(client, base)
+def base_id(client: docker.DockerClient, base: str, find_base: Callable[[str], str | None] = lambda name: None) -> str:
+    """The id of the base image, which `find_base` may give. Raises BuildFailed when it is not on the engine."""
+    found = find_image(client, base)
+    if found is None and (other := find_base(base)) is not None:
+        client.images.get(other).tag(base)
+        found = find_image(client, base)
     if found is None:
         failed = BuildFailed(f"the base image {base} is not on this engine")
-        failed.hint = "Build it in a clone of edgeflow: docker build -f deploy/Dockerfile --target function -t edgeflow/function ."
+        failed.hint = "Build it in a clone of edgeflow: docker build -f deploy/Dockerfile --target function -t edgeflow/function . - or push it from a machine that has it: edgeflow images push edgeflow/function"
         raise failed
     return found
 
@@ -192,7 +200,8 @@ def command_of(client: docker.DockerClient, image: str) -> list[str]:
     return [*(config.get("Entrypoint") or ()), *(config.get("Cmd") or ())]
 
 
-def _find(client: docker.DockerClient, image: str) -> str | None:
+def find_image(client: docker.DockerClient, image: str) -> str | None:
+    """The id of an image that is on the engine, by its name or id; None when it is not. Raises EngineUnavailable."""
     try:
         return str(client.images.get(image).id)
     except docker.errors.ImageNotFound:

@@ -14,6 +14,8 @@ class Memory:
     """Failures in a row of one revision, and what of its state was shared last."""
 
     revision: str = ""
+    content: str = ""
+    """Names the secrets that instances are started with (secret_files.fingerprint)."""
     failures: int = 0
     start_from_ms: int = 0
     reason: str = ""

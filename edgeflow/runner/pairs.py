@@ -2,14 +2,15 @@
 
 What it is: the options of both, and one view of the two.
 What it is not: calls of the engine (docker.py), or what the adapter does (edgeflow/sdk/adapters).
-What must stay true: the program's container has no socket, no mount of ours but the launcher's (`stdio`, read-only) and no network but the loopback interface that it shares with its adapter; half
-a pair is no instance.
+What must stay true: the program's container has no socket, no mount of ours but those of its secrets and of the launcher (`stdio`, read-only), and the network that its adapter has: loopback, or
+with `network: egress` the outside; half a pair is no instance.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgeflow.runner import secret_files
 from edgeflow.runner.contracts import ADAPTERS, SETTING
 from edgeflow.runner.driver import StartSpec
 from edgeflow.runner.plan import EXIT_TOO_LONG
@@ -50,6 +51,8 @@ def adapter_options(options: Mapping[str, Any], spec: StartSpec, image: str) -> 
         "labels": _labels(options, ADAPTER),
         "environment": {**environment, SETTING: json.dumps(setting)},
         "entrypoint": ["python3", "-m", ADAPTERS],
+        "mounts": [mount for mount in options["mounts"] if mount["Target"] != secret_files.INSIDE],
+        "device_requests": [],
         "mem_limit": ADAPTER_MEMORY_BYTES,
         "memswap_limit": ADAPTER_MEMORY_BYTES,
     }
@@ -65,18 +68,19 @@ def program_options(
     hidden = {"EDGEFLOW_SOCKET"}
     environment = {name: value for name, value in options["environment"].items() if name not in hidden}
     environment |= program_environment(spec)
+    secrets = [mount for mount in options["mounts"] if mount["Target"] == secret_files.INSIDE]
     found = {
         **options,
         "name": program_name(options["name"]),
         "labels": _labels(options, PROGRAM),
         "environment": environment,
-        "mounts": [],
-        "group_add": [],
+        "mounts": secrets,
+        "group_add": options["group_add"] if secrets else [],
         "network_mode": f"container:{adapter_id}",
     }
     given = list(spec.adapter.get("command") or ())
     if spec.contract == "stdio":
-        found["mounts"] = [launcher]
+        found["mounts"] = [*secrets, launcher]
         found["entrypoint"] = [f"{LAUNCHER_FOLDER}/{LAUNCHER_FILE}", str(LAUNCHER_PORT), *(given or command)]
     elif given:
         found["entrypoint"] = given

@@ -39,6 +39,8 @@ class InstanceView:
     """State by the data process; None when it has not said anything."""
     since_ms: int = 0
     stopping_since_ms: int | None = None
+    content: str = ""
+    """Names the versions of the secrets that it was started with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ class FunctionView:
     instances: Sequence[InstanceView]
     old_work: frozenset[str] = frozenset()
     """Old revisions with something left in their inboxes."""
+    content: str = ""
+    """Names the versions of the secrets as they are now: an instance with others is replaced as one of an older revision is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,8 @@ def plan(view: FunctionView, policy: Policy, now_ms: int) -> list[Action]:
         if action is not None:
             actions.append(action)
         elif instance.stopping_since_ms is None:
-            (current if instance.revision == view.revision else old).append(instance)
+            is_current = instance.revision == view.revision and instance.content == view.content
+            (current if is_current else old).append(instance)
     if view.revision is None:
         return actions + [Stop(instance.instance, "is not wanted here any more") for instance in old]
 
@@ -121,7 +126,7 @@ def plan(view: FunctionView, policy: Policy, now_ms: int) -> list[Action]:
     ready = sum(1 for instance in current if instance.state in READY)
     if ready >= view.wanted:
         actions += [
-            Stop(instance.instance, f"belongs to revision {instance.revision}, which was replaced")
+            Stop(instance.instance, _why_old(instance, view))
             for instance in old
             if instance.revision not in view.old_work
         ]
@@ -129,6 +134,12 @@ def plan(view: FunctionView, policy: Policy, now_ms: int) -> list[Action]:
     served = {instance.revision for instance in old}
     actions += [StartOld(revision) for revision in sorted(view.old_work - served)]
     return actions
+
+
+def _why_old(instance: InstanceView, view: FunctionView) -> str:
+    if instance.revision == view.revision:
+        return "was started with other secrets than there are now"
+    return f"belongs to revision {instance.revision}, which was replaced"
 
 
 def _care(instance: InstanceView, policy: Policy, now_ms: int) -> Action | None:

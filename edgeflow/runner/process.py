@@ -2,11 +2,12 @@
 
 What it is: a Driver whose instances are `python -m edgeflow.sdk.runtime` (or the adapter of another contract, which starts the function's program) in the
 function's virtual environment.
-What it is not: isolation. `limits:` are not enforced, and instances run under the agent's account: embedded mode is single-trust.
+What it is not: isolation. Instances run under the agent's account, reach what the machine reaches, and of `limits:` only `log`, `outputs` and
+`output_bytes` hold: embedded mode is single-trust. `gpus:` is refused, since nothing here could give some and not others.
 What must stay true: instances outlive the control process (it may be killed and restarted beside them) and are found again by their run files; a process is
 signalled only when boot, pid and start time match its run file, so never one that got the same pid later.
 
-Run files: `<state_dir>/instances/<instance>.json` with {instance, namespace, function, revision, socket, pid, start_ticks, boot, started_ms, log}.
+Run files: `<state_dir>/instances/<instance>.json` with {instance, namespace, function, revision, socket, pid, start_ticks, boot, started_ms, log, log_bytes, content}.
 `stop_all` ends everything by them, for those who take a PoP down.
 Logs: `<state_dir>/../logs/instances/<instance>.log`, bounded, kept for the last few instances of a function.
 """
@@ -27,7 +28,7 @@ import structlog
 from edgeflow.core import failpoints
 from edgeflow.core.manifest import ResolvedFunction
 from edgeflow.errors import BadManifest
-from edgeflow.runner import bundles
+from edgeflow.runner import bundles, secret_files
 from edgeflow.runner.contracts import SETTING, module_of
 from edgeflow.runner.driver import CannotStart, Observed, Prepared, Progress, StartSpec, instance_prefix
 from edgeflow.runner.venvs import Venvs
@@ -38,7 +39,6 @@ log = structlog.get_logger()
 NICE = 10
 """Added to the priority of instances, so that a busy handler does not slow the agent (measured: p99 14 ms -> 8 ms)."""
 MAX_LOG_BYTES = 8 * 1024 * 1024
-KEPT_LOG_BYTES = 2 * 1024 * 1024
 KEPT_LOGS = 5
 """Logs of ended instances that are kept for each function."""
 
@@ -59,7 +59,7 @@ class ProcessDriver:
         self._logs = settings.state_dir.parent / "logs" / "instances"
         for folder in (self._runs, self._bundles, self._logs):
             folder.mkdir(parents=True, exist_ok=True)
-        self._venvs = Venvs(settings.runner.venvs_dir or settings.state_dir / "venvs", settings.runner.python)
+        self._venvs = Venvs.of(settings)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
 
@@ -71,6 +71,11 @@ class ProcessDriver:
             raise BadManifest(
                 f"{namespace}/{name}: image {function.image!r} cannot run here: this cluster runs functions as processes",
                 hint="Give `build: <folder>` instead of `image:`, or start the cluster with `edgeflow up --mode docker`.",
+            )
+        if function.gpus is not None:
+            raise BadManifest(
+                f"{namespace}/{name}: `gpus:` is for containers, and this cluster runs functions as processes, which see what the machine has",
+                hint="Remove `gpus:`, or start the cluster with `edgeflow up --mode docker`.",
             )
         folder = bundles.unpack(bundle, function.bundle, self._bundles / function.bundle[:24])
         if function.contract != "sdk" and not function.command:
@@ -100,7 +105,7 @@ class ProcessDriver:
             observed.append(
                 Observed(
                     instance=run["instance"], namespace=run["namespace"], function=run["function"], revision=run["revision"],
-                    started_ms=run["started_ms"], running=ended is None, ended=ended,
+                    started_ms=run["started_ms"], running=ended is None, ended=ended, content=run.get("content", ""),
                 )
             )  # fmt: skip
         return observed
@@ -113,7 +118,7 @@ class ProcessDriver:
         run: dict[str, Any] = {
             "instance": spec.instance, "namespace": spec.namespace, "function": spec.function, "revision": spec.revision,
             "socket": str(spec.socket), "pid": None, "start_ticks": None, "boot": _boot_id(), "started_ms": int(time.time() * 1000),
-            "log": str(log_path),
+            "log": str(log_path), "log_bytes": spec.log_bytes, "content": spec.content,
         }  # fmt: skip
         # Written before the start too: a control process that dies in between finds the instance by its socket.
         _write(self._runs / f"{spec.instance}.json", run)
@@ -121,6 +126,10 @@ class ProcessDriver:
         environment["PATH"] = f"{spec.prepared.python.parent}:{environment.get('PATH', os.defpath)}"
         environment |= {**_ONE_THREAD, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", **spec.env}
         environment |= {"EDGEFLOW_SOCKET": str(spec.socket), "EDGEFLOW_HANDLER": str(spec.prepared.folder)}
+        if spec.secrets:
+            folder = spec.socket.parent / secret_files.FOLDER
+            secret_files.write(folder, spec.secrets, reader=None)
+            environment["EDGEFLOW_SECRETS"] = str(folder)
         if spec.adapter:
             # Ports of the manifest are those of a container; beside each other every program has its own.
             environment[SETTING] = json.dumps({**spec.adapter, "http_port": 0})
@@ -166,9 +175,11 @@ class ProcessDriver:
     def upkeep(self) -> None:
         """Cut logs that grew past their bound."""
         for path in self._logs.glob("*.log"):
+            run = _read(self._runs / f"{path.stem}.json") or {}
+            limit_bytes = int(run.get("log_bytes") or MAX_LOG_BYTES)
             with contextlib.suppress(OSError):
-                if path.stat().st_size > MAX_LOG_BYTES:
-                    _cut(path)
+                if path.stat().st_size > limit_bytes:
+                    _cut(path, limit_bytes // 4)
 
     def _ended(self, run: dict[str, Any]) -> str | None:
         """None while it runs, else how it ended."""
@@ -293,11 +304,11 @@ def _write(path: Path, run: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def _cut(path: Path) -> None:
+def _cut(path: Path, kept_bytes: int) -> None:
     # The process keeps its descriptor (opened for appending), so the file is emptied, not replaced.
     with path.open("rb+") as file:
         size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - KEPT_LOG_BYTES))
+        file.seek(max(0, size - kept_bytes))
         path.with_suffix(".log.1").write_bytes(file.read())
         file.truncate(0)
 

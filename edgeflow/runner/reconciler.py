@@ -151,9 +151,11 @@ class Reconciler:
         namespace, name = key
         memory = self._memory.setdefault(key, Memory())
         build: Build | None = None
+        content = ""
         if function is not None:
-            if memory.revision != function.revision:
-                self._memory[key] = memory = Memory(revision=function.revision, shared=memory.shared)
+            content = self._fleet.content_of(namespace, function)
+            if (memory.revision, memory.content) != (function.revision, content):
+                self._memory[key] = memory = Memory(function.revision, content, shared=memory.shared)
             build = self._builds.get(namespace, name, function, now_ms)
             stable = [one for one in instances if one.state in READY and one.revision == function.revision]
             if memory.failures and any(now_ms - max(one.since_ms, one.started_ms) > STABLE_MS for one in stable):
@@ -165,6 +167,7 @@ class Reconciler:
             start_from_ms=memory.start_from_ms,
             instances=instances,
             old_work=self._old_work(key, function, instances),
+            content=content,
         )
         for action in plan(view, self._policy, now_ms):
             if isinstance(action, Start):

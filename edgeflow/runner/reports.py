@@ -100,7 +100,8 @@ def judge(
     function: ResolvedFunction, build: Build | None, memory: Memory, instances: list[InstanceView]
 ) -> dict[str, Any]:
     """State, reason and last log lines of a function that is wanted here."""
-    ready = sum(1 for one in instances if one.revision == function.revision and one.running and state_of(one) in READY)
+    current = [one for one in instances if one.revision == function.revision and one.content == memory.content]
+    ready = sum(1 for one in current if one.running and state_of(one) in READY)
     if ready >= function.scale.instances:
         return {"state": "ready", "reason": "", "last_log_lines": []}
     if build is not None and build.prepared is None:

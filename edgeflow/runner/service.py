@@ -1,25 +1,34 @@
-"""What the control process holds of the runner: the driver of the PoP's mode and the reconciler over it."""
+"""What the control process holds of the runner: the driver of the PoP's mode, the reconciler over it, and the keeper beside it."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeflow.runner.driver import Driver
-from edgeflow.runner.ports import StorePort
+from edgeflow.runner.keeper import Keeper
 from edgeflow.runner.reconciler import Reconciler
 from edgeflow.settings import PopSettings
+
+if TYPE_CHECKING:  # it brings the engine's client along
+    from edgeflow.runner.engine_images import EngineImages
 
 
 class Runner:
     """The runner of one PoP."""
 
-    def __init__(self, settings: PopSettings, store: StorePort) -> None:
-        self._reconciler = Reconciler(settings, store, _driver_for(settings))
+    def __init__(self, settings: PopSettings, store: Any) -> None:
+        # A StorePort to the reconciler, an ImageStorePort to what has to do with images.
+        driver, self.images = _driver_for(settings, store)
+        """`images`: those of this PoP's engine, None without one."""
+        self._reconciler = Reconciler(settings, store, driver)
+        self._keeper = Keeper(settings, store, self.images)
 
     def start(self) -> None:
         """Start caring."""
         self._reconciler.start()
+        self._keeper.start()
 
     def stop(self) -> None:
         """Stop caring; instances stay."""
+        self._keeper.stop()
         self._reconciler.stop()
 
     def status(self) -> dict[str, Any]:
@@ -27,11 +36,12 @@ class Runner:
         return self._reconciler.status()
 
 
-def _driver_for(settings: PopSettings) -> Driver:
+def _driver_for(settings: PopSettings, store: Any) -> "tuple[Driver, EngineImages | None]":
     if settings.mode == "docker":
         from edgeflow.runner.docker import DockerDriver
 
-        return DockerDriver(settings)
+        driver = DockerDriver(settings, store=store)
+        return driver, driver.images
     from edgeflow.runner.process import ProcessDriver
 
-    return ProcessDriver(settings)
+    return ProcessDriver(settings), None

@@ -6,6 +6,7 @@ What must stay true: an environment without its mark is never used (it is built 
 depends on cannot be imported in it, so a function that forgets a requirement fails here as it would in a container.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import importlib.util
@@ -24,6 +25,7 @@ from pathlib import Path
 import structlog
 
 from edgeflow.errors import EdgeflowError
+from edgeflow.settings import PopSettings
 
 log = structlog.get_logger()
 
@@ -55,6 +57,11 @@ class Venvs:
         self.python = Path(python or sys.executable)
         self._version = ""
 
+    @classmethod
+    def of(cls, settings: PopSettings) -> "Venvs":
+        """Those that the functions of a PoP run in."""
+        return cls(settings.runner.venvs_dir or settings.state_dir / "venvs", settings.runner.python)
+
     def ensure(self, requirements: bytes, progress: Progress = lambda line: None, *, mqtt: bool = False) -> Path:
         """Path of the interpreter of the environment for this requirements file; builds it when it is not there.
 
@@ -65,6 +72,7 @@ class Venvs:
         target = self.folder / name
         interpreter = target / "bin" / "python"
         if self._finished(target):
+            self.touch(requirements)
             return interpreter
         self.folder.mkdir(parents=True, exist_ok=True)
         with _locked(self.folder / f"{name}.lock"):
@@ -80,6 +88,23 @@ class Venvs:
                 raise
             log.info("environment_built", path=str(target), seconds=round(time.monotonic() - started_s, 1))
         return interpreter
+
+    def touch(self, requirements: bytes) -> None:
+        """The environments for this requirements file are in use."""
+        for mqtt in (False, True):
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(self.folder / self._name(_significant(requirements), mqtt) / _MARK)
+
+    def remove_unused(self, before_s: float) -> int:
+        """Remove environments that nobody has touched since `before_s` (wall clock), and that no process runs from; how many."""
+        removed = 0
+        for mark in self.folder.glob(f"*/{_MARK}"):
+            with _locked(self.folder / f"{mark.parent.name}.lock"), contextlib.suppress(FileNotFoundError):
+                if mark.stat().st_mtime < before_s and not _runs(mark.parent):
+                    mark.unlink()  # first: without it nobody takes what is left for an environment
+                    shutil.rmtree(mark.parent, ignore_errors=True)
+                    removed += 1
+        return removed
 
     def _build(self, target: Path, text: str, progress: Progress, mqtt: bool) -> None:
         progress("creating a virtual environment")
@@ -226,6 +251,16 @@ def _site_packages(target: Path) -> Path:
 
 def _provides(packages: Path, module: str) -> bool:
     return (packages / module).is_dir() or (packages / f"{module}.py").is_file()
+
+
+def _runs(folder: Path) -> bool:
+    """Whether a process was started from below `folder`."""
+    start = f"{folder}/".encode()
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if start in command.read_bytes():
+                return True
+    return False
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import random
 import time
 import uuid
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -369,7 +369,7 @@ class Client:
         return items
 
     def _call(
-        self, method: str, path: str, *, content: bytes | None = None, headers: Mapping[str, str] | None = None,
+        self, method: str, path: str, *, content: bytes | Iterable[bytes] | None = None, headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None, is_repeatable: bool = True, pops: Sequence[Pop] = (), timeout_s: float | None = None,
     ) -> httpx.Response:  # fmt: skip
         """One call, repeated while the PoP cannot take it, at the next of `pops` if there are several. One that is not repeatable is repeated only if it

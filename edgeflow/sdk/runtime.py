@@ -9,6 +9,7 @@ Environment: EDGEFLOW_SOCKET (path of the agent's socket for this instance), EDG
 Exit status: 0 told to stop; 1 no agent for RECONNECT_S seconds; 75 killed because an attempt ran too long; 78 the handler cannot be used.
 """
 
+import errno
 import os
 import random
 import select
@@ -246,6 +247,8 @@ class Instance:
         text = _text_of(error)
         if isinstance(error, BadOutput):
             text = f"{text} ({error.hint})"
+        elif limit := _limit_of(error):
+            text = f"{_cut(text, ERROR_BYTES // 2)} ({limit})"
         return _cut(text, ERROR_BYTES), _traceback_of(error)
 
     def handler(self) -> Handle:
@@ -617,6 +620,18 @@ def _text_of(error: BaseException) -> str:
         return f"{type(error).__name__}: {error}"
     except Exception:
         return f"{type(error).__name__} (its message cannot be shown)"
+
+
+def _limit_of(error: BaseException) -> str:
+    """Which limit of the manifest a handler ran into, if its error says so."""
+    if isinstance(error, MemoryError):
+        return "it may use no more memory: `limits: {memory: ...}`"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "the instance's /tmp is full: `limits: {tmpfs: ...}`"
+    is_thread = isinstance(error, RuntimeError) and "can't start new thread" in str(error)
+    if is_thread or (isinstance(error, BlockingIOError) and error.errno == errno.EAGAIN):
+        return "the instance may have no more processes and threads, if one was to be started: `limits: {pids: ...}`"
+    return ""
 
 
 def _traceback_of(error: BaseException) -> str:

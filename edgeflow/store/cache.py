@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from edgeflow.core.channels import SYSTEM_NAMESPACE
-from edgeflow.core.policies import EAGER, LAZY, NONE, Place, Policies, load_policies
+from edgeflow.core.policies import EAGER, LAZY, NONE, Place, Policies, Rule, load_policies
 from edgeflow.errors import BadPolicy
 from edgeflow.store.bodies import Bodies
 from edgeflow.store.calls import Rows, now_ms
@@ -25,6 +25,8 @@ NOTES_EVERY_S = 1.0
 FILL_KEYS = 5000
 """Keys that one step of the search looks at."""
 _PAGE = 500
+SYSTEM_POLICIES = Policies((Rule("pieces/", LAZY),))
+"""Of the system namespace, at every PoP: pieces of images go where they are needed."""
 _SYSTEM = f"ef:{{{SYSTEM_NAMESPACE}}}:"
 
 
@@ -67,6 +69,8 @@ class CachedBodies(Bodies):
 
     def placing_policies(self) -> Policies:
         """The policies of this namespace, looked at once a second."""
+        if self.name == SYSTEM_NAMESPACE:
+            return SYSTEM_POLICIES
         now = time.monotonic()
         if now - self._policies_read_s > PLACES_EVERY_S:
             self._policies_read_s = now

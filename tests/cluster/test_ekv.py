@@ -1,7 +1,9 @@
 """The key-value store on three real PoPs: sessions, staleness, copies, homes and their hand-over, watches, types; with links that are cut."""
 
 import json
+import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -444,6 +446,25 @@ def test_types_batches_and_deadlines_at_several_pops(
     for pop in POPS:
         wait_until(lambda pop=pop: at(pop).ekv.get("types/short") is None, "the deadline")
     settled(at, "types", wait_until)
+
+
+def test_the_example_of_the_page_runs_as_it_stands(
+    cluster: LocalCluster, at: Callable[[str], Operator], wait_until: Wait
+) -> None:
+    all_linked(at, wait_until)
+    page = (Path(__file__).parents[2] / "docs" / "ekv.md").read_text()
+    source = page.split("```python\n", 1)[1].split("```", 1)[0]
+    done = subprocess.run(
+        [sys.executable, "-c", source], env={**os.environ, "EDGEFLOW_HOME": str(cluster.home.root)}, capture_output=True, text=True, timeout=60
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    chicago = at("chicago").ekv
+    assert found(chicago.get("vision/models/person")) == b"..."
+    assert (chicago.counter("vision/seen").value(), chicago.counter("vision/n").value()) == (3, 1)
+    assert chicago.set("vision/cameras").members() == {"north", "south"}
+    assert chicago.map("vision/config").fields() == {"threshold": b"0.7"}
+    assert (found(chicago.get("vision/a")), found(chicago.get("vision/b"))) == (b"mine", b"2")
+    settled(at, "vision", wait_until)
 
 
 READER = """

@@ -8,7 +8,8 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from ekv_world import POPS, EkvWorld, Figure, Watching, seed_of_the_run
+from ekv_clients import Watching
+from ekv_world import POPS, EkvWorld, Figure, seed_of_the_run
 from histories import going_back
 from world import until
 

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from ekv_world import LASTING, NAMESPACE, Done, EkvWorld, Figure, NoAnswer, body_of, seed_of_the_run, tag_of
+from ekv_clients import LASTING, NAMESPACE, Done, NoAnswer, body_of, tag_of
+from ekv_world import EkvWorld, Figure, seed_of_the_run
 from histories import Written, kept
 from world import NotInTime, until
 

@@ -9,19 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
-from ekv_world import (
-    NAMESPACE,
-    POPS,
-    Answer,
-    Door,
-    EkvWorld,
-    Figure,
-    NoAnswer,
-    NotSent,
-    body_of,
-    seed_of_the_run,
-    tag_of,
-)
+from ekv_clients import NAMESPACE, Answer, Door, NoAnswer, NotSent, body_of, tag_of
+from ekv_world import POPS, EkvWorld, Figure, seed_of_the_run
 from histories import Op, Recorder, TakeOver, linearizable, session_violations, too_old
 from world import until
 

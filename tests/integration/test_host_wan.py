@@ -9,6 +9,7 @@ import time
 import pytest
 
 from edgeflow.host import wan
+from edgeflow.host.linkfile import Link, change_link, save_links
 from edgeflow.host.ports import any_free
 
 
@@ -46,11 +47,9 @@ def through_proxy(tmp_path, work, *, far=None, delay_ms=0.0, cut=False):
     async def run():
         end = far or Far()
         server = await asyncio.start_server(end, "127.0.0.1", 0)
-        link = wan.Link(
-            "a", "b", "127.0.0.1", any_free(), "127.0.0.1", server.sockets[0].getsockname()[1], delay_ms, cut
-        )
+        link = Link("a", "b", "127.0.0.1", any_free(), "127.0.0.1", server.sockets[0].getsockname()[1], delay_ms, cut)
         config = tmp_path / "wan.json"
-        wan.save_links(config, [link])
+        save_links(config, [link])
         stop = asyncio.Event()
         proxy_server = wan.Proxy(config)
         proxy = asyncio.create_task(proxy_server.run(stop))
@@ -89,12 +88,12 @@ def test_delay_applies_each_way_and_changes_while_it_runs(tmp_path):
         reader, writer = await connect()
         await round_trip_ms(reader, writer)
         assert min([await round_trip_ms(reader, writer) for _ in range(5)]) < 40
-        wan.change_link(config, "a", "b", delay_ms=50)
+        await asyncio.to_thread(change_link, config, "a", "b", delay_ms=50)
         await until(lambda: round_trip_ms(reader, writer), lambda ms: ms >= 100)
         measured = [await round_trip_ms(reader, writer) for _ in range(5)]
         assert min(measured) >= 100
         assert min(measured) < 140
-        wan.change_link(config, "a", "b", delay_ms=0)
+        await asyncio.to_thread(change_link, config, "a", "b", delay_ms=0)
         await until(lambda: round_trip_ms(reader, writer), lambda ms: ms < 40)
         writer.close()
 
@@ -118,7 +117,9 @@ def test_bytes_stay_in_order_while_the_delay_jumps(tmp_path):
                 writer.write(data[start : start + 40_000])
                 await writer.drain()
                 if start % 400_000 == 0:
-                    wan.change_link(config, "a", "b", delay_ms=random.Random(start).choice([0, 5, 60]))
+                    await asyncio.to_thread(
+                        change_link, config, "a", "b", delay_ms=random.Random(start).choice([0, 5, 60])
+                    )
                     await asyncio.sleep(0.05)
 
         sender = asyncio.create_task(send())
@@ -133,7 +134,7 @@ def test_cut_holds_back_and_heals_without_loss(tmp_path):
     async def work(config, connect, far):
         reader, writer = await connect()
         await round_trip_ms(reader, writer)
-        wan.change_link(config, "a", "b", cut=True)
+        await asyncio.to_thread(change_link, config, "a", "b", cut=True)
         await asyncio.sleep(0.3)
         before = far.received
         writer.write(b"held")
@@ -144,7 +145,7 @@ def test_cut_holds_back_and_heals_without_loss(tmp_path):
         late_writer.write(b"late")
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(late_reader.read(1), 0.3)
-        wan.change_link(config, "a", "b", cut=False)
+        await asyncio.to_thread(change_link, config, "a", "b", cut=False)
         assert await asyncio.wait_for(reader.readexactly(4), 5) == b"held"
         assert await asyncio.wait_for(late_reader.readexactly(4), 5) == b"late"
         writer.close()
@@ -155,7 +156,7 @@ def test_cut_holds_back_and_heals_without_loss(tmp_path):
 
 def test_a_narrow_line_carries_so_much_a_second_and_no_more(tmp_path):
     async def work(config, connect, far):
-        wan.change_link(config, "a", "b", kbit_s=4000)
+        await asyncio.to_thread(change_link, config, "a", "b", kbit_s=4000)
         pairs = [await connect() for _ in range(2)]
         data = random.Random(3).randbytes(250_000)
         await until(lambda: round_trip_ms(*pairs[0], b"y" * 100_000), lambda ms: ms > 150)
@@ -168,7 +169,7 @@ def test_a_narrow_line_carries_so_much_a_second_and_no_more(tmp_path):
         await asyncio.gather(*(echo(*pair) for pair in pairs))
         took = time.perf_counter() - began
         assert 0.95 < took < 2.5  # 500,000 bytes at 500,000 a second, and back at the same time
-        wan.change_link(config, "a", "b", kbit_s=0)
+        await asyncio.to_thread(change_link, config, "a", "b", kbit_s=0)
         await until(lambda: round_trip_ms(*pairs[0], data), lambda ms: ms < 400)
         for _, writer in pairs:
             writer.close()
@@ -244,5 +245,5 @@ def test_half_written_control_document_changes_nothing(tmp_path):
 def test_taken_port_is_an_error_that_says_so(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         config = tmp_path / "wan.json"
-        wan.save_links(config, [wan.Link("a", "b", "127.0.0.1", taken.getsockname()[1], "127.0.0.1", 1)])
+        save_links(config, [Link("a", "b", "127.0.0.1", taken.getsockname()[1], "127.0.0.1", 1)])
         assert wan.main(["--config", str(config)]) == 1

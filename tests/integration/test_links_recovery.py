@@ -12,7 +12,7 @@ import pytest
 from link_pops import RedisServer
 from test_links_store import Cluster
 
-from edgeflow.host.wan import change_link
+from edgeflow.host.linkfile import change_link
 from edgeflow.store.records import LogId
 
 Wait = Callable[..., Any]

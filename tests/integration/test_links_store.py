@@ -16,8 +16,8 @@ import pytest
 from link_pops import LinkPop, RedisServer, free_port, make_settings
 
 from edgeflow.core.events import make_event
-from edgeflow.host.wan import Link as WanLink
-from edgeflow.host.wan import change_link, save_links
+from edgeflow.host.linkfile import Link as WanLink
+from edgeflow.host.linkfile import change_link, save_links
 from edgeflow.settings import Peer
 from edgeflow.store.client import Store
 from edgeflow.store.records import Arrival, Released

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from edgeflow.core.manifest import Artifact, check_resolved, parse, resolve
+from edgeflow.errors import BadManifest
 from edgeflow.runner import process
 from edgeflow.runner.bundles import pack
 from edgeflow.runner.driver import Observed, Prepared, StartSpec
@@ -179,12 +182,34 @@ def test_stop_all_ends_everything(settings: PopSettings, driver: ProcessDriver, 
     assert list((settings.state_dir / "instances").iterdir()) == []
 
 
-def test_logs_are_kept_bounded_and_found(
-    settings: PopSettings, driver: ProcessDriver, python: Path, wait_until: Wait, monkeypatch: pytest.MonkeyPatch
+def test_secrets_are_files_for_the_instance_alone(
+    settings: PopSettings, driver: ProcessDriver, python: Path, wait_until: Wait
 ) -> None:
-    monkeypatch.setattr(process, "MAX_LOG_BYTES", 10_000)
-    monkeypatch.setattr(process, "KEPT_LOG_BYTES", 2_000)
-    spec = spec_of(settings, python)
+    value = b"hunter2-as-it-is\n"
+    driver.start(spec_of(settings, python, secrets={"token": value}, content="c1"))
+    assert only(driver).content == "c1"
+    text = wait_until(Path(f"/proc/{pid_of(settings)}/environ").read_text, "its environment is there")
+    assert "hunter2" not in text
+    folder = Path(dict(item.split("=", 1) for item in text.split("\0") if "=" in item)["EDGEFLOW_SECRETS"])
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert (folder / "token").read_bytes() == value and (folder / "token").stat().st_mode & 0o777 == 0o400
+    assert "hunter2" not in "".join(path.read_text() for path in (settings.state_dir / "instances").iterdir())
+
+
+def test_gpus_are_refused_by_name(settings: PopSettings, driver: ProcessDriver) -> None:
+    document = resolve(
+        parse("namespace: v\nfunctions: {f: {build: ./f, subscribe: a, gpus: 1}}", default_pop="la"),
+        {"f": Artifact(bundle="a" * 64)}, applied_ms=1, default_pop="la",
+    )  # fmt: skip
+    function = check_resolved(document).functions["f"]
+    with pytest.raises(BadManifest, match="gpus"):
+        driver.prepare("v", "f", function, b"", lambda line: None)
+
+
+def test_logs_are_kept_bounded_and_found(
+    settings: PopSettings, driver: ProcessDriver, python: Path, wait_until: Wait
+) -> None:
+    spec = spec_of(settings, python, log_bytes=10_000)
     assert spec.prepared.folder is not None
     talker = spec.prepared.folder / "python"
     talker.write_text(
@@ -196,7 +221,7 @@ def test_logs_are_kept_bounded_and_found(
     (file,) = log_files(settings.state_dir, "vision", "f")
     assert file.stat().st_size > 10_000
     driver.upkeep()
-    assert file.stat().st_size == 0 and file.with_suffix(".log.1").stat().st_size == 2_000
+    assert file.stat().st_size == 0 and file.with_suffix(".log.1").stat().st_size == 2_500
     for number in range(2, 12):
         (settings.state_dir.parent / "logs" / "instances" / f"vision.f-{number}.log").write_text("old")
     driver.kill("vision.f-1")
@@ -220,6 +245,25 @@ def test_an_unfinished_environment_is_built_again(tmp_path: Path) -> None:
     (python.parent.parent / "edgeflow.json").unlink()
     (python.parent.parent / "junk").write_text("")
     assert venvs.ensure(b"") == python and not (python.parent.parent / "junk").exists()
+
+
+def test_unused_environments_go_but_never_one_that_runs(tmp_path: Path) -> None:
+    venvs = Venvs(tmp_path)
+    python = venvs.ensure(b"")
+    mark = python.parent.parent / "edgeflow.json"
+    later_s = time.time() + 3600
+    child = subprocess.Popen([python, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        assert venvs.remove_unused(later_s) == 0 and mark.exists()
+    finally:
+        child.communicate(b"\n")
+    assert venvs.remove_unused(time.time() - 60) == 0, "its grace is not over"
+    os.utime(mark, (1, 1))
+    venvs.touch(b"# nothing\n")
+    assert venvs.remove_unused(time.time() - 60) == 0, "a PoP uses it"
+    os.utime(mark, (1, 1))
+    assert venvs.remove_unused(time.time() - 60) == 1 and not mark.parent.exists()
+    assert venvs.ensure(b"") == python and mark.exists()
 
 
 def test_requirements_that_cannot_be_had_are_named(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from edgeflow.host.discover import Cluster, PopAccess
 from edgeflow.host.layout import Home
 from edgeflow.store.records import DeadLetter, Input, InvocationInfo, PendingJoin, Quota, ReplayDiff
 from edgeflow.store.records import Result as Outcome
+from edgeflow.store.sealed import Sealer, SecretBook
 
 MANIFEST = """
 namespace: vision
@@ -351,6 +352,29 @@ class TestQuota:
     @pytest.mark.parametrize("arguments", [(), ("--bytes-per-s", "much"), ("--events-per-s", "0")])
     def test_wrong_use(self, arguments: tuple[str, ...]) -> None:
         run("quota", "set", "vision", *arguments, status=2)
+
+
+class TestSecrets:
+    @pytest.fixture(autouse=True)
+    def key(self, pops: dict[str, tuple[Any, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+        api = pops["chicago"][0]
+        book = SecretBook(lambda: api.namespace_for_write("system"), Sealer("k" * 43, "c"))
+        monkeypatch.setattr(api, "secrets", book)
+
+    def test_set_list_remove(self, tmp_path: Path) -> None:
+        with_key = run("secret", "set", "vision/token", input=b"hunter2")
+        assert with_key.stdout == "vision/token: 7 bytes kept\n"
+        (tmp_path / "value").write_bytes(b"hunter3")
+        assert "7 bytes" in run("secret", "set", "vision/token", "--file", str(tmp_path / "value")).stdout
+        (item,) = json_of("secret", "list", "vision")
+        assert item["name"] == "token" and "hunter" not in json.dumps(item)
+        run("secret", "rm", "vision/token")
+        assert "secret list vision" in run("secret", "rm", "vision/token", status=1).stderr
+        assert "has no secrets" in run("secret", "list", "vision").stderr
+
+    def test_wrong_use(self) -> None:
+        assert "names no secret" in run("secret", "set", "token", input=b"x", status=1).stderr
+        assert "is empty" in run("secret", "set", "vision/token", input=b"", status=1).stderr
 
 
 class TestQuestions:

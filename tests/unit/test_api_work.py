@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ from edgeflow.core.manifest import parse, resolve
 from edgeflow.errors import CorruptEntry, QueueFull, QuotaExceeded, StoreUnavailable, Unavailable
 from edgeflow.store.blobs import digest_of
 from edgeflow.store.records import DeadLetter, Input, InvocationInfo, PendingJoin, Quota, ReplayDiff, Result
+from edgeflow.store.sealed import Sealer, SecretBook
 
 MANIFEST = """
 namespace: vision
@@ -523,6 +525,39 @@ class TestReplays:
             problem = check_problem(http.request(method, f"/v1/replays/vision/r9{path}"), 404, "not-found", pops=["la"])
             assert "la" in problem["detail"]
         check_problem(http.get("/v1/replays/other"), 404, "not-found")
+
+
+class TestSecrets:
+    def test_set_list_remove_and_never_back(self, store: FakeStore, tmp_path: Path) -> None:
+        key = tmp_path / "secrets.key"
+        key.write_text("k" * 43)
+        api = make_api(tmp_path, store)
+        api.secrets = SecretBook(lambda: store.namespace("system"), Sealer.load(key, "c"))
+        store.namespace("system").put("manifests/vision", b'{"functions": {"f": {"secrets": ["token"]}, "g": {}}}')
+        with served(api) as url, httpx.Client(base_url=url, headers={"Authorization": f"Bearer {TOKEN}"}) as http:
+            answer = http.put("/v1/secrets/vision/token", content=b"hunter2")
+            assert answer.status_code == 201 and answer.json()["used_by"] == ["f"]
+            again = http.put("/v1/secrets/vision/token", content=b"hunter3")
+            assert again.status_code == 200 and again.json()["version"] != answer.json()["version"]
+            listed = http.get("/v1/secrets/vision")
+            assert [(one["name"], one["used_by"]) for one in listed.json()["items"]] == [("token", ["f"])]
+            assert http.get("/v1/secrets/other").json()["items"] == []
+            kept = http.get("/v1/ekv/system/secrets/vision/token")
+            for text in (answer.text, again.text, listed.text, kept.text):
+                assert "hunter" not in text
+            assert api.secrets.read("vision", ["token"])["token"][1] == b"hunter3"
+            check_problem(http.get("/v1/secrets/vision/token"), 405, "method-not-allowed")
+            check_problem(http.put("/v1/secrets/vision/token", content=b""), 400, "bad-request")
+            check_problem(http.put("/v1/secrets/vision/token", content=b"x" * 70_000), 413, "too-large")
+            check_problem(http.put("/v1/secrets/vision/..%2fx", content=b"x"), 404, "not-found")
+            check_problem(http.put("/v1/secrets/vision/-x", content=b"x"), 400, "bad-name")
+            check_problem(http.put("/v1/secrets/system/x", content=b"x"), 403, "reserved")
+            assert http.delete("/v1/secrets/vision/token").status_code == 204
+            check_problem(http.delete("/v1/secrets/vision/token"), 404, "not-found")
+
+    def test_without_a_key(self, http: httpx.Client) -> None:
+        check_problem(http.put("/v1/secrets/vision/token", content=b"x"), 501, "no-secrets-here")
+        assert http.get("/v1/secrets/vision").json() == {"items": []}
 
 
 class TestQuotas:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from edgeflow.core import manifest as manifests
 from edgeflow.core import manifest_models as models
 from edgeflow.core.manifest import Artifact, check_resolved, parse, resolve, revision_of
+from edgeflow.core.routing import compile_routes
 from edgeflow.errors import BadManifest
 
 POPS = ["chicago", "la", "ny"]
@@ -192,6 +193,19 @@ BAD: list[tuple[str, str]] = [
     ("limits: {memory: 512}", "functions.f.limits.memory: 512 is not a size"),
     ("limits: {memory: 1Mi}", "too little"),
     ("limits: {cpus: 0}", "not a number of CPUs"),
+    ("limits: {pids: 2}", "2 is not a number of processes"),
+    ("limits: {pids: many}", "'many' is not a number of processes"),
+    ("limits: {tmpfs: 1Ki}", "too little to be of use"),
+    ("limits: {log: 12}", "12 is not a size"),
+    ("limits: {outputs: 0}", "0 is not a number of events"),
+    ("limits: {output_bytes: lots}", "'lots' is not a size"),
+    ("limits: {disk: 1Gi}", "unknown field"),
+    ("network: bridge", "'bridge' is not available; write one of egress, none"),
+    ("gpus: 0", "0 is not available; write all, or how many"),
+    ("gpus: some", "'some' is not available; write all, or how many"),
+    ("secrets: [../x]", "'../x' is not the name of a secret"),
+    ("secrets: [a, a]", "'a' stands here twice"),
+    ("secrets: key", "write a list"),
     ("env: {PORT: 80}", 'functions.f.env.PORT: is 80; write text; put it in quotes: "80"'),
     ("env: {EDGEFLOW_SOCKET: x}", "is reserved"),
     ("env: {a b: x}", "is not the name of an environment variable"),
@@ -324,6 +338,30 @@ def test_the_revision_follows_the_content_and_nothing_else() -> None:
     one, more, other = (resolved(text % values)["functions"]["f"]["revision"] for values in ((1, 5), (3, 5), (1, 4)))
     assert one == more != other
     assert len(one) == 12 and set(one) <= set("0123456789abcdef")
+
+
+def test_confinement_is_in_the_resolved_form_only_where_something_is_said() -> None:
+    plain = resolved("namespace: v\nfunctions: {f: {image: i, subscribe: a}}")["functions"]["f"]
+    assert not plain.keys() & {"network", "gpus", "secrets"} and plain["limits"] == {"cpus": 1.0, "memory": "512Mi"}
+    same = resolved("namespace: v\nfunctions: {f: {image: i, subscribe: a, network: none, secrets: []}}")["functions"][
+        "f"
+    ]
+    assert same["revision"] == plain["revision"]
+    text = "{image: i, subscribe: a, network: egress, gpus: all, secrets: [b, a], limits: {pids: 9, outputs: 3, output_bytes: 1Mi}}"
+    document = resolved(f"namespace: v\nfunctions: {{f: {text}}}")
+    function = document["functions"]["f"]
+    assert (function["network"], function["gpus"], function["secrets"]) == ("egress", "all", ["b", "a"])
+    assert function["limits"] == {"cpus": 1.0, "memory": "512Mi", "pids": 9, "outputs": 3, "output_bytes": "1Mi"}
+    assert check_resolved(document).functions["f"].limits.pids == 9
+    route = compile_routes(document, "la").current("f")
+    assert route is not None and (route.max_outputs, route.max_output_bytes) == (3, 1 << 20)
+
+
+def test_outputs_are_not_counted_with_qos_0() -> None:
+    lines = problems(
+        "namespace: v\nfunctions: {f: {image: i, subscribe: {channel: a, qos: 0}, limits: {outputs: 3}, place: {pops: [la]}}}"
+    )
+    assert any("functions.f.limits.outputs: nothing is committed with `qos: 0`" in line for line in lines)
 
 
 def damaged(change: Callable[[dict[str, Any]], object]) -> str:

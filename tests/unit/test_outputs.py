@@ -7,7 +7,7 @@ import pytest
 
 from edgeflow.core.retries import RetryPolicy
 from edgeflow.core.routing import FunctionRoute, InputRoute
-from edgeflow.errors import BadEvent, BadName, EdgeflowError, TooLarge
+from edgeflow.errors import BadEvent, BadName, EdgeflowError, OutputLimit, TooLarge
 from edgeflow.flow.outputs import build_events, build_increments, build_ops, build_state, build_values
 from edgeflow.settings import Limits
 from edgeflow.store.records import MapPut, MapRemove, SetAdd, SetRemove
@@ -80,6 +80,29 @@ def test_limits_of_a_commit() -> None:
     with pytest.raises(TooLarge, match="went through 16 functions"):
         build(good, hop=17)
     assert len(build(good, good, hop=16)) == 2 and build(hop=17) == []
+
+
+def test_limits_of_the_manifest_count_events_and_all_their_bytes() -> None:
+    inline, blob = (
+        {"channel": "faces", "data": b"12345"},
+        {"channel": "faces", "digest": "sha256:" + "0" * 64, "size": 100},
+    )
+
+    def publish(route: FunctionRoute, *outputs: Any) -> int:
+        return len(
+            build_events(
+                outputs, invocation="i", namespace="vision", route=route, pop="la", hop=1, now_ms=5, limits=Limits()
+            )
+        )
+
+    two = replace(ROUTE, max_outputs=2)
+    assert publish(two, inline, inline) == 2
+    with pytest.raises(OutputLimit, match="published 3 events in one invocation, its manifest allows 2"):
+        publish(two, inline, inline, inline)
+    some = replace(ROUTE, max_output_bytes=105)
+    assert publish(some, inline, blob) == 2
+    with pytest.raises(OutputLimit, match="published 110 bytes in one invocation, its manifest allows 105"):
+        publish(some, inline, blob, inline)
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,16 @@ def test_who_does_not_leave_is_killed_after_the_grace() -> None:
     ] == [Kill]
 
 
+def test_an_instance_with_other_secrets_is_replaced_like_one_of_an_older_revision() -> None:
+    view = replace(IDLE, wanted=1, content="new", old_work=frozenset())
+    stale = instance("stale", state="ready", content="old")
+    assert plan(replace(view, instances=[stale]), POLICY, NOW) == [Start()]
+    heir = instance("heir", state="connected", content="new")
+    assert plan(replace(view, instances=[stale, heir]), POLICY, NOW) == [], "the old one goes when the new one is ready"
+    (stop,) = plan(replace(view, instances=[stale, replace(heir, state="ready")]), POLICY, NOW)
+    assert isinstance(stop, Stop) and stop.instance == "stale" and "other secrets" in stop.why
+
+
 def test_backoff_grows_to_a_bound() -> None:
     assert [backoff_ms(failures) for failures in (0, 1, 2, 3, 4, 9, 100)] == [0, 0, 500, 1000, 2000, 60_000, 60_000]
 

@@ -16,6 +16,7 @@ from edgeflow.runner.driver import CannotStart, Observed, Prepared, Progress, St
 from edgeflow.runner.reconciler import Reconciler
 from edgeflow.runner.venvs import BuildFailed
 from edgeflow.settings import PopSettings
+from edgeflow.store.sealed import Sealer, SecretBook
 
 START_MS = 1_000_000_000
 
@@ -51,9 +52,10 @@ class FakeNamespace:
     def get(self, key: str) -> Item | None:
         return self.values.get(key)
 
-    def put(self, key: str, data: bytes, *, content_type: str | None = None) -> None:
+    def put(self, key: str, data: bytes, *, content_type: str | None = None) -> Item:
         self.writes += 1
         self.values[key] = Item(key, str(self.writes), data)
+        return self.values[key]
 
     def delete(self, key: str) -> None:
         del self.values[key]
@@ -141,7 +143,7 @@ class FakeDriver:
             raise self.start_error
         self.started.append(spec)
         self.instances[spec.instance] = Observed(
-            spec.instance, spec.namespace, spec.function, spec.revision, self.now_ms, True
+            spec.instance, spec.namespace, spec.function, spec.revision, self.now_ms, True, content=spec.content
         )
 
     def stop(self, instance: str) -> None:
@@ -473,3 +475,73 @@ def test_the_thread_outlives_an_outage_of_the_store(world: World, monkeypatch: p
     assert world.driver.started and world.reconciler.status()["running"]
     world.reconciler.stop()
     assert not world.reconciler.status()["running"]
+
+
+def with_secrets(world: World, folder: Path) -> SecretBook:
+    """Gives the PoP the cluster's key; the secrets as an operator sets them."""
+    (folder / "secrets.key").write_text("k" * 43)
+    runner = world.settings.runner.model_copy(update={"secrets_key_file": folder / "secrets.key"})
+    world.settings = world.settings.model_copy(update={"runner": runner})
+    world.begin()
+    return SecretBook(lambda: world.store.namespace("system"), Sealer("k" * 43, world.settings.cluster))
+
+
+def test_limits_network_and_gpus_reach_the_driver(world: World) -> None:
+    world.apply(
+        "{f: {image: i, subscribe: a, limits: {pids: 40, tmpfs: 1Mi, log: 128Ki}, network: egress, gpus: 2}, g: {image: i, subscribe: a}}"
+    )
+    world.settle()
+    f, g = sorted(world.driver.started, key=lambda spec: spec.function)
+    assert (f.pids, f.tmpfs_bytes, f.log_bytes, f.egress, f.gpus) == (40, 1 << 20, 128 << 10, True, 2)
+    assert (g.pids, g.tmpfs_bytes, g.log_bytes, g.egress, g.gpus) == (256, 64 << 20, 8 << 20, False, None)
+
+
+def test_a_secret_is_waited_for_given_and_its_change_replaces_what_runs(world: World, tmp_path: Path) -> None:
+    book = with_secrets(world, tmp_path)
+    book.set("other", "token", b"of another namespace")
+    world.apply("{f: {image: i, subscribe: a, secrets: [token]}}")
+    world.settle()
+    assert world.driver.started == [] and world.state()["state"] == "failing"
+    assert (
+        "vision/token is not set" in world.state()["reason"]
+        and "edgeflow secret set vision/token" in world.state()["reason"]
+    )
+
+    book.set("vision", "token", b"hunter2")
+    world.round()
+    (first,) = world.driver.started
+    assert first.secrets == {"token": b"hunter2"} and "hunter2" not in repr(first)
+    world.become("ready")
+    world.round(3)
+    assert world.state()["state"] == "ready" and len(world.driver.started) == 1
+
+    book.set("vision", "token", b"two")
+    world.round()
+    second = world.driver.started[1]
+    assert second.secrets == {"token": b"two"} and second.revision == first.revision
+    world.round()
+    assert world.driver.stopped == [], "the first one works until the second one is ready"
+    world.become("ready", second.instance)
+    world.round()
+    assert world.driver.stopped == [first.instance]
+
+
+def test_a_secret_that_is_removed_stays_with_what_runs(world: World, tmp_path: Path) -> None:
+    book = with_secrets(world, tmp_path)
+    book.set("vision", "token", b"one")
+    world.apply("{f: {image: i, subscribe: a, secrets: [token]}}")
+    world.settle()
+    (spec,) = world.driver.started
+    world.become("ready")
+    world.round()
+    book.remove("vision", "token")
+    world.round(3, later_ms=1000)
+    assert world.driver.stopped == [] and set(world.driver.instances) == {spec.instance}
+    assert world.state()["state"] == "failing" and "is not set" in world.state()["reason"]
+
+
+def test_a_pop_without_the_key_says_so(world: World) -> None:
+    SecretBook(lambda: world.store.namespace("system"), Sealer("k" * 43, "c")).set("vision", "token", b"one")
+    world.apply("{f: {image: i, subscribe: a, secrets: [token]}}")
+    world.settle()
+    assert world.state()["state"] == "failing" and "secrets_key_file" in world.state()["reason"]

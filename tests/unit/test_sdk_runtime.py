@@ -1151,3 +1151,18 @@ def test_function_decorated_here_runs_too(start: Start) -> None:
 
 def echo_plain(ctx: Any, frames: Any) -> bytes:
     return bytes(frames.data)
+
+
+@pytest.mark.parametrize(
+    ("error", "limit"),
+    [
+        (OSError(28, "No space left on device"), "limits: {tmpfs: ...}"),
+        (BlockingIOError(11, "Resource temporarily unavailable"), "limits: {pids: ...}"),
+        (RuntimeError("can't start new thread"), "limits: {pids: ...}"),
+        (MemoryError(), "limits: {memory: ...}"),
+    ],
+)
+def test_an_error_that_comes_from_a_limit_names_it(error: Exception, limit: str) -> None:
+    text, _ = runtime.Instance.describe(error)
+    assert limit in text
+    assert "limits:" not in runtime.Instance.describe(RuntimeError("something else"))[0]

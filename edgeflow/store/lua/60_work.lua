@@ -71,12 +71,19 @@ local function attempt_state(p, id, attempt, record)
   return 'stale'
 end
 
+-- A body of another size than its reference says is not the one that is meant: limits were checked against what it says.
+local function is_there(p, digest, size)
+  if digest == '' then return true end
+  local known = call('HGET', p .. 'blobs', digest)
+  return known and tonumber(known) == size
+end
+
 local function missing_digest(p, commit)
   for _, event in ipairs(commit.ev) do
-    if not readable(p, event[EV_DIGEST]) then return event[EV_DIGEST] end
+    if not is_there(p, event[EV_DIGEST], event[EV_SIZE]) then return event[EV_DIGEST] end
   end
   for _, value in ipairs(commit.va) do
-    if not readable(p, value[VA_DIGEST]) then return value[VA_DIGEST] end
+    if not is_there(p, value[VA_DIGEST], value[VA_SIZE]) then return value[VA_DIGEST] end
   end
 end
 
