@@ -40,6 +40,7 @@ log = structlog.get_logger()
 NOBODY_ID = 65534
 NOBODY = f"{NOBODY_ID}:{NOBODY_ID}"
 SOCKET_FOLDER = "/run/edgeflow"
+LISTENING_S = 10.0
 CPU_SHARES = 256
 """A quarter of the agent's default weight (1024): a busy handler does not slow the agent."""
 _ONE_THREAD = {
@@ -138,12 +139,22 @@ class DockerDriver:
             return
         try:
             adapter = self._launch(spec, pairs.adapter_options(options, spec, self._adapter_image))
+            if spec.contract == "mqtt":
+                self._wait_listening(spec.instance, adapter)
             command, launcher = self._launched(spec) if spec.contract == "stdio" else ([], None)
             self._launch(spec, pairs.program_options(options, spec, adapter, command, launcher))
         except EdgeflowError:
             self.kill(spec.instance)
             self._remove(spec.instance)
             raise
+
+    def _wait_listening(self, instance: str, adapter: str) -> None:
+        """Until the adapter stands where the broker is expected: stock clients try once. Raises CannotStart."""
+        deadline_s = time.monotonic() + LISTENING_S
+        while pairs.LISTENING not in self._ask(lambda: self._client.api.logs(adapter)):
+            if time.monotonic() > deadline_s:
+                raise CannotStart(f"the adapter of {instance} does not listen after {LISTENING_S:g} s")
+            time.sleep(0.02)
 
     def _launched(self, spec: StartSpec) -> tuple[list[str], Any]:
         """The image's own command, and the launcher's mount. Raises CannotStart."""

@@ -23,6 +23,8 @@ LAUNCHER_PORT = 8792
 """Loopback port where the launcher of a `stdio` program finds its adapter."""
 BROKER_PORT = 1883
 """Loopback port where an `mqtt` program finds the broker: its adapter listens there."""
+LISTENING = b"relay_listening"
+"""What the adapter of an `mqtt` program says in its log when it listens there."""
 LAUNCHER_FOLDER, LAUNCHER_FILE = "/run/edgeflow-launcher", "launch"
 ADAPTER_MEMORY_BYTES = 512 * 1024 * 1024
 """A body of the largest size (256 MiB) passes through the adapter; it is not the program's to count."""

@@ -1,11 +1,10 @@
 """Images of others as functions of a PoP in Docker mode: their own runtimes, nothing of edgeflow in them, started as they are.
 
-The PoP's processes run on this machine; the folder of its sockets is a volume of the engine, so its function containers are those of Docker mode.
+The PoP's processes run on this machine, which is the engine's; its function containers are those of Docker mode.
 """
 
 import io
 import os
-import secrets
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
@@ -84,7 +83,7 @@ def image(engine: Any, built: Callable[[str], str]) -> Callable[[str], str]:
 def launcher(engine: Any, built: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The launcher as the agent's image has it."""
     folder = tmp_path_factory.mktemp("launcher")
-    holder = engine.containers.create(built("launcher"))
+    holder = engine.containers.create(built("launcher"), "true")
     try:
         pieces, _ = holder.get_archive("/opt/launch")
         with tarfile.open(fileobj=io.BytesIO(b"".join(pieces))) as archive:
@@ -98,26 +97,15 @@ def launcher(engine: Any, built: Callable[[str], str], tmp_path_factory: pytest.
 
 @pytest.fixture(scope="module")
 def pop(programs: None, engine: Any, built: Callable[[str], str], launcher: Path) -> Iterator[Pop]:
-    volume = f"{PREFIX}-{secrets.token_hex(4)}"
-    runner = {"image_prefix": PREFIX, "socket_volume": volume, "launcher": str(launcher)}
-    settings = {"mode": "docker", "runner": runner}
+    settings = {"mode": "docker", "runner": {"image_prefix": PREFIX, "launcher": str(launcher)}}
     with LocalCluster(["la"], settings=settings) as cluster:
         known = PopSettings.load(cluster.home.root / "pops" / "la" / "pop.json")
-        options = {"type": "none", "o": "bind", "device": str(known.run_dir)}
-        engine.volumes.create(volume, driver_opts=options)
-        # The engine mounts a volume for as long as a container has it.
-        keeper = engine.containers.create(
-            built("function"), entrypoint=["sleep", "infinity"], volumes={volume: {"bind": "/run/ef"}}, network_mode="none", init=True
-        )  # fmt: skip
         try:
-            keeper.start()
             access = cluster.pop("la")
             with Client(access.api_url, access.token) as client:
                 yield Pop(cluster, client, Target(access.api_url, access.token), engine, known.cluster)
         finally:
             stop_all(known.cluster, grace_s=5, client=engine)
-            keeper.remove(force=True)
-            engine.volumes.get(volume).remove(force=True)
 
 
 def foreign() -> dict[str, Any]:
@@ -214,6 +202,28 @@ def test_a_program_that_ends_is_reported_with_its_last_lines(
     pop.apply(tmp_path, "broken", {"f": {**bad, "command": ["python", "app.py"], "publish": "out/f"}})
     pop.client.publish("broken/words", "hi", subject="s/1")
     assert pop.outputs("broken/out/+", {"f"}, "s/1")["f"].json()["letters"] == 2
+
+
+@pytest.mark.parametrize("role", ["adapter", "program"])
+def test_half_a_pair_that_nobody_finished_is_removed(
+    pop: Pop, built: Callable[[str], str], wait_until: Callable[..., Any], role: str
+) -> None:
+    """As a control process leaves it that is killed between the two."""
+    labels = {
+        "cluster": pop.id, "pop": "la", "namespace": "foreign", "function": "flask", "revision": "none", "instance": f"half-{role}", "role": role,
+    }  # fmt: skip
+    name = f"edgeflow-la-half-{role}{'-program' if role == 'program' else ''}"
+    orphan = pop.engine.containers.create(
+        built("function"), entrypoint=["sleep", "600"], name=name, labels={f"edgeflow.{key}": value for key, value in labels.items()}, network_mode="none",
+        init=True,
+    )  # fmt: skip
+    try:
+        orphan.start()
+        wait_until(lambda: not pop.containers("flask", instance=f"half-{role}"), "it is removed", deadline_s=30)
+        assert len(pop.containers("flask")) == 2, "the whole pair goes on"
+    finally:
+        for left in pop.containers("flask", instance=f"half-{role}"):
+            left.remove(force=True)
 
 
 def test_logs_have_what_the_program_prints(pop: Pop, wait_until: Callable[..., Any]) -> None:

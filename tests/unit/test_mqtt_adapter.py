@@ -155,7 +155,7 @@ def ask(port: int, what: bytes) -> bytes:
 
 
 def test_a_session_goes_through_with_the_account(folder: Path) -> None:
-    broker, relay = Broker(str(folder / "b")), Relay(0, "token", Log({}, StringIO()))
+    broker, relay = Broker(str(folder / "b")), Relay(0, "token", lambda: Log({}, StringIO()))
     try:
         relay.use(grant(folder))
         answer = ask(relay.port, connect(user=b"any", password=b"token"))
@@ -169,14 +169,20 @@ def test_a_session_goes_through_with_the_account(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "said", [connect(), connect(user=b"u", password=b"wrong"), b"GET / HTTP/1.1\r\n\r\n" + b"x" * 100]
+    ("said", "answer"),
+    [
+        (connect(), b"\x20\x02\0\x04"),
+        (connect(user=b"u", password=b"wrong"), b"\x20\x02\0\x04"),
+        (connect(5, user=b"u", password=b"wrong"), b"\x20\x03\0\x86\0"),
+        (b"GET / HTTP/1.1\r\n\r\n" + b"x" * 100, b""),
+    ],
 )
-def test_who_does_not_show_the_password_is_turned_away(folder: Path, said: bytes) -> None:
+def test_who_does_not_show_the_password_is_turned_away(folder: Path, said: bytes, answer: bytes) -> None:
     log = StringIO()
-    broker, relay = Broker(str(folder / "b")), Relay(0, "token", Log({}, log))
+    broker, relay = Broker(str(folder / "b")), Relay(0, "token", lambda: Log({}, log))
     try:
         relay.use(grant(folder))
-        assert ask(relay.port, said) == b"" and broker.seen == []
+        assert ask(relay.port, said) == answer and broker.seen == [] and not relay.was_accepted
     finally:
         relay.close()
         broker.close()
@@ -184,10 +190,10 @@ def test_who_does_not_show_the_password_is_turned_away(folder: Path, said: bytes
 
 
 def test_a_paused_relay_lets_nobody_through(folder: Path) -> None:
-    broker, relay = Broker(str(folder / "b")), Relay(0, None, Log({}, StringIO()))
+    broker, relay = Broker(str(folder / "b")), Relay(0, None, lambda: Log({}, StringIO()))
     try:
-        assert ask(relay.port, connect()) == b"", "there is no account yet"
-        relay.use(grant(folder))
+        threading.Timer(0.2, relay.use, (grant(folder),)).start()
+        assert ask(relay.port, connect()) != b"", "it waits for the account"
         with socket.create_connection(("127.0.0.1", relay.port), timeout=5) as sock:
             sock.sendall(connect())
             assert sock.recv(65536)
@@ -203,7 +209,7 @@ def test_a_paused_relay_lets_nobody_through(folder: Path) -> None:
 
 
 def test_a_refused_account_is_noticed(folder: Path) -> None:
-    broker, relay = Broker(str(folder / "b"), code=5), Relay(0, None, Log({}, StringIO()))
+    broker, relay = Broker(str(folder / "b"), code=5), Relay(0, None, lambda: Log({}, StringIO()))
     try:
         relay.use(grant(folder))
         assert ask(relay.port, connect())[:4] == packet(0x20, b"\0\x05")

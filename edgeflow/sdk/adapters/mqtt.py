@@ -25,6 +25,8 @@ from edgeflow.sdk.runtime import EXIT_STOPPED, Instance, Stop
 USERNAME = "function"
 LOOK_S = 0.2
 STATS_EVERY_S = 1.0
+LISTENING = "relay_listening"
+"""Log line by which the runner knows that the program may be started."""
 GRANT_EVERY_S = 5.0
 """Shortest time between two wishes for an account made anew."""
 
@@ -37,20 +39,21 @@ class Mqtt:
         self._setting = setting
         self._stop = stop
         self._facts = facts
-        self._relay: Relay | None = None
+        # As a process it shares its loopback interface with others, who do not know this.
+        self._token = secrets.token_urlsafe(24) if setting.command else None
+        # In a container beside this one the program does not wait for anybody: so this listens before all else.
+        self._relay = Relay(setting.broker_port, self._token, lambda: facts()[1])
         self._program: Program | None = None
         self._grant_from_s = 0.0
+        Log({"logger": "sdk"}).info(LISTENING, port=self._relay.port)
         self.failed = ""
         """Why the instance has to end although nobody asked it to."""
 
     def load(self) -> Handle:
-        """Listen, and start the program. Raises BadHandler."""
-        info, log = self._facts()
-        # As a process it shares its loopback interface with others, who do not know this.
-        token = secrets.token_urlsafe(24) if self._setting.command else None
-        self._relay = Relay(self._setting.broker_port, token, log)
+        """Start the program. Raises BadHandler."""
+        info, _ = self._facts()
         if self._setting.command:
-            told = variables(self._relay.port, token or "", info.function)
+            told = variables(self._relay.port, self._token or "", info.function)
             self._program = Program(self._setting.command, environment(told), self._stop.request)
 
         def handle(ctx: Context, /, **inputs: Any) -> None:
@@ -61,7 +64,6 @@ class Mqtt:
     def serve(self, grant: Mapping[str, str], connection: Connection) -> int:
         """Until told to stop; returns the exit status. Raises ConnectionLost when the agent is gone: the sessions go on meanwhile."""
         relay = self._relay
-        assert relay is not None
         relay.use(grant)
         relay.resume()
         is_ready, stats_from_s = False, 0.0
@@ -82,7 +84,7 @@ class Mqtt:
                 elif kind == "error":
                     raise ConnectionLost(f"the agent refused a message: {message.get('error')} ({message.get('code')})")
             now_s = time.monotonic()
-            if relay.sessions and not is_ready:
+            if relay.was_accepted and not is_ready:
                 is_ready = True
                 connection.queue({"t": "ready"})
             if relay.refused and now_s >= self._grant_from_s:
@@ -103,8 +105,7 @@ class Mqtt:
         """End the program, and its sessions."""
         if self._program is not None:
             self._program.stop()
-        if self._relay is not None:
-            self._relay.close()
+        self._relay.close()
 
     def exit_status(self, status: int) -> int:
         """What the process ends with, given what the runtime says: the program's own status when that was the reason."""
@@ -115,7 +116,6 @@ class Mqtt:
         return status
 
     def _stats(self) -> Message:
-        assert self._relay is not None
         counts = {"processed": self._relay.heard, "failed": 0, "repeated": 0}
         # How long the program takes for a message is not seen from here.
         return {"t": "stats", **counts, "subscribed": self._relay.sessions > 0, "handler_us": None, "platform_us": None}

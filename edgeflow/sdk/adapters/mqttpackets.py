@@ -76,6 +76,15 @@ def password_of(packet: bytes) -> bytes | None:
     return _text(body, at)[0] if flags & _HAS_PASSWORD else None
 
 
+def refusal(packet: bytes) -> bytes:
+    """The CONNACK that answers this CONNECT with "bad user name or password". Raises ProtocolError."""
+    body = packet[_start(packet) :]
+    _, at = _text(body, 0)
+    if at >= len(body):
+        raise ProtocolError("a CONNECT ends too early")
+    return b"\x20\x03\x00\x86\x00" if body[at] >= 5 else b"\x20\x02\x00\x04"
+
+
 def connack_code(packet: bytes) -> int:
     """The reason of a CONNACK; 0: accepted. Raises ProtocolError."""
     if packet[0] >> 4 != CONNACK or len(packet) < 4:

@@ -9,7 +9,7 @@ functions cannot take a session over; what the account may do is the broker's to
 import secrets
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from edgeflow.errors import ProtocolError
 from edgeflow.sdk.adapters import mqttpackets as mqtt
@@ -18,23 +18,28 @@ from edgeflow.sdk.log import Log
 
 READ_BYTES = 64 * 1024
 CONNECT_S = 10.0
-"""How long a program may take to say CONNECT, and the broker to answer it."""
+"""How long a program may take to say CONNECT, the agent to give an account, and the broker to answer."""
 END_S = 2.0
+
+
+class WrongPassword(ProtocolError):
+    """A program that did not show its password; it is told so."""
 
 
 class Relay:
     """The port, and the connections of one program."""
 
-    def __init__(self, port: int, token: str | None, log: Log) -> None:
+    def __init__(self, port: int, token: str | None, log: Callable[[], Log]) -> None:
         """Listen. `token`: the password that a program has to show; None: whoever reaches the port is the program. Raises OSError when it is taken."""
         self._listener = socket.create_server((HOST, port), backlog=16)
         self.port = int(self._listener.getsockname()[1])
         self._token = token
         self._log = log
         self._grant: Mapping[str, str] | None = None
+        self._granted = threading.Event()
         self._lock = threading.Lock()
         self._open: set[_Connection] = set()
-        self._is_paused = False
+        self._is_paused = self._was_accepted = False
         self._closed = False
         self.changed = threading.Event()
         """Set when a session begins or ends, or the account is refused."""
@@ -51,15 +56,24 @@ class Relay:
         with self._lock:
             return sum(one.is_accepted for one in self._open)
 
+    @property
+    def was_accepted(self) -> bool:
+        """Whether the broker has accepted a session since the last pause; programs may have short ones only."""
+        return self._was_accepted
+
     def use(self, grant: Mapping[str, str]) -> None:
         """Connect with this account from now on: socket, username, password, client_id."""
         if grant != self._grant:
+            is_first = self._grant is None
             self._grant, self.refused = dict(grant), ""
-            self._end_all()
+            self._granted.set()
+            if not is_first:
+                self._end_all()
 
     def pause(self) -> None:
         """Nothing is passed on until `resume`; a program that tries again is turned away."""
         self._is_paused = True
+        self._was_accepted = False
         self._end_all()
 
     def resume(self) -> None:
@@ -69,6 +83,7 @@ class Relay:
     def close(self) -> None:
         """End everything."""
         self._closed = True
+        self._granted.set()
         try:
             self._listener.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -81,11 +96,13 @@ class Relay:
 
     def connect(self, packet: bytes) -> tuple[socket.socket, bytes]:
         """A connection to the broker, and the CONNECT to send there. Raises ProtocolError, OSError."""
+        # A program may be quicker than the agent; it is kept waiting and not sent away.
+        self._granted.wait(CONNECT_S)
         grant = self._grant
         if grant is None or self._is_paused:
             raise ConnectionRefusedError("the function is not to subscribe now")
         if self._token is not None and mqtt.password_of(packet) != self._token.encode():
-            raise ProtocolError("the program did not show MQTT_PASSWORD")
+            raise WrongPassword("the program did not show MQTT_PASSWORD")
         made = mqtt.rewritten(
             packet, username=grant["username"], password=grant["password"], client_id=grant["client_id"],
             spare_id=secrets.token_hex(8),
@@ -103,9 +120,9 @@ class Relay:
         if code and mqtt.wants_account(code):
             self.refused = f"the broker refused the account with code {code}"
         if code:
-            self._log.warning("broker_refused", code=code)
+            self._log().warning("broker_refused", code=code)
         else:
-            self.refused = ""
+            self.refused, self._was_accepted = "", True
         self.changed.set()
 
     def passed(self, heard: int, said: int) -> None:
@@ -119,7 +136,7 @@ class Relay:
         with self._lock:
             self._open.discard(connection)
         if why:
-            self._log.warning("session_ended", reason=why)
+            self._log().warning("session_ended", reason=why)
         self.changed.set()
 
     def _accept(self) -> None:
@@ -175,7 +192,11 @@ class _Connection:
         try:
             self._program.settimeout(CONNECT_S)
             packet, rest = _first_packet(self._program)
-            self._broker, made = self._relay.connect(packet)
+            try:
+                self._broker, made = self._relay.connect(packet)
+            except WrongPassword:
+                self._program.sendall(mqtt.refusal(packet))
+                raise
             self._program.settimeout(None)
             self._broker.sendall(made + rest)
             back = threading.Thread(target=self._pass_back, name="relay-out", daemon=True)
