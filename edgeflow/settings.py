@@ -110,6 +110,8 @@ class RunnerSettings(_Section):
     """Docker mode: name of the volume that holds run_dir; each instance gets one folder of it only. None = the agent runs on the engine's machine itself, which sees run_dir."""
     secrets_key_file: Path | None = None
     """File (0600) with the cluster's key for secrets, the same at every PoP; None = this PoP neither takes nor reads secrets."""
+    dev_dir: Path | None = None
+    """Set by `edgeflow dev`: the folder beside the manifest where failed invocations are kept; functions may run from folders that are being edited. None = they may not."""
     unused_hours: float = Field(default=168.0, gt=0)
     """Hours (a week) for which images, pieces of them, bundles and environments are kept that no manifest and no kept revision refers to."""
     launcher: Path = Path("/opt/edgeflow/launch")

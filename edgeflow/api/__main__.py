@@ -88,6 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
         read_token(settings.api.token_file),
         hub,
         runner_alive=lambda: bool(runner.status()["running"]),
+        usage=runner.usage,
         images=runner.images,
     )
     listener = listen(settings.api.host, settings.api.port)

@@ -20,6 +20,7 @@ from edgeflow.api import (
     functions,
     health,
     images,
+    instances,
     invocations,
     joins,
     live,
@@ -30,6 +31,7 @@ from edgeflow.api import (
     problems,
     quotas,
     replays,
+    revisions,
     secrets,
     standing,
 )
@@ -37,7 +39,7 @@ from edgeflow.api.auth import BearerAuth
 from edgeflow.api.context import Api
 
 MODULES = (
-    health, functions, invocations, channels, consumers, blobs, ekv, policies, standing, joins, dead_letters, replays, pops, quotas, secrets, images, metrics, mqtt, live,
+    health, functions, instances, revisions, invocations, channels, consumers, blobs, ekv, policies, standing, joins, dead_letters, replays, pops, quotas, secrets, images, metrics, mqtt, live,
 )  # fmt: skip
 VERSION = "1"
 

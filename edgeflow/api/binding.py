@@ -16,6 +16,7 @@ from edgeflow.core.ceheaders import STRUCTURED, decode, encode, media_type
 from edgeflow.core.channels import SYSTEM_NAMESPACE, check_channel, is_reserved, namespace_of
 from edgeflow.core.durability import copies_of
 from edgeflow.core.events import Event, dataref_of, from_cloudevent, make_event, parse_cloudevent
+from edgeflow.core.gathered import BATCH
 from edgeflow.errors import BadEvent, TooLarge
 from edgeflow.settings import Limits
 
@@ -64,9 +65,9 @@ def parse_ack(ack: str | None, prefer: str | None) -> int:
 
 
 def event_from_request(
-    channel: str, headers: Iterable[tuple[str, str]], body: bytes, *, pop: str, now_ms: int, limits: Limits
+    channel: str, headers: Iterable[tuple[str, str]], body: bytes, *, pop: str, now_ms: int, limits: Limits, takes_batch: bool = False
 ) -> tuple[Event, str | None, bool]:  # fmt: skip
-    """(event, its dataref or None, whether the client gave it an id) of one POST.
+    """(event, its dataref or None, whether the client gave it an id) of one POST. With `takes_batch` a batch of CloudEvents is the data of one event.
 
     Raises BadName, BadEvent, TooLarge or UnsupportedMediaType.
     """
@@ -82,7 +83,7 @@ def event_from_request(
             attributes.setdefault(name, value)
     kind = media_type(content_type)
     made_id, source = uuid.uuid4().hex, f"urn:edgeflow:{pop}:http"
-    if kind.startswith("application/cloudevents"):
+    if kind.startswith("application/cloudevents") and not (takes_batch and kind == BATCH):
         if kind != STRUCTURED:
             raise UnsupportedMediaType(
                 f"{kind} is not supported",

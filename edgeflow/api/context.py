@@ -5,7 +5,7 @@ What must stay true: nothing here is global; two apps in one process share nothi
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -17,6 +17,7 @@ from edgeflow.api.tails import TailHub
 from edgeflow.api.waits import WaitHub
 from edgeflow.core.channels import SYSTEM_NAMESPACE, check_namespace
 from edgeflow.errors import NotFound
+from edgeflow.runner.usage import Usage
 from edgeflow.settings import PopSettings
 from edgeflow.store.client import Store
 from edgeflow.store.policies import PolicyBook
@@ -57,6 +58,8 @@ class Api:
     hub: TailHub
     runner_alive: Callable[[], bool]
     """Whether the reconciler thread of this process runs."""
+    usage: Callable[[], Mapping[str, Usage]] = dict
+    """What each instance of this PoP uses."""
     budget: BodyBudget = field(default_factory=BodyBudget)
     waits: WaitHub = field(default_factory=WaitHub)
     images: "EngineImages | None" = None

@@ -13,10 +13,12 @@ from edgeflow.api.binding import stated_type
 from edgeflow.api.bodies import ManifestBody
 from edgeflow.api.context import Api, ApiDep, now_ms
 from edgeflow.api.ekv import etag
-from edgeflow.api.places import PREFIX, find_function, load_manifest, no_manifest
+from edgeflow.api.places import PREFIX, find_function, load_manifest, no_manifest, pops_of
 from edgeflow.api.problems import UnsupportedMediaType, responses
+from edgeflow.api.revisions import Change, ChangeView, by_of, change_views, shared_state, write_manifest
 from edgeflow.core import manifest as manifests
 from edgeflow.core.channels import SYSTEM_NAMESPACE, check_namespace
+from edgeflow.core.manifest_changes import FunctionChange, changes
 from edgeflow.errors import BadManifest
 from edgeflow.runner.library import ImageLibrary
 from edgeflow.runner.pins import pin
@@ -40,6 +42,7 @@ class AppliedView(BaseModel):
     status: Literal["created", "updated", "unchanged"]
     version: str = Field(description="Version of the manifest, its ETag")
     revisions: dict[str, str] = Field(description="Revision of each function")
+    changes: list[ChangeView] = Field(description="What is not as before")
 
 
 class FunctionView(BaseModel):
@@ -50,7 +53,10 @@ class FunctionView(BaseModel):
     revision: str
     at: str = Field(description="PoP where it is placed")
     state: str = Field(
-        description="`building`, `starting`, `ready`, `failing`, `stopped`; `unknown` until the runner of that PoP has seen this revision"
+        description="`building`, `starting`, `ready`, `failing`, `rolled-back`, `stopped`; `unknown` until the runner of that PoP has seen this revision"
+    )
+    live: str | None = Field(
+        description="The revision that serves at that PoP: another one while this one is not ready or was rolled back"
     )
     reason: str | None = Field(description="Why it is in that state, when there is something to say")
     last_log_lines: list[str]
@@ -98,10 +104,13 @@ def list_functions(api: ApiDep, namespace: str | None = None) -> FunctionList:
     openapi_extra=MANIFEST_BODY,
     responses={200: {"model": AppliedView}, 201: {"model": AppliedView}, **responses(400, 408, 413, 415)},
 )
-def apply_manifest(api: ApiDep, request: Request, namespace: str, body: ManifestBody) -> Response:
+def apply_manifest(
+    api: ApiDep, request: Request, namespace: str, body: ManifestBody, dry_run: bool = False
+) -> Response:
     """Apply a manifest: its resolved form as JSON (`edgeflow apply` sends that), or YAML whose functions all have an `image:`.
 
-    Applying the same content again changes nothing. Functions that are gone from it are stopped.
+    Applying the same content again changes nothing, except that a revision which was rolled back is tried again. Functions that are gone from it are
+    stopped. `?dry_run=true` says what would change.
     """
     check_namespace(namespace)
     document = _read(api, stated_type(request.headers.get("content-type")), body)
@@ -109,22 +118,32 @@ def apply_manifest(api: ApiDep, request: Request, namespace: str, body: Manifest
         raise BadManifest(f"the manifest's namespace is {document['namespace']!r}, the path says {namespace!r}")
     document = pin(document, partial(resolve_image, api))
     system = api.namespace_for_write(SYSTEM_NAMESPACE)
+    value = system.get(PREFIX + namespace)
+    before = None if value is None else json.loads(value.data)
+    found = changes(before, document)
+    if dry_run:
+        status: Literal["created", "updated", "unchanged"] = (
+            "updated" if found or _policies(before) != _policies(document) else "unchanged"
+        )
+        return _applied("created" if before is None else status, document, found, value.version if value else "", 200)
     for name, function in document["functions"].items():
+        if function.get("source") is not None and api.settings.runner.dev_dir is None:
+            raise BadManifest(
+                f"functions.{name}.source: this PoP runs no folders that are being edited",
+                hint="That is for clusters of `edgeflow dev`; apply the manifest with `edgeflow apply`.",
+            )
         if function["bundle"] is not None and system.head(f"bundles/{function['bundle']}") is None:
             raise BadManifest(
                 f"functions.{name}: its bundle {function['bundle'][:12]}... is not here",
                 hint="PUT it to /v1/bundles/<sha256> first; `edgeflow apply` does so.",
             )
     api.namespace_for_write(namespace)
-    key = PREFIX + namespace
-    before = system.get(key)
-    if before is not None and json.loads(before.data)["functions"] == document["functions"]:
-        return _applied("unchanged", document, before.version, 200)
-    body_json = json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
-    receipt = system.put(
-        key, body_json, content_type="application/json", if_version=before.version if before else None, if_absent=before is None
-    )  # fmt: skip
-    return _applied("updated" if before else "created", document, receipt.version or "", 200 if before else 201)
+    again = _rolled_back(api, namespace, document)
+    if value is not None and not found and not again and _policies(before) == _policies(document):
+        return _applied("unchanged", document, found, value.version, 200)
+    kinds: dict[str, Change] = dict.fromkeys(again, "again")
+    version = write_manifest(api, before, document, by_of(request), value.version if value else None, kinds)
+    return _applied("updated" if value else "created", document, found, version, 200 if value else 201)
 
 
 @router.get("/v1/functions/{namespace}", responses=responses(404), response_class=JSONResponse)
@@ -137,13 +156,12 @@ def get_manifest(api: ApiDep, namespace: str) -> Response:
 
 
 @router.delete("/v1/functions/{namespace}", status_code=204, response_class=Response, responses=responses(404))
-def delete_manifest(api: ApiDep, namespace: str) -> Response:
+def delete_manifest(api: ApiDep, request: Request, namespace: str) -> Response:
     """Remove the manifest: its functions stop. Channels, values and dead letters stay."""
-    system = api.store.namespace(SYSTEM_NAMESPACE)
-    key = PREFIX + check_namespace(namespace)
-    if system.head(key) is None:
+    value = api.store.namespace(SYSTEM_NAMESPACE).get(PREFIX + check_namespace(namespace))
+    if value is None:
         raise no_manifest(namespace)
-    system.delete(key)
+    write_manifest(api, json.loads(value.data), None, by_of(request), value.version)
     return Response(status_code=204)
 
 
@@ -183,6 +201,20 @@ def _read(api: Api, content_type: str | None, body: bytes) -> dict[str, Any]:
     )
 
 
+def _policies(document: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    return (document or {}).get("channels") or {}
+
+
+def _rolled_back(api: Api, namespace: str, document: Mapping[str, Any]) -> list[str]:
+    """The functions whose revision in `document` was rolled back: applied again, it is tried again."""
+    found = []
+    for name, function in document["functions"].items():
+        state = shared_state(api, namespace, name, pops_of(function)[0])
+        if state.get("state") == "rolled-back" and state.get("revision") == function["revision"]:
+            found.append(name)
+    return found
+
+
 def resolve_image(api: Api, name: str) -> str | None:
     """The id of the image that a name means now: pushed last under it, or so called by this PoP's engine; None: the PoP that runs it finds it."""
     if api.images is not None:
@@ -192,18 +224,17 @@ def resolve_image(api: Api, name: str) -> str | None:
 
 
 def _applied(
-    status: Literal["created", "updated", "unchanged"], document: Mapping[str, Any], version: str, code: int
-) -> Response:
+    status: Literal["created", "updated", "unchanged"], document: Mapping[str, Any], found: list[FunctionChange], version: str, code: int
+) -> Response:  # fmt: skip
     revisions = {name: function["revision"] for name, function in document["functions"].items()}
-    view = AppliedView(namespace=document["namespace"], status=status, version=version, revisions=revisions)
-    return JSONResponse(view.model_dump(), code, {"ETag": etag(version)})
-
-
-def _shared_state(api: Api, namespace: str, name: str, pop: str) -> dict[str, Any]:
-    """What the runner of another PoP said about a function, as far as it has arrived here."""
-    value = api.store.namespace(SYSTEM_NAMESPACE).get(f"states/{namespace}/{name}/{pop}")
-    document: dict[str, Any] = json.loads(value.data) if value is not None else {}
-    return document
+    view = AppliedView(
+        namespace=document["namespace"],
+        status=status,
+        version=version,
+        revisions=revisions,
+        changes=change_views(found),
+    )
+    return JSONResponse(view.model_dump(), code, {"ETag": etag(version)} if version else None)
 
 
 class _Docs:
@@ -221,7 +252,8 @@ def _view(api: Api, docs: _Docs, namespace: str, entry: tuple[str, Mapping[str, 
     name, function = entry
     at = function["place"]["pops"][0]
     is_here = api.settings.pop in function["place"]["pops"]
-    state = docs.state.get(f"{namespace}/{name}", {}) if is_here else _shared_state(api, namespace, name, at)
+    state = docs.state.get(f"{namespace}/{name}", {}) if is_here else shared_state(api, namespace, name, at)
+    live = state.get("live") or None
     if state.get("revision") != function["revision"]:
         state = {}  # of an older revision: the runner there has not seen this manifest yet
     instances = [
@@ -231,13 +263,13 @@ def _view(api: Api, docs: _Docs, namespace: str, entry: tuple[str, Mapping[str, 
     ]
     inbox = None
     if is_here:
-        stats = api.store.namespace(namespace).inbox_stats(name, function["revision"])
+        stats = api.store.namespace(namespace).inbox_stats(name, live or function["revision"])
         inbox = {
             "ready": stats.ready, "delayed": stats.delayed, "claimed": stats.claimed, "turn": stats.turn, "oldest_ms": stats.oldest_ms,
         }  # fmt: skip
     return FunctionView(
         namespace=namespace, function=name, revision=function["revision"], at=at,
-        state=state.get("state") or "unknown", reason=state.get("reason") or None,
+        state=state.get("state") or "unknown", live=live, reason=state.get("reason") or None,
         last_log_lines=list(state.get("last_log_lines") or []), inputs=[item["channel"] for item in function["inputs"]],
         publish=list(function["publish"]), join=function["join"], instances=instances, inbox=inbox,
         stats=docs.stats.get(f"{namespace}/{name}") if is_here else None,

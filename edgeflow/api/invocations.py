@@ -7,6 +7,7 @@ What must stay true: an invoke with an id of the client's own can be repeated an
 
 import asyncio
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
@@ -24,15 +25,15 @@ from edgeflow.api.times import parse_duration_s
 from edgeflow.api.views import event_view
 from edgeflow.core.channels import INVOKE_LEVEL
 from edgeflow.core.events import Event, parse_ekv_ref
+from edgeflow.core.gathered import BATCH, is_batch, unpack
 from edgeflow.core.ids import invocation_id
-from edgeflow.errors import InvocationDead, InvocationDropped, InvocationPending, NotFound, NotInvocable
+from edgeflow.errors import BadEvent, InvocationDead, InvocationDropped, InvocationPending, NotFound, NotInvocable
 from edgeflow.store.namespace import Namespace
 from edgeflow.store.records import Arrival, InvocationInfo, Receipt, Result
 
 router = APIRouter(tags=["invocations"])
 
 INVOCATION_HEADER = "Edgeflow-Invocation"
-BATCH = "application/cloudevents-batch+json"
 DEFAULT_TIMEOUT = "30s"
 MAX_TIMEOUT_S = 300.0
 INLINE_BYTES = 1024 * 1024
@@ -99,6 +100,7 @@ async def invoke_function(
 ) -> Response:
     """Call one function with one event and wait for its outputs. The body is the data, `ce-*` headers are the attributes, as for publishing.
 
+    Several inputs (a join, a window), or one with the channel it came on, are a batch of CloudEvents, each with the attribute `input`.
     It works at every PoP, wherever the function runs. 504 `invocation-pending`: it goes on; `GET /v1/invocations/{namespace}/{id}` has its result.
     """
     timeout_s = _timeout_s(wait)
@@ -137,9 +139,14 @@ def _timeout_s(text: str) -> float:
 
 def _accept(api: Api, request: Request, namespace: str, name: str, body: bytes) -> str:
     """Put the event into the log; the id of the invocation that it causes."""
-    _check_invocable(namespace, name, find_function(api, namespace, name))
+    function = find_function(api, namespace, name)
+    gathers = is_batch(request.headers.get("content-type"))
+    _check_invocable(namespace, name, function, gathers)
+    channel, headers = f"{namespace}/{INVOKE_LEVEL}/{name}", headers_of(request.scope)
+    if gathers:
+        headers = _gathered_headers(namespace, name, function, headers, body)
     event, dataref, is_own_id = event_from_request(
-        f"{namespace}/{INVOKE_LEVEL}/{name}", headers_of(request.scope), body, pop=api.settings.pop, now_ms=now_ms(), limits=api.settings.limits
+        channel, headers, body, pop=api.settings.pop, now_ms=now_ms(), limits=api.settings.limits, takes_batch=True
     )  # fmt: skip
     if dataref is not None:
         _check_readable(api, namespace, dataref)
@@ -157,11 +164,31 @@ def invocation_of(name: str, receipt: Receipt) -> str:
     return invocation_id(name, receipt.origin, receipt.epoch, receipt.seq, 0)
 
 
-def _check_invocable(namespace: str, name: str, function: Function) -> None:
-    if function.get("join") is not None:
-        raise NotInvocable(f"{namespace}/{name} joins several events; it cannot be called with one")
+def _check_invocable(namespace: str, name: str, function: Function, gathers: bool) -> None:
+    if function.get("join") is not None and not gathers:
+        raise NotInvocable(
+            f"{namespace}/{name} joins several events; it cannot be called with one",
+            hint=f'Send all of them as {BATCH}, each with the attribute "input": the name of the parameter.',
+        )
     if any(item.get("qos") == 0 for item in function["inputs"]):
         raise NotInvocable(f"the instances of {namespace}/{name} subscribe at the broker by themselves (qos: 0)")
+
+
+def _gathered_headers(
+    namespace: str, name: str, function: Function, headers: list[tuple[str, str]], body: bytes
+) -> list[tuple[str, str]]:
+    """The headers of a call with all inputs in one batch: its subject is that of the first one. Raises BadEvent for a batch that is none."""
+    inputs = unpack(body, namespace=namespace, source="urn:edgeflow", now_ms=now_ms())
+    known = [item["name"] for item in (*function["inputs"], *(function.get("latest") or ()))]
+    for given, _ in inputs:
+        if given not in known:
+            raise BadEvent(
+                f"{namespace}/{name} has no input {given[:80]!r}", hint=f"Its inputs are {', '.join(known)}."
+            )
+    subject = inputs[0][1].subject
+    if subject is not None and not any(header == "ce-subject" for header, _ in headers):
+        headers = [*headers, ("ce-subject", quote(subject, safe=""))]
+    return headers
 
 
 def _check_readable(api: Api, namespace: str, dataref: str) -> None:

@@ -351,7 +351,7 @@ class TailHub:
             if head == place.n:
                 return [], here, True
             return [Item(here, self._encode_gap(place.n + 1, head, RETENTION))], here, True
-        at_end = low if released[-1].n >= head else None
+        at_end = _at_end(handle, (head, low), released)
         vectors = passed([position_of(entry).step for entry in released], place.vector, at_end)
         encoded, reached = self.encode(handle, released, vectors, (pattern,), place, known)
         return [item for item, _ in encoded], reached, reached.n == released[-1].n and len(released) < READ_COUNT
@@ -486,7 +486,7 @@ class _Tail(threading.Thread):
         released = read_some(handle, self._place.n)
         if self._hub.outages != self._outages:
             return True
-        at_end = low[1] if low is not None and released and released[-1].n >= low[0] else None
+        at_end = _at_end(handle, low, released) if low is not None and released else None
         vectors = passed([position_of(entry).step for entry in released], self._place.vector, at_end)
         while released:
             patterns = {one.pattern for one in self._subscriptions}
@@ -523,6 +523,16 @@ def read_some(handle: Namespace, after: int) -> list[Released]:
     except CorruptEntry as error:
         log.error("released_entry_damaged", namespace=handle.name, n=after + 1, error=str(error))
         return [Released(after + 1, None, {"reason": DAMAGED, "from": after + 1, "to": after + 1}, "", 0)]
+
+
+def _at_end(handle: Namespace, low: tuple[int, Vector], released: Sequence[Released]) -> Vector | None:
+    """What holds behind the last of `released`, which was read after the look `low`; None when that is not known."""
+    last = released[-1].n
+    if last > low[0]:
+        # Released between the look and the read: the cursor of an event shall cover it, if nothing else has come yet.
+        head, vector, _ = handle.low_water()
+        low = (head, vector) if head <= last else low
+    return low[1] if last >= low[0] else None
 
 
 def position_of(entry: Released) -> Position:

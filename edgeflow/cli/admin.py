@@ -22,6 +22,20 @@ PAGE = 1000
 class Operator(Client):
     """One PoP's API for commands. Raises EdgeflowError and its subclasses only."""
 
+    def remove_functions(self, namespace: str) -> None:
+        """Remove the manifest of a namespace; its functions stop. Nothing happens when there is none."""
+        try:
+            self._call("DELETE", f"/v1/functions/{_part(namespace)}")
+        except NotFound:
+            pass
+
+    def instances(self, namespace: str | None = None) -> list[Document]:
+        """The instances at this PoP and what they use."""
+        items: list[Document] = self._call("GET", "/v1/instances", params=_given({"namespace": namespace})).json()[
+            "items"
+        ]
+        return items
+
     # -- invocations ---------------------------------------------------------------------------------------------------
 
     def call_function(
@@ -35,6 +49,19 @@ class Operator(Client):
     def invocation(self, namespace: str, id: str) -> Document | None:
         """An invocation as this PoP knows it, or None."""
         return self._found(f"/v1/invocations/{_part(namespace)}/{_part(id)}")
+
+    # -- revisions -----------------------------------------------------------------------------------------------------
+
+    def history(self, namespace: str, name: str) -> Document:
+        """The revisions of a function, the newest first."""
+        return self._document("GET", f"/v1/functions/{_part(namespace)}/{_part(name)}/revisions")
+
+    def rollback(self, namespace: str, name: str, to: str | None, by: str) -> Document:
+        """Apply a function as it was: {revision, before}."""
+        return self._document(
+            "POST", f"/v1/functions/{_part(namespace)}/{_part(name)}/rollback", content=json.dumps({"to": to}).encode(),
+            headers={"content-type": "application/json", "Edgeflow-By": header_value(by)}, is_repeatable=False,
+        )  # fmt: skip
 
     # -- dead letters --------------------------------------------------------------------------------------------------
 

@@ -22,8 +22,9 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from edgeflow.cli.admin import header_value
 from edgeflow.cli.console import err, out
-from edgeflow.cli.reach import Output, OutputOption, print_json
+from edgeflow.cli.reach import Output, OutputOption, print_json, said_by
 from edgeflow.core import manifest as manifests
 from edgeflow.errors import BadManifest, EdgeflowError, Unavailable
 from edgeflow.host import discover
@@ -33,7 +34,8 @@ from edgeflow.runner.venvs import BuildFailed, Venvs
 
 POLL_S = 0.25
 FAILING_S = 6.0
-"""How long a function may say that it fails before it is believed: the first start after a change may race with what it needs."""
+"""How long a function may say that it fails or was rolled back before it is believed: the first start after a change may race with what it needs, and a
+revision that was rolled back is tried again."""
 RETRY_S = 20.0
 """How long a PoP that does not answer is asked again."""
 
@@ -66,6 +68,8 @@ class FunctionProgress:
     state: str = "waiting"
     reason: str = ""
     last_log_lines: list[str] = field(default_factory=list)
+    live: str = ""
+    """The revision that serves there."""
 
 
 @dataclass(slots=True)
@@ -109,12 +113,13 @@ class PopApi:
         """Store an archive."""
         self._json("PUT", f"/v1/bundles/{digest}", content=data, headers={"Content-Type": "application/gzip"})
 
-    def put_manifest(self, resolved: Mapping[str, Any]) -> dict[str, Any]:
-        """Apply a resolved manifest: {namespace, status, version, revisions}."""
+    def put_manifest(self, resolved: Mapping[str, Any], *, dry_run: bool = False) -> dict[str, Any]:
+        """Apply a resolved manifest, or ask what that would change: {namespace, status, version, revisions, changes}."""
         body = json.dumps(resolved).encode()
         return self._json(
-            "PUT", f"/v1/functions/{resolved['namespace']}", content=body, headers={"Content-Type": "application/json"}
-        )
+            "PUT", f"/v1/functions/{resolved['namespace']}", content=body, params={"dry_run": "true"} if dry_run else None,
+            headers={"Content-Type": "application/json", "Edgeflow-By": header_value(said_by())},
+        )  # fmt: skip
 
     def gateway_is_open(self, namespace: str) -> bool:
         """Whether what plain MQTT clients publish at this PoP is taken up: its gateway has a session for the namespace."""
@@ -302,10 +307,10 @@ def _wait(
                 progress.state, progress.reason = "waiting", f"for {progress.pop} to take it up"
             else:
                 progress.state, progress.reason = state["state"], state["reason"]
-                progress.last_log_lines = state["last_log_lines"]
+                progress.last_log_lines, progress.live = state["last_log_lines"], state.get("live") or ""
                 if progress.state == "ready" and not state["gateway"]:
                     progress.state, progress.reason = "waiting", f"for the broker at {progress.pop}"
-            if progress.state != "failing":
+            if progress.state not in ("failing", "rolled-back"):
                 failing_since_s.pop(name, None)
             else:
                 failing_since_s.setdefault(name, now_s)
@@ -332,7 +337,8 @@ def _not_applied(applied: Applied, names: list[str], how: str) -> NotApplied:
     texts = []
     for name in names:
         progress = applied.functions[name]
-        texts.append(f"{applied.namespace}/{name} at {progress.pop} {how}: {progress.reason or progress.state}")
+        serves = f" (revision {progress.live} serves)" if progress.live not in ("", progress.revision) else ""
+        texts.append(f"{applied.namespace}/{name} at {progress.pop} {how}: {progress.reason or progress.state}{serves}")
         texts += [f"    {line}" for line in progress.last_log_lines]
     return NotApplied("\n".join(texts))
 

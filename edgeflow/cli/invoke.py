@@ -10,14 +10,27 @@ from urllib.parse import unquote
 import httpx
 import typer
 
-from edgeflow.cli.admin import header_value, new_event_id
-from edgeflow.cli.reach import Output, OutputOption, PopOption, client_of, errors, print_json, read_input, size_text
+from edgeflow.cli.admin import Operator, header_value, new_event_id
+from edgeflow.cli.reach import (
+    Output,
+    OutputOption,
+    PopOption,
+    client_of,
+    clients_of,
+    complain,
+    errors,
+    print_json,
+    read_input,
+    size_text,
+)
 from edgeflow.core.channels import check_namespace
-from edgeflow.errors import BadRequest
+from edgeflow.core.gathered import BATCH
+from edgeflow.errors import BadRequest, InvocationDead, InvocationPending
 
 STRUCTURED = "application/cloudevents+json"
-BATCH = "application/cloudevents-batch+json"
 INVOCATION_HEADER = "Edgeflow-Invocation"
+GIVEN_UP, PENDING = 3, 4
+"""Exit statuses."""
 ANSWER_S = 15.0
 """How much longer than the function the PoP may take to answer."""
 
@@ -32,7 +45,7 @@ def invoke(
         str | None,
         typer.Option(
             "--event",
-            help="A file with a whole CloudEvent as JSON, also as `tail -o json` prints it; - for standard input. It gets a new id.",
+            help="A file with a whole CloudEvent as JSON, also as `tail -o json` prints it, or a failed invocation that `edgeflow dev` saved; - for standard input. It gets a new id.",
         ),
     ] = None,
     subject: Annotated[str | None, typer.Option("--subject", "-s", help="What the event is about.")] = None,
@@ -51,9 +64,9 @@ def invoke(
 ) -> None:
     """Call one function with one event, at any PoP, and print its output as it is; -o json prints all of it with its attributes.
 
-    Whoever stops waiting changes nothing: the invocation goes on, and `edgeflow get invocation` has its result.
+    Whoever stops waiting changes nothing: the invocation goes on, and `edgeflow get invocation` has its result. Exit status: 0 carried out, 3 given up (the
+    traceback is on stderr), 4 not ended in time, 1 any other error.
     """
-    namespace, name = split_function(function)
     if event is not None:
         if any(given is not None for given in (data, file, subject, content_type)) or attribute:
             raise typer.BadParameter("--event holds the data and all attributes")
@@ -65,7 +78,15 @@ def invoke(
         if kind is not None:
             headers["content-type"] = kind
     with client_of(pop, timeout_s=_seconds(timeout) + ANSWER_S) as client:
-        answer = client.call_function(namespace, name, body, headers, timeout)
+        namespace, name = split_function(function) if "/" in function else _only(client, function)
+        try:
+            answer = client.call_function(namespace, name, body, headers, timeout)
+        except InvocationDead as error:
+            _explain(namespace, error)
+            raise typer.Exit(GIVEN_UP) from None
+        except InvocationPending as error:
+            complain(error)
+            raise typer.Exit(PENDING) from None
     outputs = _outputs(answer)
     if output is Output.JSON:
         print_json({"invocation": answer.headers.get(INVOCATION_HEADER), "outputs": outputs})
@@ -79,6 +100,26 @@ def invoke(
         if sys.stdout.isatty() and not answer.content.endswith(b"\n"):
             sys.stdout.buffer.write(b"\n")
         sys.stdout.buffer.flush()
+
+
+def _only(client: Operator, name: str) -> tuple[str, str]:
+    """(namespace, name) of the only function of that name. Raises BadRequest when there is none, or several."""
+    found = [item["namespace"] for item in client.functions(None) if item["function"] == name]
+    if len(found) != 1:
+        what = f"{len(found)} functions are" if found else "no function is"
+        raise BadRequest(f"{what} called {name!r}", hint="Say <namespace>/<function>; `edgeflow get functions` lists them.")  # fmt: skip
+    return found[0], name
+
+
+def _explain(namespace: str, error: InvocationDead) -> None:
+    """Why an invocation was given up, with the traceback of its last attempt, from the PoP that has the dead letter."""
+    id = str(error.details.get("invocation") or "")
+    for _, client in clients_of(None):
+        letter = client.dead_letter(namespace, id)
+        if letter is not None:
+            errors.print(str(letter["detail"]).rstrip(), markup=False, highlight=False)
+            break
+    complain(error)
 
 
 def split_function(function: str) -> tuple[str, str]:
@@ -124,6 +165,8 @@ def _structured(content: bytes, id: str) -> tuple[bytes, dict[str, str]]:
         raise BadRequest(f"the event is not JSON: {error}", hint="--event takes one CloudEvent as JSON.") from None
     if not isinstance(document, dict):
         raise BadRequest("the event is not a JSON object", hint="--event takes one CloudEvent as JSON.")
+    if isinstance(document.get("inputs"), list):
+        return _saved(document, id)
     if "cursor" in document:  # a line of `tail -o json`: its data is the text of the body, its attributes stand apart
         document.update(document.pop("attributes", None) or {})
         if "data" in document:
@@ -133,6 +176,17 @@ def _structured(content: bytes, id: str) -> tuple[bytes, dict[str, str]]:
     document = {name: value for name, value in document.items() if value is not None or name == "data"}
     defaults = {"specversion": "1.0", "source": "urn:edgeflow:cli", "type": "edgeflow.message"}
     return json.dumps({**defaults, **document, "id": id}).encode(), {"content-type": STRUCTURED}
+
+
+def _saved(document: dict[str, Any], id: str) -> tuple[bytes, dict[str, str]]:
+    """The request for a failed invocation that was saved: all its inputs in one batch."""
+    inputs = document["inputs"]
+    if not inputs or not all(isinstance(one, dict) and isinstance(one.get("input"), str) for one in inputs):
+        raise BadRequest(
+            "the file has `inputs`, but not each says which `input` it is",
+            hint="`edgeflow dev` saves failed invocations in .edgeflow/failed.",
+        )
+    return json.dumps(inputs).encode(), {"content-type": BATCH, "ce-id": header_value(id)}
 
 
 def _outputs(answer: httpx.Response) -> list[dict[str, Any]]:

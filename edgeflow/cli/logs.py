@@ -1,15 +1,23 @@
-"""`edgeflow logs`: what functions, and the processes of a PoP, wrote."""
+"""`edgeflow logs`: what functions, and the processes of a PoP, wrote.
 
+What it is: the last lines of each log and, with -f, the new ones, of all PoPs; lines of functions with the invocation they belong to.
+What must stay true: what is kept is bounded where it is written (the runner, the engine), and -n bounds what is read of it; `-o json` gives the
+lines as they were written.
+"""
+
+import json
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from edgeflow.cli.console import err
-from edgeflow.cli.reach import PopOption
+from edgeflow.cli import loglines
+from edgeflow.cli.reach import Output, OutputOption, PopOption
 from edgeflow.errors import BadRequest, NotFound
 from edgeflow.host import compose
 from edgeflow.host.discover import Cluster, find
@@ -18,6 +26,8 @@ from edgeflow.host.supervisor import PROCESSES
 from edgeflow.runner.process import log_files
 
 POLL_S = 0.2
+CONTAINERS_S = 2.0
+"""Time between two looks for containers that have begun since."""
 NEWEST = 3
 """Without -f, logs of so many instances of a function are shown at each PoP."""
 LABEL = "edgeflow."
@@ -25,6 +35,8 @@ LABEL = "edgeflow."
 
 Source = tuple[str, Path]
 """(label, log file)."""
+Show = Callable[[str, str], None]
+"""Prints a line of a log with this label."""
 
 
 def logs(
@@ -40,18 +52,41 @@ def logs(
             help="Instead of a function: redis, broker, data, control, wan or supervisor.", show_default=False
         ),
     ] = None,
+    output: OutputOption = Output.TABLE,
 ) -> None:
-    """Show the log of a function's instances; without a function, those of the agent (data and control)."""
+    """Show the log of a function's instances at all PoPs; without a function, those of the agent (data and control).
+
+    Lines of functions are shown with their time, instance and invocation; -o json prints each as it was written, as JSON with `log` for where it is from.
+    """
     cluster = find()
     if pop is not None:
         cluster.pop(pop)
-    if cluster.mode == "docker":
-        _docker_logs(cluster, function, pop, process, follow=follow, lines=lines)
-    elif function is not None:
-        _show(lambda: _instance_logs(cluster, function, pop), f"instance of {function}", follow=follow, lines=lines)
-    else:
-        sources = _process_logs(cluster, pop, process)
-        _show(lambda: sources, "process", follow=follow, lines=lines)
+    if output is Output.JSON and cluster.mode == "docker" and function is None:
+        raise BadRequest(
+            "The logs of a PoP's containers come from compose as they are.",
+            hint="Leave -o json out, or name a function.",
+        )
+    show = _printer(output, readable=function is not None)
+    try:
+        if cluster.mode == "docker":
+            _docker_logs(cluster, function, pop, process, follow=follow, lines=lines, show=show)
+        elif function is not None:
+            _show(lambda: _instance_logs(cluster, function, pop), f"instance of {function}", follow, lines, show)
+        else:
+            sources = _process_logs(cluster, pop, process)
+            _show(lambda: sources, "process", follow, lines, show)
+    except KeyboardInterrupt:
+        if not follow:
+            raise
+
+
+def _printer(output: Output, *, readable: bool) -> Show:
+    if output is Output.JSON:
+        return lambda label, line: typer.echo(json.dumps({"log": label, **loglines.read(line)}, ensure_ascii=False))
+    if not readable:
+        return lambda label, line: typer.echo(f"{label} | {line}" if label else line)
+    console = Console(highlight=False, soft_wrap=True)
+    return lambda label, line: console.print(loglines.render(loglines.read(line), label))
 
 
 def _instance_logs(cluster: Cluster, function: str, pop: str | None) -> list[Source]:
@@ -68,8 +103,13 @@ def _instance_logs(cluster: Cluster, function: str, pop: str | None) -> list[Sou
             files = sorted(logs_dir.glob(f"*.{name[:20]}-*.log"), key=lambda file: file.stat().st_mtime, reverse=True)[
                 :NEWEST
             ]
-        found += [(f"{access.id} {file.stem}", file) for file in reversed(files)]
+        found += [(_label(access.id, file.stem), file) for file in reversed(files)]
     return found
+
+
+def _label(pop: str, instance: str) -> str:
+    """`la detect-3fa2`: the PoP, and the instance without its namespace."""
+    return f"{pop} {instance.partition('.')[2] or instance}"
 
 
 def _process_logs(cluster: Cluster, pop: str | None, process: str | None) -> list[Source]:
@@ -87,46 +127,26 @@ def _process_logs(cluster: Cluster, pop: str | None, process: str | None) -> lis
     return [(f"{each}/{name}", cluster.home.pop_logs_dir(each) / f"{name}.log") for each in pops for name in names]
 
 
-def _show(sources: Callable[[], list[Source]], what: str, *, follow: bool, lines: int) -> None:
-    offsets: dict[Path, int] = {}
+def _show(sources: Callable[[], list[Source]], what: str, follow: bool, lines: int, show: Show) -> None:
     current = sources()
     if not current and not follow:
         raise NotFound(f"No {what} has written a log here.", hint="`edgeflow get functions` lists what there is.")
-    labelled = len(current) > 1 or follow
+    follower = loglines.Follower()
+    follower.skip(file for _, file in current)
+    labelled = len(current) > 1 or follow or what != "process"
     for label, file in current:
-        offsets[file] = file.stat().st_size if file.exists() else 0
         for line in tail_lines(file, lines):
-            _print(label, line, labelled)
-    rest: dict[Path, bytes] = {}
+            show(label if labelled else "", line)
     while follow:
         time.sleep(POLL_S)
-        for label, file in sources():
-            try:
-                size = file.stat().st_size
-                start = offsets.get(file, 0)
-                if size < start:
-                    start = 0  # it was cut
-                if size == start:
-                    continue
-                with file.open("rb") as handle:
-                    handle.seek(start)
-                    data = rest.pop(file, b"") + handle.read(size - start)
-            except OSError:
-                continue
-            offsets[file] = size
-            complete, newline, unfinished = data.rpartition(b"\n")
-            rest[file] = unfinished
-            for line in complete.decode(errors="replace").split("\n") if newline else []:
-                _print(label, line, labelled)
-
-
-def _print(label: str, line: str, labelled: bool) -> None:
-    typer.echo(f"{label} | {line}" if labelled else line)
+        labels = {file: label for label, file in sources()}
+        for file, line in follower.lines(labels):
+            show(labels[file], line)
 
 
 def _docker_logs(
-    cluster: Cluster, function: str | None, pop: str | None, process: str | None, *, follow: bool, lines: int
-) -> None:
+    cluster: Cluster, function: str | None, pop: str | None, process: str | None, *, follow: bool, lines: int, show: Show
+) -> None:  # fmt: skip
     if function is None:
         service = {"redis": "store"}.get(process or "", process or "")
         names = ["data", "control"] if not service else [service]
@@ -140,22 +160,38 @@ def _docker_logs(
             [*base, "logs", "--tail", str(lines), *(["-f"] if follow else []), *services], env=environment, check=False
         )
         return
+    containers = _containers(cluster, function, pop)
+    if not containers and not follow:
+        raise NotFound(f"No container of {function} is there.", hint="`edgeflow get functions` lists what there is.")
+    if not follow:
+        for identifier, label in reversed(containers[: NEWEST * len(cluster.pops)]):
+            _read_container(["--tail", str(lines), identifier], label, show)
+        return
+    followed: set[str] = set()
+    while True:
+        for identifier, label in _containers(cluster, function, pop):
+            if identifier not in followed:
+                options = ["--tail", str(lines) if not followed else "all", "-f", identifier]
+                followed.add(identifier)
+                threading.Thread(target=_read_container, args=(options, label, show), daemon=True).start()
+        time.sleep(CONTAINERS_S)
+
+
+def _containers(cluster: Cluster, function: str, pop: str | None) -> list[tuple[str, str]]:
+    """(id, label) of a function's containers, the newest first."""
     namespace, _, name = function.rpartition("/")
     labels = {"cluster": cluster.id, "function": name, "namespace": namespace, "pop": pop or ""}
     filters = [part for key, value in labels.items() if value for part in ("--filter", f"label={LABEL}{key}={value}")]
-    listing = subprocess.run(
-        ["docker", "ps", "-a", *filters, "--format", "{{.ID}} {{.Names}}"], capture_output=True, text=True, check=False
-    )
-    containers = [line.split(" ", 1) for line in listing.stdout.splitlines()]
-    if not containers:
-        raise NotFound(f"No container of {function} is there.", hint="`edgeflow get functions` lists what there is.")
-    if follow:
-        readers = [
-            subprocess.Popen(["docker", "logs", "--tail", str(lines), "-f", identifier]) for identifier, _ in containers
-        ]
-        for reader in readers:
-            reader.wait()
-        return
-    for identifier, label in reversed(containers[:NEWEST]):
-        err.print(f"--- {label}")
-        subprocess.run(["docker", "logs", "--tail", str(lines), identifier], check=False)
+    form = f'{{{{.ID}}}} {{{{.Label "{LABEL}pop"}}}} {{{{.Label "{LABEL}instance"}}}}'
+    listing = subprocess.run(["docker", "ps", "-a", *filters, "--format", form], capture_output=True, text=True, check=False)  # fmt: skip
+    found = [line.split(" ", 2) for line in listing.stdout.splitlines()]
+    return [(identifier, _label(at, instance)) for identifier, at, instance in found]
+
+
+def _read_container(options: list[str], label: str, show: Show) -> None:
+    with subprocess.Popen(
+        ["docker", "logs", *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as reader:  # fmt: skip
+        assert reader.stdout is not None
+        for line in reader.stdout:
+            show(label, line.rstrip("\n"))

@@ -14,6 +14,7 @@ from edgeflow import __version__
 from edgeflow.cli import (
     apply,
     demo,
+    dev,
     dlq,
     doctor,
     down,
@@ -24,12 +25,15 @@ from edgeflow.cli import (
     kv,
     link,
     logs,
+    new,
     publish,
     quota,
     replay,
+    revisions,
     secret,
     status,
     tail,
+    top,
     up,
 )
 from edgeflow.cli.console import err
@@ -83,18 +87,25 @@ def main(
     """Run PoPs on this machine, or talk to those that run. State lives under $EDGEFLOW_HOME (default: .edgeflow)."""
 
 
+LOOP = "Write a function"
 CLUSTER = "Cluster"
 DATA = "Applications and data"
 
+app.command(rich_help_panel=LOOP)(new.new)
+app.command(rich_help_panel=LOOP)(dev.dev)
 app.command(rich_help_panel=CLUSTER)(up.up)
 app.command(rich_help_panel=CLUSTER)(down.down)
 app.command(rich_help_panel=CLUSTER)(status.status)
 app.command(rich_help_panel=CLUSTER)(env.env)
 app.command(rich_help_panel=CLUSTER)(doctor.doctor)
 app.command(rich_help_panel=CLUSTER)(logs.logs)
+app.command(rich_help_panel=CLUSTER)(top.top)
 app.add_typer(link.app, name="link", rich_help_panel=CLUSTER)
 app.command(rich_help_panel=DATA)(apply.apply)
 app.command(rich_help_panel=DATA)(apply.build)
+app.command(rich_help_panel=DATA)(revisions.diff)
+app.command(rich_help_panel=DATA)(revisions.history)
+app.command(rich_help_panel=DATA)(revisions.rollback)
 app.add_typer(get.app, name="get", rich_help_panel=DATA)
 app.command(rich_help_panel=DATA)(publish.publish)
 app.command(rich_help_panel=DATA)(invoke.invoke)

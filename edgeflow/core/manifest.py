@@ -57,10 +57,11 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """What runs: the archive of a folder, or an image. At least one of them is given."""
+    """What runs: the archive of a folder, an image, or a folder as it is (resolved form: `source`). One of them is given."""
 
     bundle: str | None = None
     image: str | None = None
+    source: Mapping[str, str] | None = None
     image_id: str | None = None
     """Which image the name means, where that is known already."""
 
@@ -124,7 +125,7 @@ def resolve(
     functions: dict[str, Any] = {}
     for name, function in manifest.functions.items():
         artifact = artifacts.get(name, Artifact(image=function.image))
-        if artifact.bundle is None and artifact.image is None:
+        if artifact.bundle is None and artifact.image is None and artifact.source is None:
             raise BadManifest(f"functions.{name}.build: was not built; run `edgeflow apply`, or give `image:`")
         pops = function.place.pops if function.place else [default_pop] if default_pop else []
         if not pops:
@@ -133,6 +134,7 @@ def resolve(
             "contract": function.contract,
             "bundle": artifact.bundle,
             "image": artifact.image,
+            **({"source": dict(artifact.source)} if artifact.source else {}),
             **({"image_id": artifact.image_id} if artifact.image_id is not None else {}),
             **_contract_of(function),
             **wirings.wire(function).content(),
@@ -151,6 +153,8 @@ def resolve(
             "scale": {"instances": function.scale.instances},
             "place": {"pops": pops},
         }
+        if function.rollout != models.Rollout():
+            content["rollout"] = {"deadline_ms": function.rollout.deadline}
         functions[name] = {"revision": revision_of(content), **content}
     resolved = {"namespace": manifest.namespace, "applied_ms": applied_ms, "functions": functions}
     policies = wirings.policies(manifest)

@@ -393,6 +393,13 @@ class Scale(Part):
     """Number of instances at the PoP, fixed."""
 
 
+class Rollout(Part):
+    """How a new revision takes over from the one that serves."""
+
+    deadline: Duration = Field(default=60_000, json_schema_extra={"default": "60s"})
+    """Time from when it can be started until it is ready, and time after that in which it must not crash-loop; else the one before serves on; 60s."""
+
+
 class Place(Part):
     """Where the function runs."""
 
@@ -445,6 +452,8 @@ class Function(Part):
     """Environment variables of the instances."""
     scale: Scale = Scale()
     """How many instances run."""
+    rollout: Rollout = Field(default=Rollout(), json_schema_extra={"default": {}})
+    """How a new revision takes over."""
     place: Place | None = None
     """Where it runs; without it at the PoP the manifest is applied at."""
 

@@ -100,6 +100,7 @@ _FIELDS: dict[str, tuple[type[BaseModel], ...]] = {
     "functions.*.retry": (models.Retry,),
     "functions.*.limits": (models.Limits,),
     "functions.*.scale": (models.Scale,),
+    "functions.*.rollout": (models.Rollout,),
     "functions.*.place": (models.Place,),
     "functions.*.state": (models.State,),
     "functions.*.ordered": (models.Ordered,),

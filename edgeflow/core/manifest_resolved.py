@@ -108,6 +108,12 @@ class ResolvedRetry(models.Part):
     timeout_ms: int = Field(ge=1, le=MAX_DURATION_MS)
 
 
+class ResolvedRollout(models.Part):
+    """How a new revision takes over."""
+
+    deadline_ms: int = Field(default=60_000, ge=1, le=MAX_DURATION_MS)
+
+
 class ResolvedPolicy(models.Part):
     """What holds for all events of a channel or filter."""
 
@@ -115,6 +121,14 @@ class ResolvedPolicy(models.Part):
     max_pending: int | None = Field(default=None, ge=1, le=models.MAX_PENDING)
     deadline_ms: int | None = Field(default=None, ge=1, le=MAX_DURATION_MS)
     gated: bool = False
+
+
+class ResolvedSource(models.Part):
+    """A folder that is being edited on the PoP's own machine: instances run from it, and follow its changes."""
+
+    folder: str = Field(pattern=r"^/", max_length=4096)
+    requirements: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of its requirements.txt: other requirements are another revision."""
 
 
 class ResolvedFunction(models.Part):
@@ -128,6 +142,8 @@ class ResolvedFunction(models.Part):
     bundle: str | None
     """SHA-256 (hex) of the folder's archive, kept at the system key bundles/<hex>."""
     image: Image | None
+    source: ResolvedSource | None = None
+    """Only at PoPs of `edgeflow dev`."""
     image_id: Annotated[str, AfterValidator(_check_image_id)] | None = None
     """`sha256:<hex>`: which image that name meant when the manifest was applied; that one runs, whatever the name means later."""
     inputs: list[ResolvedInput] = Field(min_length=1)
@@ -143,6 +159,7 @@ class ResolvedFunction(models.Part):
     secrets: Secrets = Field(default_factory=list)
     env: dict[Variable, str]
     scale: models.Scale
+    rollout: ResolvedRollout = ResolvedRollout()
     place: models.Place
 
     @property
@@ -163,9 +180,9 @@ class ResolvedManifest(models.Part):
 def revision_of(content: Mapping[str, Any]) -> str:
     """First 12 hex digits of the SHA-256 of a resolved function's content.
 
-    Everything counts but `revision` itself and `scale`: more instances of the same thing are the same thing, and its inbox stays.
+    Everything counts but `revision` itself, `scale` and `rollout`: more instances of the same thing are the same thing, and its inbox stays.
     """
-    counted = {key: value for key, value in content.items() if key not in ("revision", "scale")}
+    counted = {key: value for key, value in content.items() if key not in ("revision", "scale", "rollout")}
     text = json.dumps(counted, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -198,7 +215,7 @@ def check_resolved(document: Mapping[str, Any], *, known_pops: Iterable[str] | N
 
 
 def _content_rules(function: ResolvedFunction, document: Mapping[str, Any]) -> Iterator[tuple[yamldoc.Path, str]]:
-    if function.bundle is None and function.image is None:
+    if function.bundle is None and function.image is None and function.source is None:
         yield (), "has neither bundle nor image; apply it with `edgeflow apply`"
     if function.bundle is not None and not _HEX64.fullmatch(function.bundle):
         yield ("bundle",), "is not a SHA-256 in hex; apply it with `edgeflow apply`"

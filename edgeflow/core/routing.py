@@ -16,6 +16,7 @@ from urllib.parse import quote
 from edgeflow.core.channels import INVOKE_LEVEL, captures_of, delivers, matches, overlap, template_filter
 from edgeflow.core.events import Event
 from edgeflow.core.expressions import compile_expression, count_of, document_of, key_of
+from edgeflow.core.gathered import is_batch, unpack
 from edgeflow.core.manifest_scalars import size_bytes
 from edgeflow.core.retries import RetryPolicy
 from edgeflow.core.windows import Window, time_problem
@@ -276,9 +277,17 @@ class RouteTable:
 
     def _invoke(self, route: FunctionRoute, source: _Source, event: Event, body: Body) -> Directive:
         directive = {**_base(route, source.name, self.policy(event.channel), event), "y": 1}
-        if route.join is not None:
+        gathers = is_batch(event.datacontenttype)
+        if route.join is not None and not gathers:
             return _reject(directive, "not-invocable", f"{route.function} joins events, so one event cannot start it")
         try:
+            if gathers:
+                # All inputs are in it. It is opened here only for the sake of a key.
+                if route.keyed is not None:
+                    namespace = event.channel.partition("/")[0]
+                    inputs = unpack(body(event), namespace=namespace, source=event.source, now_ms=event.time_ms)
+                    directive = {**self.whole(route, inputs, lambda one: one.data or b""), **directive}
+                return directive
             looked = _Looked(event, {}, body)
             _add_sides(directive, route, looked)
             _add_turn(directive, route, looked)

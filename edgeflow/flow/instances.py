@@ -115,6 +115,7 @@ class Instances:
     def _session_closed(self, session: Session) -> None:
         spec = session.spec
         self._bodies.forget(session)
+        self.reads.forget(session)
         if self._roster.remove(session):
             self._hand_over.forget(spec.inbox)
         self._attempts.abandon(session)

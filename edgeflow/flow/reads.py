@@ -4,10 +4,11 @@ What it is: the requests `get`, `head`, `versions` and `list` of the instance pr
 that is on its way, the other PoPs saying how far they are, the home of a key.
 What it is not: sessions (covering.py), bodies (bodies.py), or writes, which are part of the commit.
 What must stay true: a read that cannot be as fresh as was asked is refused by name, never answered with less; it is answered behind the commits that
-the instance has sent before it; nobody waits for longer than asked, and the loop never waits at all.
+the instance has sent before it; nobody waits for longer than asked, and the loop never waits at all; what one instance asks costs bounded memory.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -27,6 +28,7 @@ from edgeflow.errors import (
     ProtocolError,
     Stale,
     StaleHome,
+    Throttled,
     Unavailable,
 )
 from edgeflow.flow.bodies import InstanceBodies, answer
@@ -41,6 +43,10 @@ WAIT_S = 5.0
 """How long a read waits for what it asks for when it does not say."""
 MAX_WAIT_S = 60.0
 MAX_LIST = 1000
+WAITING = 16
+"""Most reads of one instance that are not answered yet because they ask for more than what is here."""
+LOOK_S = 0.02
+"""They are looked at this often at most: a busy namespace tells of something new thousands of times a second."""
 JSON = "application/json"
 
 _ABOUT = ("key", "version", "size", "content_type", "kind", "expires_ms", "origin")
@@ -67,7 +73,8 @@ class _Read:
     message: Message
     until_s: float
     wait_s: float
-    has_waited: bool = False
+    on_end: Callable[[], None] | None = None
+    """Of one that was not answered at once."""
 
     @property
     def ns(self) -> str:
@@ -80,8 +87,9 @@ class _Read:
     def reply(self, make: Callable[[], Body]) -> None:
         """The answer, or why there is none."""
         answer(self.session, self.message, make)
-        if self.has_waited:
+        if self.on_end is not None:
             self.session.flush()
+            self.on_end()
 
     def refuse(self, error: EdgeflowError) -> None:
         def reason() -> Body:
@@ -98,6 +106,8 @@ class Reads:
         self._limits = limits
         self._bodies = bodies
         self._waiting: list[tuple[_Read, Callable[[bool], bool]]] = []
+        self._looked_s = 0.0
+        self._deferred: Counter[Session] = Counter()
         self.elsewhere: Elsewhere | None = None
         """None: this PoP has heard of no others, and cannot say how fresh it is."""
         self.passed: Callable[[str], Mapping[Any, int]] = lambda _namespace: {}
@@ -111,11 +121,16 @@ class Reads:
         read = _Read(session, message, time.monotonic() + wait_s, wait_s)
         session.read(lambda: self._begin(read))
 
+    def forget(self, session: Session) -> None:
+        """The instance has gone."""
+        self._deferred.pop(session, None)
+
     def look(self, namespace: str | None = None) -> None:
         """Something was applied in a namespace; None: time has passed."""
-        if not self._waiting:
-            return
         now_s = time.monotonic()
+        if not self._waiting or (namespace is not None and now_s - self._looked_s < LOOK_S):
+            return
+        self._looked_s = now_s
         looked_at, self._waiting = self._waiting, []
         for read, settle in looked_at:
             is_late = now_s >= read.until_s
@@ -151,8 +166,24 @@ class Reads:
     def _wait(self, read: _Read, settle: Callable[[bool], bool]) -> None:
         """`settle` is called until it says that it has answered; with True when the time is over."""
         if not settle(False):
-            read.has_waited = True
+            self._defer(read)
             self._waiting.append((read, settle))
+
+    def _defer(self, read: _Read) -> None:
+        """This one is answered later. Raises Throttled."""
+        session = read.session
+        if read.on_end is not None:
+            return
+        if self._deferred[session] >= WAITING:
+            raise Throttled(f"{WAITING} reads of this instance wait already")
+        self._deferred[session] += 1
+
+        def ended() -> None:
+            # Of an instance that has gone nothing is counted any more.
+            if session in self._deferred:
+                self._deferred[session] -= 1
+
+        read.on_end = ended
 
     # -- as fresh as was asked -----------------------------------------------------------------------------------------
 
@@ -172,7 +203,7 @@ class Reads:
         if elsewhere is None or (known_ms is not None and known_ms <= max_ms):
             told(known_ms)
         else:
-            read.has_waited = True
+            self._defer(read)
             elsewhere.sync(read.ns, read.left_s, told)
 
     def _when_arrived(self, read: _Read) -> None:
@@ -223,7 +254,7 @@ class Reads:
             else:
                 self._found_at_home(read, outcome)
 
-        read.has_waited = True
+        self._defer(read)
         if self.elsewhere is None:
             told(Unavailable("this PoP has no links"))
         else:

@@ -6,6 +6,7 @@ What it is not: a health check of the application, or a client of the API.
 What must stay true: what it returns was running a moment ago; a folder left by a dead supervisor is not a running cluster.
 """
 
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -74,13 +75,16 @@ class Cluster:
 def find(home: Path | None = None) -> Cluster:
     """The running cluster. Raises NoCluster.
 
-    With a supervisor on `home` (default: $EDGEFLOW_HOME) it is that one, else the containers on this machine's engine.
+    With a supervisor on `home` (default: $EDGEFLOW_HOME) it is that one, else the containers on this machine's engine. Where neither `home` nor
+    $EDGEFLOW_HOME is given, the cluster of `edgeflow dev` in this folder comes second.
     """
     place = Home((home or default_home()).absolute())
-    if HomeLock.is_held(place):
-        cluster = read_embedded(place)
-        if cluster is not None:
-            return cluster
+    places = [place] if home is not None or "EDGEFLOW_HOME" in os.environ else [place, Home(place.root / "dev")]
+    for one in places:
+        if HomeLock.is_held(one):
+            cluster = read_embedded(one)
+            if cluster is not None:
+                return cluster
     cluster = find_docker(place)
     if cluster is not None:
         return cluster

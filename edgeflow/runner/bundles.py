@@ -25,7 +25,7 @@ MAX_UNPACKED_BYTES = 512 * 1024 * 1024
 MAX_FILES = 20_000
 
 _SKIPPED_FOLDERS = frozenset(
-    {"__pycache__", ".git", ".venv", "venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", "node_modules"}
+    {"__pycache__", ".git", ".venv", "venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", "node_modules", ".edgeflow"}
 )
 _SKIPPED_SUFFIXES = (".pyc", ".pyo", ".swp", "~")
 _SKIPPED_FILES = frozenset({".DS_Store"})

@@ -36,6 +36,8 @@ class Prepared:
     folder: Path | None = None
     python: Path | None = None
     image: str | None = None
+    is_live: bool = False
+    """The folder is being edited: instances follow its changes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,7 +204,8 @@ class Keeper:
 
     def _clean_venvs(self) -> int:
         """Environments that no PoP of this machine has used for the grace: each touches those of its folders."""
-        if self._settings.mode != "embedded":
+        # Which environments the folders use that `edgeflow dev` runs from is not to be seen among the bundles.
+        if self._settings.mode != "embedded" or self._settings.runner.dev_dir is not None:
             return 0
         venvs = Venvs.of(self._settings)
         folder = self._settings.state_dir / "bundles"

@@ -1,7 +1,6 @@
-"""What the reconciler remembers about one function between two rounds; lost at a restart without harm."""
+"""What the reconciler remembers about one revision between two rounds; lost at a restart without harm."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from edgeflow.runner.plan import backoff_ms
 
@@ -11,17 +10,14 @@ FunctionKey = tuple[str, str]
 
 @dataclass(slots=True)
 class Memory:
-    """Failures in a row of one revision, and what of its state was shared last."""
+    """Failures in a row of one revision."""
 
-    revision: str = ""
     content: str = ""
     """Names the secrets that instances are started with (secret_files.fingerprint)."""
     failures: int = 0
     start_from_ms: int = 0
     reason: str = ""
     last_log_lines: list[str] = field(default_factory=list)
-    shared: dict[str, Any] = field(default_factory=dict)
-    shared_ms: int = 0
 
     def failed(self, reason: str, last_log_lines: list[str], now_ms: int) -> None:
         """One more failure in a row; the next start waits."""

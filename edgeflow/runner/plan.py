@@ -1,7 +1,8 @@
 """What to do next for the instances of one function: a pure function of what is wanted, what is there, and the time.
 
 What it is not: memory. Failures and requests to stop are passed in, so a restarted control process decides the same way.
-What must stay true: an instance of the revision in use is stopped only when enough instances of the new one are ready and the old inbox is empty; an old
+What must stay true: a revision that is coming never costs the one that serves an instance; an old one is stopped only when enough of those that serve are
+ready and its inbox is empty; an old
 inbox that is not empty keeps an instance; one that has been asked to stop is killed after its grace, whatever it says.
 """
 
@@ -44,8 +45,19 @@ class InstanceView:
 
 
 @dataclass(frozen=True, slots=True)
+class Coming:
+    """A revision that is to take over when it is ready."""
+
+    revision: str
+    wanted: int
+    prepared: bool
+    start_from_ms: int
+    content: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class FunctionView:
-    """One function at this PoP. `revision` None = it is not wanted here any more."""
+    """One function at this PoP. `revision` is the one that serves; None = it is not wanted here any more."""
 
     revision: str | None
     wanted: int
@@ -56,13 +68,16 @@ class FunctionView:
     instances: Sequence[InstanceView]
     old_work: frozenset[str] = frozenset()
     """Old revisions with something left in their inboxes."""
+    coming: Coming | None = None
     content: str = ""
     """Names the versions of the secrets as they are now: an instance with others is replaced as one of an older revision is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start one instance of the wanted revision."""
+    """Start one instance of the revision that serves, or of the coming one."""
+
+    is_coming: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,20 +120,27 @@ def plan(view: FunctionView, policy: Policy, now_ms: int) -> list[Action]:
     """The actions that bring `view` nearer to what is wanted. Times in ms since 1970."""
     actions: list[Action] = []
     current: list[InstanceView] = []
+    coming: list[InstanceView] = []
     old: list[InstanceView] = []
     for instance in view.instances:
         action = _care(instance, policy, now_ms)
         if action is not None:
             actions.append(action)
         elif instance.stopping_since_ms is None:
-            is_current = instance.revision == view.revision and instance.content == view.content
-            (current if is_current else old).append(instance)
+            is_coming = view.coming is not None and (instance.revision, instance.content) == (
+                view.coming.revision,
+                view.coming.content,
+            )
+            is_current = (instance.revision, instance.content) == (view.revision, view.content)
+            (current if is_current else coming if is_coming else old).append(instance)
     if view.revision is None:
         return actions + [Stop(instance.instance, "is not wanted here any more") for instance in old]
 
     missing = view.wanted - len(current)
     if missing > 0 and view.prepared and now_ms >= view.start_from_ms:
         actions += [Start()] * missing
+    if view.coming is not None and view.coming.prepared and now_ms >= view.coming.start_from_ms:
+        actions += [Start(is_coming=True)] * (view.coming.wanted - len(coming))
     # Those that are not ready go first, then the youngest.
     spare = sorted(current, key=lambda one: (one.state in READY, -one.started_ms))[: max(0, -missing)]
     actions += [Stop(instance.instance, "is one more than wanted") for instance in spare]

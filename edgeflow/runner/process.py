@@ -31,6 +31,7 @@ from edgeflow.errors import BadManifest
 from edgeflow.runner import bundles, secret_files
 from edgeflow.runner.contracts import SETTING, module_of
 from edgeflow.runner.driver import CannotStart, Observed, Prepared, Progress, StartSpec, instance_prefix
+from edgeflow.runner.usage import Usage, of_sessions
 from edgeflow.runner.venvs import Venvs
 from edgeflow.settings import PopSettings
 
@@ -59,6 +60,7 @@ class ProcessDriver:
         self._logs = settings.state_dir.parent / "logs" / "instances"
         for folder in (self._runs, self._bundles, self._logs):
             folder.mkdir(parents=True, exist_ok=True)
+        self._dev_dir = settings.runner.dev_dir
         self._venvs = Venvs.of(settings)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
@@ -67,6 +69,8 @@ class ProcessDriver:
         self, namespace: str, name: str, function: ResolvedFunction, bundle: bytes | None, progress: Progress
     ) -> Prepared:
         """Unpack the folder and build its environment."""
+        if function.source is not None:
+            return self._prepare_source(f"{namespace}/{name}", Path(function.source.folder), function, progress)
         if function.bundle is None or bundle is None:
             raise BadManifest(
                 f"{namespace}/{name}: image {function.image!r} cannot run here: this cluster runs functions as processes",
@@ -88,10 +92,22 @@ class ProcessDriver:
                 f"{namespace}/{name}: its folder has no handler.py, and this cluster runs functions as processes",
                 hint="Add a handler.py (a Dockerfile alone needs a cluster started with `edgeflow up --mode docker`).",
             )
+        return Prepared(folder=folder, python=self._environment(folder, function, progress))
+
+    def _prepare_source(self, name: str, folder: Path, function: ResolvedFunction, progress: Progress) -> Prepared:
+        if self._dev_dir is None:
+            raise BadManifest(
+                f"{name}: runs from the folder {folder}, which only a cluster of `edgeflow dev` does",
+                hint="Apply the manifest with `edgeflow apply`.",
+            )
+        if not (folder / "handler.py").is_file():
+            raise BadManifest(f"{name}: {folder} has no handler.py", hint="Add one.")
+        return Prepared(folder=folder, python=self._environment(folder, function, progress), is_live=True)
+
+    def _environment(self, folder: Path, function: ResolvedFunction, progress: Progress) -> Path:
         requirements = folder / "requirements.txt"
         text = requirements.read_bytes() if requirements.is_file() else b""
-        python = self._venvs.ensure(text, progress, mqtt=function.direct and function.contract == "sdk")
-        return Prepared(folder=folder, python=python)
+        return self._venvs.ensure(text, progress, mqtt=function.direct and function.contract == "sdk")
 
     def observe(self) -> list[Observed]:
         """What the run files say, checked against the processes."""
@@ -133,10 +149,14 @@ class ProcessDriver:
         if spec.adapter:
             # Ports of the manifest are those of a container; beside each other every program has its own.
             environment[SETTING] = json.dumps({**spec.adapter, "http_port": 0})
+        program = module_of(spec.contract)
+        if spec.prepared.is_live and self._dev_dir is not None:
+            program = "edgeflow.sdk.reload"
+            environment["EDGEFLOW_FAILURES"] = str(self._dev_dir / "failed")
         try:
             with log_path.open("ab") as output:
                 child = subprocess.Popen(
-                    [str(spec.prepared.python), "-m", module_of(spec.contract)], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                    [str(spec.prepared.python), "-m", program], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                     env=environment, cwd=spec.prepared.folder, start_new_session=True, close_fds=True,
                 )  # fmt: skip
         except OSError as error:
@@ -171,6 +191,11 @@ class ProcessDriver:
     def tail(self, instance: str, lines: int) -> list[str]:
         """Last lines of its log file."""
         return tail(self._logs / f"{instance}.log", lines)
+
+    def usage(self) -> dict[str, Usage]:
+        """What each instance uses."""
+        runs = [run for path in self._runs.glob("*.json") if (run := _read(path)) is not None and is_running(run)]
+        return of_sessions({run["instance"]: run["pid"] for run in runs})
 
     def upkeep(self) -> None:
         """Cut logs that grew past their bound."""

@@ -1,7 +1,8 @@
 """Makes the instances of this PoP equal to what the manifests say.
 
 What it is: a thread of the control process. Each round it reads the manifests (manifests.py), the driver's view and the data process's view (fleet.py),
-lets plan.py decide, and acts; it also installs the routing tables (routes.py), since every PoP needs them, and says how each function stands (reports.py).
+lets rollout.py and plan.py decide, and acts; it also installs the routing tables (routes.py), since every PoP needs them, and says how each function
+stands (reports.py).
 What it is not: in the way of any event. Instances and the data process go on while it is away, and it adopts what it finds when it comes back.
 What must stay true: level-triggered: a round depends on what is there, not on how it came about; a broken manifest, function or build never keeps the
 others from being cared for.
@@ -22,10 +23,24 @@ from edgeflow.runner.driver import Driver
 from edgeflow.runner.fleet import Fleet
 from edgeflow.runner.manifests import Manifests
 from edgeflow.runner.memory import FunctionKey, Memory
-from edgeflow.runner.plan import READY, FunctionView, InstanceView, Kill, Policy, Remove, Start, StartOld, Stop, plan
+from edgeflow.runner.plan import (
+    READY,
+    Coming,
+    FunctionView,
+    InstanceView,
+    Kill,
+    Policy,
+    Remove,
+    Start,
+    StartOld,
+    Stop,
+    plan,
+)
 from edgeflow.runner.ports import StorePort
 from edgeflow.runner.reports import Reports
 from edgeflow.runner.revisions import Revisions
+from edgeflow.runner.rollout import Facts, Rollout
+from edgeflow.runner.rollouts import Rollouts
 from edgeflow.runner.routes import Routes
 from edgeflow.settings import PopSettings
 
@@ -53,8 +68,8 @@ class Reconciler:
         self._fleet = Fleet(settings, store, driver)
         self._revisions = Revisions(store)
         self._reports = Reports(store, settings.pop)
-        self._memory: dict[FunctionKey, Memory] = {}
-        self._old_memory: dict[Key, Memory] = {}
+        self._rollouts = Rollouts(store, self._revisions)
+        self._memory: dict[Key, Memory] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.last_round_ms = 0
@@ -128,10 +143,11 @@ class Reconciler:
     def round(self, now_ms: int) -> None:
         """Look at everything once and act."""
         self._manifests.read()
-        self._routes.install(self._manifests, now_ms)
         wanted = self._manifests.wanted(self._pop)
-        instances = self._fleet.look()
         self._revisions.note(wanted, self._manifests)
+        self._rollouts.look()
+        self._routes.install(self._manifests, self._rollouts.serving(self._manifests), now_ms)
+        instances = self._fleet.look()
         self._reports.look()
         for key in sorted(set(wanted) | set(instances)):
             try:
@@ -140,7 +156,8 @@ class Reconciler:
                 raise
             except Exception as error:
                 log.exception("function_not_cared_for", namespace=key[0], function=key[1])
-                self._memory.setdefault(key, Memory()).reason = f"{type(error).__name__}: {error}"
+                revision = wanted[key].revision if key in wanted else ""
+                self._memory_of((*key, revision)).reason = f"{type(error).__name__}: {error}"
         self._forget(wanted, instances)
         self._driver.upkeep()
         self.last_round_ms = now_ms
@@ -148,81 +165,127 @@ class Reconciler:
     def _care_for(
         self, key: FunctionKey, function: ResolvedFunction | None, instances: list[InstanceView], now_ms: int
     ) -> None:
-        namespace, name = key
-        memory = self._memory.setdefault(key, Memory())
-        build: Build | None = None
-        content = ""
-        if function is not None:
-            content = self._fleet.content_of(namespace, function)
-            if (memory.revision, memory.content) != (function.revision, content):
-                self._memory[key] = memory = Memory(function.revision, content, shared=memory.shared)
-            build = self._builds.get(namespace, name, function, now_ms)
-            stable = [one for one in instances if one.state in READY and one.revision == function.revision]
-            if memory.failures and any(now_ms - max(one.since_ms, one.started_ms) > STABLE_MS for one in stable):
-                memory.stable()
+        """`function`: as the manifest wants it. Until that is ready, or when it was rolled back, another revision serves."""
+        if function is None:
+            self._act(key, FunctionView(None, 0, False, 0, instances), now_ms)
+            self._reports.report(key, None, None, None, Memory(), instances, now_ms)
+            return
+        rollout, build = self._roll_out(key, function, instances, now_ms)
+        memory = self._current_memory(key, function)
+        live = function if rollout.live == function.revision else self._revisions.find(key, rollout.live)
+        assert live is not None
+        live_build = build if live is function else self._builds.get(*key, live, now_ms)
+        live_memory = self._current_memory(key, live)
+        current = {live.revision}
+        coming = None
+        if rollout.phase == "rolling":
+            current.add(function.revision)
+            coming = Coming(
+                function.revision,
+                function.scale.instances,
+                build.prepared is not None,
+                memory.start_from_ms,
+                memory.content,
+            )
+        old_work = self._revisions.with_work(key, current, {one.revision for one in instances})
+        if rollout.phase == "rolled-back" and rollout.target in old_work:
+            self._hand_over(key, function, live)
+            old_work -= {rollout.target}
         view = FunctionView(
-            revision=function.revision if function else None,
-            wanted=function.scale.instances if function else 0,
-            prepared=build is not None and build.prepared is not None,
-            start_from_ms=memory.start_from_ms,
+            revision=live.revision,
+            wanted=live.scale.instances,
+            prepared=live_build.prepared is not None,
+            start_from_ms=live_memory.start_from_ms,
             instances=instances,
-            old_work=self._old_work(key, function, instances),
-            content=content,
+            old_work=old_work,
+            coming=coming,
+            content=live_memory.content,
         )
+        self._act(key, view, now_ms)
+        self._reports.report(key, function, rollout, build, memory, instances, now_ms)
+
+    def _roll_out(
+        self, key: FunctionKey, function: ResolvedFunction, instances: list[InstanceView], now_ms: int
+    ) -> tuple[Rollout, Build]:
+        """Moves the rollout of a function on; new events follow at once."""
+        known = self._rollouts.get(key)
+        memory = self._current_memory(key, function)
+        is_tried = known is None or known.target != function.revision or known.phase != "rolled-back"
+        build = self._builds.get(*key, function, now_ms) if is_tried else Build()
+        ready = [one for one in instances if one.state in READY and one.revision == function.revision and one.running]
+        ready = [one for one in ready if one.content == memory.content]
+        if memory.failures and any(now_ms - max(one.since_ms, one.started_ms) > STABLE_MS for one in ready):
+            memory.stable()
+        facts = Facts(
+            startable=build.prepared is not None or bool(build.error),
+            ready=len(ready) >= function.scale.instances,
+            failures=memory.failures,
+            reason=memory.reason or build.error,
+            last_log_lines=tuple(memory.last_log_lines or build.last_lines),
+            asked=self._rollouts.asked(key) if known is not None and known.phase != "live" else "",
+        )
+        rollout = self._rollouts.step(key, function, facts, now_ms)
+        if (
+            rollout.phase == "rolling"
+            and known is not None
+            and (known.phase, known.target) != ("rolling", rollout.target)
+        ):
+            self._memory.pop((*key, function.revision), None)  # what it did at another time is not held against it
+        if known is not None and rollout.live != known.live:
+            self._routes.install(self._manifests, self._rollouts.serving(self._manifests), now_ms)
+        return rollout, build
+
+    def _hand_over(self, key: FunctionKey, bad: ResolvedFunction, live: ResolvedFunction) -> None:
+        """What is left for a revision that was rolled back goes to the one that serves, if that can take it."""
+        to = live.revision if _work_of(bad) == _work_of(live) else None
+        left = self._store.namespace(key[0]).hand_over(key[1], bad.revision, to)
+        log.info("work_handed_over", namespace=key[0], function=key[1], revision=bad.revision, to=to, left=left)
+
+    def _act(self, key: FunctionKey, view: FunctionView, now_ms: int) -> None:
+        revision_of = {one.instance: one.revision for one in view.instances}
         for action in plan(view, self._policy, now_ms):
             if isinstance(action, Start):
-                assert function is not None and build is not None
-                if now_ms < memory.start_from_ms:
-                    continue  # a failure that was found in this very round
-                self._start(key, function, build, memory, now_ms)
+                revision = view.coming.revision if action.is_coming and view.coming is not None else view.revision
+                assert revision is not None
+                self._start(key, revision, now_ms)
             elif isinstance(action, StartOld):
-                self._start_old(key, action.revision, now_ms)
+                log.info("old_revision_resumed", namespace=key[0], function=key[1], revision=action.revision)
+                self._start(key, action.revision, now_ms)
             elif isinstance(action, Stop):
                 self._fleet.stop(key, action.instance, action.why, now_ms)
             else:
-                memory_of = self._memory_of(key, function, instances, action.instance)
+                memory = self._memory_of((*key, revision_of[action.instance]))
                 if isinstance(action, Kill):
                     if action.failed:
-                        self._failed(memory_of, action.why, action.instance, now_ms)
+                        self._failed(memory, action.why, action.instance, now_ms)
                     self._fleet.kill(key, action.instance, action.why, now_ms)
                 else:
-                    self._ended(key, action, memory_of, now_ms)
-        self._reports.report(key, function, build, memory, instances, now_ms)
+                    self._ended(key, action, memory, now_ms)
 
-    def _memory_of(
-        self, key: FunctionKey, function: ResolvedFunction | None, instances: list[InstanceView], instance: str
-    ) -> Memory:  # fmt: skip
-        """Where a failure of an instance counts: with the function, or with the old revision it belongs to."""
-        revision = next(one.revision for one in instances if one.instance == instance)
-        if function is not None and revision == function.revision:
-            return self._memory[key]
-        return self._old_memory.setdefault((*key, revision), Memory(revision=revision))
+    def _memory_of(self, key: Key) -> Memory:
+        return self._memory.setdefault(key, Memory())
 
-    def _old_work(
-        self, key: FunctionKey, function: ResolvedFunction | None, instances: list[InstanceView]
-    ) -> frozenset[str]:
-        if function is None:
-            return frozenset()
-        return self._revisions.with_work(key, function.revision, {one.revision for one in instances})
+    def _current_memory(self, key: FunctionKey, function: ResolvedFunction) -> Memory:
+        """The memory of a revision with its secrets as they are now: with others it is another matter."""
+        content = self._fleet.content_of(key[0], function)
+        memory = self._memory_of((*key, function.revision))
+        if memory.content != content:
+            memory = self._memory[(*key, function.revision)] = Memory(content)
+        return memory
 
-    def _start_old(self, key: FunctionKey, revision: str, now_ms: int) -> None:
-        function = self._revisions.find(key, revision)
-        memory = self._old_memory.setdefault((*key, revision), Memory(revision=revision))
+    def _start(self, key: FunctionKey, revision: str, now_ms: int) -> None:
+        function, memory = self._revisions.find(key, revision), self._memory_of((*key, revision))
         if function is None or now_ms < memory.start_from_ms:
-            return
+            return  # perhaps a failure that was found in this very round
         build = self._builds.get(*key, function, now_ms)
-        if build.prepared is not None:
-            log.info("old_revision_resumed", namespace=key[0], function=key[1], revision=revision)
-            self._start(key, function, build, memory, now_ms)
-
-    def _start(self, key: FunctionKey, function: ResolvedFunction, build: Build, memory: Memory, now_ms: int) -> None:
-        assert build.prepared is not None
+        if build.prepared is None:
+            return
         try:
             self._fleet.start(key, function, build.prepared, now_ms)
         except EdgeflowError as error:
             self._failed(memory, error.message, None, now_ms)
             if memory.failures % 3 == 0:
-                self._builds.redo((*key, function.revision))
+                self._builds.redo((*key, revision))
 
     def _ended(self, key: FunctionKey, action: Remove, memory: Memory, now_ms: int) -> None:
         why = self._fleet.how_it_ended(key, action.instance, action.why)
@@ -238,16 +301,23 @@ class Reconciler:
         self, wanted: Mapping[FunctionKey, ResolvedFunction], instances: Mapping[FunctionKey, list[InstanceView]]
     ) -> None:
         """What is kept about functions that are neither wanted here nor running."""
-        gone = (self._reports.known() | set(self._memory)) - set(wanted) - set(instances)
+        known = {(namespace, name) for namespace, name, _ in {*self._memory, *self._revisions.all()}}
+        self._rollouts.forget(known - set(wanted))
+        gone = (self._reports.known() | known) - set(wanted) - set(instances)
         self._reports.forget(gone)
         for key in gone:
-            self._memory.pop(key, None)
             self._revisions.forget(key)
-        known = self._revisions.all()
-        self._builds.forget_others(known)
-        for id in set(self._old_memory) - known:
-            del self._old_memory[id]
+        revisions = self._revisions.all()
+        self._builds.forget_others(revisions)
+        for id in set(self._memory) - revisions:
+            del self._memory[id]
 
     def _fetch_bundle(self, digest: str) -> bytes | None:
         value = self._store.namespace(SYSTEM_NAMESPACE).get(f"bundles/{digest}")
         return None if value is None else value.data
+
+
+def _work_of(function: ResolvedFunction) -> tuple[Any, ...]:
+    """What an invocation of a function consists of: one of another function with the same can take it."""
+    inputs = [one.name for one in function.inputs]
+    return inputs, function.join, [one.name for one in function.latest], function.keyed

@@ -14,6 +14,7 @@ from edgeflow.runner.builds import Build
 from edgeflow.runner.memory import FunctionKey, Memory
 from edgeflow.runner.plan import READY, InstanceView
 from edgeflow.runner.ports import StorePort
+from edgeflow.runner.rollout import Rollout
 
 SHARE_EVERY_MS = 2_000
 """Shortest time between two values of `states/...` while only the progress of a build changes."""
@@ -26,6 +27,7 @@ class Reports:
         self._store = store
         self._pop = pop
         self._gateways: dict[str, bool] = {}
+        self._shared: dict[FunctionKey, tuple[dict[str, Any], int]] = {}
         self.states: dict[str, str] = {}
         """State by "<ns>/<fn>"."""
 
@@ -36,20 +38,24 @@ class Reports:
         }
 
     def report(
-        self, key: FunctionKey, function: ResolvedFunction | None, build: Build | None, memory: Memory, instances: list[InstanceView],
-        now_ms: int,
+        self, key: FunctionKey, function: ResolvedFunction | None, rollout: Rollout | None, build: Build | None, memory: Memory,
+        instances: list[InstanceView], now_ms: int,
     ) -> None:  # fmt: skip
-        """Say how a function stands."""
+        """Say how a function stands, as its manifest wants it; `live` is the revision that serves meanwhile."""
         namespace, name = key
         id = f"{namespace}/{name}"
         listed = [
             {"instance": one.instance, "revision": one.revision, "state": state_of(one), "started_ms": one.started_ms}
             for one in instances
         ]
-        if function is None:
-            state: dict[str, Any] = {"state": "stopped", "revision": "", "reason": "", "last_log_lines": []}
+        if function is None or rollout is None:
+            state: dict[str, Any] = {"state": "stopped", "revision": "", "live": "", "reason": "", "last_log_lines": []}
         else:
-            state = {**judge(function, build, memory, instances), "revision": function.revision}
+            state = {
+                **judge(function, rollout, build, memory, instances),
+                "revision": function.revision,
+                "live": rollout.live,
+            }
         document = {
             "namespace": namespace,
             "function": name,
@@ -59,18 +65,19 @@ class Reports:
         }
         self.states[id] = state["state"]
         self._store.local.put_doc("function_state", id, document)
-        self._share(key, {"pop": self._pop, "gateway": self._gateways.get(namespace, False), **state}, memory, now_ms)
+        self._share(key, {"pop": self._pop, "gateway": self._gateways.get(namespace, False), **state}, now_ms)
 
-    def _share(self, key: FunctionKey, state: dict[str, Any], memory: Memory, now_ms: int) -> None:
+    def _share(self, key: FunctionKey, state: dict[str, Any], now_ms: int) -> None:
         """Replicate the state, so that a manifest applied at one PoP can be watched there. Progress lines at most every two seconds."""
-        if state == memory.shared:
+        shared, shared_ms = self._shared.get(key, ({}, 0))
+        if state == shared:
             return
-        urgent = any(state[name] != memory.shared.get(name) for name in ("state", "revision", "gateway"))
-        if not urgent and now_ms - memory.shared_ms < SHARE_EVERY_MS:
+        urgent = any(state[name] != shared.get(name) for name in ("state", "revision", "live", "gateway"))
+        if not urgent and now_ms - shared_ms < SHARE_EVERY_MS:
             return
         data = json.dumps({**state, "at_ms": now_ms}).encode()
         self._store.namespace(SYSTEM_NAMESPACE).put(self._shared_key(key), data, content_type="application/json")
-        memory.shared, memory.shared_ms = state, now_ms
+        self._shared[key] = (state, now_ms)
 
     def _shared_key(self, key: FunctionKey) -> str:
         return f"states/{key[0]}/{key[1]}/{self._pop}"
@@ -87,6 +94,7 @@ class Reports:
             if system.get(self._shared_key(key)) is not None:
                 system.delete(self._shared_key(key))
             self.states.pop(f"{key[0]}/{key[1]}", None)
+            self._shared.pop(key, None)
 
 
 def state_of(one: InstanceView) -> str:
@@ -97,9 +105,11 @@ def state_of(one: InstanceView) -> str:
 
 
 def judge(
-    function: ResolvedFunction, build: Build | None, memory: Memory, instances: list[InstanceView]
+    function: ResolvedFunction, rollout: Rollout, build: Build | None, memory: Memory, instances: list[InstanceView]
 ) -> dict[str, Any]:
     """State, reason and last log lines of a function that is wanted here."""
+    if rollout.phase == "rolled-back":
+        return {"state": "rolled-back", "reason": rollout.reason, "last_log_lines": list(rollout.last_log_lines)}
     current = [one for one in instances if one.revision == function.revision and one.content == memory.content]
     ready = sum(1 for one in current if one.running and state_of(one) in READY)
     if ready >= function.scale.instances:

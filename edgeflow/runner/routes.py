@@ -1,8 +1,11 @@
 """Installs the routing tables of this PoP.
 
-What must stay true: every namespace has the table that its manifest gives, and an empty one without a manifest; a damaged manifest leaves the table that
-is there.
+What must stay true: every namespace has the table of its manifest with, of each function, the revision that serves here, and an empty one without a
+manifest; a damaged manifest leaves the table that is there.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import structlog
 
@@ -25,12 +28,12 @@ class Routes:
         self._pop = pop
         self._installed: dict[str, tuple[str, int]] = {}
 
-    def install(self, manifests: Manifests, now_ms: int) -> None:
-        """Install what has changed."""
-        for name, applied in manifests.all().items():
+    def install(self, manifests: Manifests, serving: Mapping[str, Mapping[str, Any]], now_ms: int) -> None:
+        """Install what has changed; `serving`: the manifests with the revisions that serve."""
+        for name, document in serving.items():
             if name not in self._installed:
                 self._store.create_namespace(name)
-            self._install(name, compile_routes(applied.document, self._pop), now_ms)
+            self._install(name, compile_routes(document, self._pop), now_ms)
         for name in self._store.namespaces():
             if name not in manifests.all() and not manifests.is_unreadable(name) and name != SYSTEM_NAMESPACE:
                 self._install(name, RouteTable(), now_ms)

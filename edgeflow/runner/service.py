@@ -1,10 +1,11 @@
 """What the control process holds of the runner: the driver of the PoP's mode, the reconciler over it, and the keeper beside it."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeflow.runner.driver import Driver
 from edgeflow.runner.keeper import Keeper
 from edgeflow.runner.reconciler import Reconciler
+from edgeflow.runner.usage import Usage
 from edgeflow.settings import PopSettings
 
 if TYPE_CHECKING:  # it brings the engine's client along
@@ -16,9 +17,9 @@ class Runner:
 
     def __init__(self, settings: PopSettings, store: Any) -> None:
         # A StorePort to the reconciler, an ImageStorePort to what has to do with images.
-        driver, self.images = _driver_for(settings, store)
+        self._driver, self.images = _driver_for(settings, store)
         """`images`: those of this PoP's engine, None without one."""
-        self._reconciler = Reconciler(settings, store, driver)
+        self._reconciler = Reconciler(settings, store, self._driver)
         self._keeper = Keeper(settings, store, self.images)
 
     def start(self) -> None:
@@ -35,8 +36,18 @@ class Runner:
         """See Reconciler.status."""
         return self._reconciler.status()
 
+    def usage(self) -> dict[str, Usage]:
+        """What each instance of this PoP uses now. Raises EngineUnavailable."""
+        return self._driver.usage()
 
-def _driver_for(settings: PopSettings, store: Any) -> "tuple[Driver, EngineImages | None]":
+
+class _Measured(Driver, Protocol):
+    """A driver that knows what its instances use."""
+
+    def usage(self) -> dict[str, Usage]: ...
+
+
+def _driver_for(settings: PopSettings, store: Any) -> "tuple[_Measured, EngineImages | None]":
     if settings.mode == "docker":
         from edgeflow.runner.docker import DockerDriver
 

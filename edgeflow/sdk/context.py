@@ -41,6 +41,8 @@ class FunctionInfo:
     """Whether an invocation may have more than one event: a join, a window, or side inputs."""
     captures: Mapping[str, int] = field(default_factory=dict)
     """Level of each capture of a `qos: 0` input; events of other functions come with theirs."""
+    channels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """The same by the name of the input, for inputs that come all in one event."""
     publish: tuple[str, ...] = ()
     """Full channel names and templates."""
     context: Mapping[str, str] = field(default_factory=dict)

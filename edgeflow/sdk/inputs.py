@@ -13,8 +13,11 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from edgeflow.core import gathered
+from edgeflow.core.channels import INVOKE_LEVEL, captures_of
 from edgeflow.core.events import BlobRef, Event
 from edgeflow.core.wire import MAX_FRAME_BYTES
+from edgeflow.errors import EdgeflowError, Reject
 
 MAX_BODY_BYTES = MAX_FRAME_BYTES - 4096
 """Largest state: it travels in one frame with a few fields beside it."""
@@ -195,6 +198,30 @@ class Input:
             if ref is not None and ref[1] <= AHEAD_BYTES:
                 ahead.append(ref[0])
         return ahead
+
+
+def spread(
+    items: Sequence[Mapping[str, Any]], captures: Mapping[str, Mapping[str, int]], namespace: str, bodies: Bodies
+) -> Sequence[Mapping[str, Any]]:
+    """The inputs of a work item; those that came all in one event, by which the function was called by name, one by one.
+
+    `captures` are the levels of the captures of each input. Raises Reject for a batch that is none, or has an input that the function has not.
+    """
+    stored = items[0]["event"] if len(items) == 1 else {}
+    if not gathered.is_batch(stored.get("m")) or not stored["c"].startswith(f"{namespace}/{INVOKE_LEVEL}/"):
+        return items
+    body = Input("batch", stored, bodies).data
+    try:
+        inputs = gathered.unpack(body, namespace=namespace, source=stored["s"], now_ms=stored["t"])
+    except EdgeflowError as error:
+        raise Reject(f"{error.message} ({error.hint})") from None
+    unknown = sorted({name for name, _ in inputs} - set(captures))
+    if unknown:
+        raise Reject(f"the batch has inputs that the function has not: {', '.join(unknown)}")
+    return [
+        {"name": name, "event": event.encode(), "captures": captures_of(captures[name], event.channel)}
+        for name, event in inputs
+    ]
 
 
 def make_inputs(

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from edgeflow import __version__
 from edgeflow.core.failpoints import hit
@@ -31,7 +31,7 @@ from edgeflow.errors import BadHandler, BadOutput, EdgeflowError, ProtocolError,
 from edgeflow.sdk.connection import Abandoned, AgentPort, Connection, ConnectionLost, connect
 from edgeflow.sdk.context import Context, FunctionInfo
 from edgeflow.sdk.function import Handle, check_signature, load_handler
-from edgeflow.sdk.inputs import BodyCache, make_inputs
+from edgeflow.sdk.inputs import Bodies, BodyCache, make_inputs, spread
 from edgeflow.sdk.log import Log
 from edgeflow.sdk.outcome import Later, Outcome
 from edgeflow.sdk.stored import ContextCache
@@ -137,6 +137,21 @@ class Stop:
             select.select([self.read_fd], [], [], timeout_s)
 
 
+class Witness(Protocol):
+    """Who wants to know how each attempt ended."""
+
+    def ended(
+        self,
+        info: FunctionInfo,
+        log: Log,
+        items: Sequence[Mapping[str, Any]],
+        message: Message,
+        took_s: float,
+        bodies: Bodies,
+    ) -> None:
+        """`message` is the commit or the fail that is about to be sent, `items` are the inputs of the attempt."""
+
+
 class Instance:
     """The life of one instance process.
 
@@ -150,8 +165,10 @@ class Instance:
         *,
         stop: Stop | None = None,
         exit_now: Callable[[int], Any] = os._exit,
+        witness: "Witness | None" = None,
     ) -> None:
         self.stop = stop or Stop()
+        self.witness = witness
         self._socket_path = socket_path
         self._load = load
         self._exit_now = exit_now
@@ -170,7 +187,8 @@ class Instance:
         """Account at the broker of a function whose input has qos 0."""
         self._channel = ""
         self.info = FunctionInfo(namespace="", function="")
-        self.log = Log({"logger": "sdk"})
+        self.log = self.current_log = Log({"logger": "sdk"})
+        """Its own log; that of the invocation that runs now."""
 
     def run(self) -> int:
         """Serves until told to stop, reconnecting when the agent restarts; returns the exit status. Raises BadHandler."""
@@ -310,6 +328,7 @@ class Instance:
                 pop=message["pop"], inputs=tuple(item["name"] for item in inputs),
                 lists=frozenset(item["name"] for item in inputs if item.get("list", all_lists)),
                 joined=message["join"] is not None or any(item.get("optional") for item in inputs), captures=inputs[0].get("captures") or {},
+                channels={item["name"]: item.get("captures") or {} for item in inputs},
                 publish=tuple(message["publish"]), context=message["context"] or {}, has_state=bool(message.get("state")),
                 timeout_ms=message["timeout_ms"],
             )  # fmt: skip
@@ -323,7 +342,7 @@ class Instance:
             "function": self.info.function,
             "instance": self.info.instance,
         }
-        self.log = Log({"logger": "sdk", **bound})
+        self.log = self.current_log = Log({"logger": "sdk", **bound})
         if self._handle is None:
             started_s = time.monotonic()
             self._handle = self._load()
@@ -499,15 +518,18 @@ class Session:
         log = Log({**self._log_fields, "invocation": work.invocation, "attempt": work.attempt})
         port.waited_s = 0.0
         context: Context | None = None
+        items = work.inputs
         started_s = time.perf_counter()
         try:
-            arguments, inputs = make_inputs(work.inputs, self._info.inputs, port, lists=self._info.lists)
+            items = spread(work.inputs, self._info.channels, self._info.namespace, port)
+            arguments, inputs = make_inputs(items, self._info.inputs, port, lists=self._info.lists)
             context = Context(
                 self._info, port, outcome, invocation_id=work.invocation, attempt=work.attempt, deadline_ms=work.deadline_ms, inputs=inputs,
                 context=instance.context_values(work, port), log=log, state=work.state, key=work.key, window=work.window, replay=work.replay,
                 shadow=work.shadow,
             )  # fmt: skip
             hit("sdk-before-handler")
+            instance.current_log = log
             context.end(instance.call(instance.handler(), context, arguments))
             hit("sdk-after-handler")
             message = {
@@ -531,6 +553,7 @@ class Session:
         finally:
             if context is not None:
                 context.close()
+            instance.current_log = instance.log
         ended_s = time.perf_counter()
         took_s = ended_s - started_s
         instance.took(took_s)
@@ -541,6 +564,11 @@ class Session:
                 "fetch_us": int(port.waited_s * 1e6),
             }
             self._unconfirmed.add((work.invocation, work.attempt))
+        if instance.witness is not None:
+            try:
+                instance.witness.ended(self._info, log, items, message, took_s, port)
+            except Abandoned as lost:
+                raise ConnectionLost(str(lost)) from None
         self._send(message, work, ended_s, took_s)
         if took_s > SLOW_S and self._todo:
             # They were claimed on the guess that each takes little time; another instance can have them now.

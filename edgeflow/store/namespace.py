@@ -470,6 +470,16 @@ class Namespace(Values):
             payload["ids"] = list(ids)
         return len(self._call("ef_release", **payload))
 
+    def hand_over(self, function: str, revision: str, to: str | None, limit: int = 500) -> int:
+        """Give what a revision that was rolled back has left to the one that serves, or (None) end it as dead letters; at most `limit` at once.
+
+        Returns how many are left in whatever state; -1: these are not what they were taken for.
+        """
+        payload: dict[str, Any] = {"f": function, "r": revision, "n": limit}
+        if to is not None:
+            payload["to"] = to
+        return int(self._call("ef_hand_over", **payload))
+
     def holds(self, instance: str) -> Rows[tuple[str, int]]:
         """(invocation, attempt) pairs that the store counts as claimed by an instance."""
         return [

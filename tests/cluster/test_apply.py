@@ -1,5 +1,6 @@
 """From a manifest to running functions and back, on a real cluster of two PoPs."""
 
+import contextlib
 import json
 import os
 import signal
@@ -67,7 +68,10 @@ def answers(client: Client, namespace: str, text: str, channel: str = "upper") -
 def runs(cluster: LocalCluster, pop: str, namespace: str) -> list[dict[str, Any]]:
     """Run files of a namespace's instances."""
     files = (cluster.home.pop_dir(pop) / "state" / "instances").glob("*.json")
-    documents = [json.loads(file.read_text()) for file in files]
+    documents = []
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):  # its instance has just been removed
+            documents.append(json.loads(file.read_text()))
     return [one for one in documents if one["namespace"] == namespace and one["pid"]]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -162,9 +163,21 @@ def test_foreground_gives_up_on_a_crash_loop_and_leaves_nothing(tmp_path, progra
 
 def test_logs_of_processes_and_functions(home, cluster):
     log = cluster.home.instance_logs_dir("la") / "vision.detect-abc.log"
-    log.write_text("found 3 faces\n")
-    assert edgeflow("logs", "vision/detect", home=home).stdout == "found 3 faces\n"
-    assert edgeflow("logs", "detect", home=home).stdout == "found 3 faces\n"
+    record = {
+        "event": "seen",
+        "timestamp": "2026-01-01T10:00:00.123Z",
+        "invocation": "0123456789ab",
+        "function": "detect",
+        "n": 3,
+    }
+    log.write_text(f"found 3 faces\n{json.dumps(record)}\n")
+    for name in ("vision/detect", "detect"):
+        plain, seen = edgeflow("logs", name, home=home).stdout.splitlines()
+        assert plain.split() == ["la", "detect-abc", "found", "3", "faces"]
+        assert re.fullmatch(r"\d\d:\d\d:00\.123 la detect-abc 01234567 seen n=3", seen)
+    _, line = edgeflow("logs", "detect", "-o", "json", home=home).stdout.splitlines()
+    assert json.loads(line) == {"log": "la detect-abc", **record}
+    assert len(edgeflow("logs", "detect", "-n", "1", home=home).stdout.splitlines()) == 1
     assert "Ready to accept connections" in edgeflow(
         "logs", "--process", "redis", "--pop", "la", home=home
     ).stdout.replace("ready to accept", "Ready to accept")

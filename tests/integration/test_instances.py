@@ -21,6 +21,7 @@ from edgeflow.errors import StaleHome, Unavailable
 from edgeflow.flow.accounts import Accounts
 from edgeflow.flow.instances import Instances
 from edgeflow.flow.reactor import Reactor
+from edgeflow.flow.reads import WAITING
 from edgeflow.flow.rounds import Rounds
 from edgeflow.store import Arrival, Store
 from edgeflow.store.replica import ReplicatedNamespace
@@ -312,6 +313,24 @@ def test_a_version_that_is_on_its_way_is_waited_for(agent: Agent, wait_until: Wa
     assert peer.silent()
     agent.ns.put("k", b"come")
     assert peer.expect("reply")["ok"] is True
+
+
+def test_one_instance_has_so_many_reads_wait_and_no_more(agent: Agent, wait_until: Wait) -> None:
+    agent.listen("one", "two")
+    peer, other = agent.connect("one", wait_until), agent.connect("two", wait_until)
+    ask = {"t": "get", "key": "k", "version": "9999999999999.00000@b", "wait_ms": 60_000}
+    peer.send(*({**ask, "r": n} for n in range(WAITING)))
+    assert peer.silent()
+    assert asked(peer, **ask)["code"] == "throttled"
+    assert asked(peer, t="get", key="k")["value"] is None  # what can be answered is
+    other.send({**ask, "r": 1})
+    assert other.silent()
+    agent.ns.increment("k")  # of another type, which is as good as any version
+    assert {peer.expect("reply")["r"] for _ in range(WAITING)} == set(range(WAITING))  # as they were looked at
+    assert other.expect("reply")["ok"] is True
+    agent.ns.delete("k")
+    peer.send({**ask, "r": 1})
+    assert peer.silent()  # there is room again
 
 
 def test_a_read_that_may_be_too_old_is_refused_by_name(agent: Agent, wait_until: Wait) -> None:

@@ -578,7 +578,8 @@ def test_a_shadow_replay_publishes_nothing_and_shows_the_differences(pops: Calla
             one.id,
             one.attempt,
             [event("y", "s" + one.id, b"new" if id == "7" else id.encode())],
-            [ValueWrite("k", b"v")],
+            # It would not hold; of a shadow nothing is written anyway.
+            [ValueWrite("k", b"v", if_version="1763651112223.00000@nobody")],
         )
 
     finish_replay(ns, info.id, changed)
@@ -615,4 +616,72 @@ def test_a_replay_makes_new_work_once_however_often_a_piece_is_repeated(pops: Ca
         ns.start_replay(ReplaySpec(f"{NAME}/x", "f", revision="ffffffffffff"))
     with pytest.raises(NotFound):
         ns.start_replay(ReplaySpec(f"{NAME}/x", "unknown"))
+    assert_conserved(ns)
+
+
+# -- revisions that are rolled back --------------------------------------------------------------------------------------
+
+ONE = "functions:\n  f: {image: i, subscribe: x, retry: {attempts: 2}}\n"
+TWO = "functions:\n  f: {image: i, subscribe: x, retry: {attempts: 2}, env: {A: b}}\n"
+
+
+def take(ns: ReplicatedNamespace, revision: str, limit: int = 10, instance: str = "i1") -> list[Claimed]:
+    return ns.round(claims=[Claim("f", revision, instance, limit, 60_000)]).claimed[0]
+
+
+def revision_of(ns: ReplicatedNamespace) -> str:
+    return ns.routes().functions[0].revision
+
+
+@pytest.mark.parametrize("keyed", ["", ", ordered: {by: subject}"])
+def test_what_a_revision_has_left_goes_to_the_one_that_serves_and_is_done_once(
+    pops: Callable[..., Pop], clock: Clock, keyed: str
+) -> None:
+    ns = pops().ns
+    one, two = (text.replace("subscribe: x", "subscribe: x" + keyed) for text in (ONE, TWO))
+    apply(ns, one)
+    old = revision_of(ns)
+    apply(ns, two)
+    new = revision_of(ns)
+    assert ns.hand_over("f", new, old) == -1, "it serves"
+    send(ns, *(event("x", str(n), subject=str(n % 2)) for n in range(6)))
+    (running,) = take(ns, new, 1, "i1")
+    (failed,) = take(ns, new, 1, "i2")
+    ns.fail(failed.id, failed.attempt, "instance-crashed", "", 1000)
+    apply(ns, one)
+    assert ns.hand_over("f", new, "another") == -1, "what it would go to does not serve"
+    left = ns.hand_over("f", new, old, 2)
+    while ns.inbox_stats("f", new).ready:
+        left = ns.hand_over("f", new, old, 2)
+    assert left == ns.inbox_stats("f", new).pending > 0, (
+        "what runs, waits for its turn or for its retry is still to come"
+    )
+    assert commit(ns, Commit(running.id, running.attempt, [], [])) == ["committed"], "who has it may end it"
+    done = [running.id]
+    clock.ms += 2000
+    for _ in range(10):
+        ns.tick()
+        for work in take(ns, old, 10, "i3"):
+            assert ns.failures(work.id) == 0, "failures of the other revision are not held against it"
+            assert commit(ns, Commit(work.id, work.attempt, [], [])) == ["committed"]
+            done.append(work.id)
+    assert len(done) == len(set(done)) == 6
+    assert (ns.inbox_stats("f", new).pending, ns.inbox_stats("f", old).pending) == (0, 0)
+    assert_conserved(ns)
+    apply(ns, two)
+    send(ns, event("x", "later"))
+    (late,) = take(ns, new, 1, "i4")
+    ns.release_claims(instance="i4")
+    assert [one.id for one in take(ns, new, 1, "i4")] == [late.id], "tried again, it keeps its work"
+
+
+def test_what_nobody_can_take_becomes_dead_letters_that_say_why(pops: Callable[..., Pop]) -> None:
+    ns = pops().ns
+    apply(ns, ONE)
+    apply(ns, TWO)
+    new = revision_of(ns)
+    send(ns, event("x", "1"), event("x", "2"))
+    apply(ns, ONE)
+    assert ns.hand_over("f", new, None) == 0
+    assert [letter.reason for letter in ns.dead_letters()] == ["rolled-back", "rolled-back"]
     assert_conserved(ns)

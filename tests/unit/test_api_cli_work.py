@@ -155,18 +155,23 @@ class TestInvoke:
 
     def test_no_result(self, here: FakeNamespace) -> None:
         here.results[first_id()] = Outcome("dead", "handler-failed")
-        result = run("invoke", "vision/detect", "-d", "x", status=1)
+        result = run("invoke", "vision/detect", "-d", "x", status=3)
         assert "handler-failed" in result.stderr
         assert "edgeflow dlq show" in result.stderr
         assert not result.stdout
 
     def test_too_late(self, here: FakeNamespace) -> None:
-        assert "edgeflow get invocation" in run("invoke", "vision/detect", "--timeout", "50ms", status=1).stderr
+        assert "edgeflow get invocation" in run("invoke", "vision/detect", "--timeout", "50ms", status=4).stderr
+
+    def test_a_name_alone_is_enough_where_only_one_function_has_it(self, here: FakeNamespace) -> None:
+        here.results[first_id()] = Outcome("committed", "", [output(b"yes", "text/plain")])
+        assert run("invoke", "detect", "-d", "x").stdout == "yes"
+        assert "no function is called 'nope'" in run("invoke", "nope", "-d", "x", status=1).stderr
 
     @pytest.mark.parametrize(
         "arguments",
         [
-            ("detect",), ("vision/detect/x",), ("vision/detect", "-d", "x", "-f", "y"), ("vision/detect", "--event", "-", "-d", "x"), ("vision/detect", "-a", "n"),
+            ("vision/detect/x",), ("vision/detect", "-d", "x", "-f", "y"), ("vision/detect", "--event", "-", "-d", "x"), ("vision/detect", "-a", "n"),
         ],
     )  # fmt: skip
     def test_wrong_use(self, arguments: tuple[str, ...], here: FakeNamespace) -> None:

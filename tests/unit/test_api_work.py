@@ -244,8 +244,28 @@ class TestInvoke:
     def test_bad_events_are_refused_as_for_publishing(self, http: httpx.Client, vision: FakeNamespace) -> None:
         check_problem(http.post(INVOKE, content=b"x", headers={"ce-id": ""}), 400, "bad-event")
         check_problem(http.post(INVOKE, content=b"x" * 2000), 413, "too-large")
-        batch = http.post(INVOKE, content=b"[]", headers={"content-type": "application/cloudevents-batch+json"})
-        check_problem(batch, 415, "unsupported-media-type")
+        batch = {"content-type": "application/cloudevents-batch+json"}
+        check_problem(http.post(INVOKE, content=b"[]", headers=batch), 400, "bad-event")
+        check_problem(
+            http.post("/v1/channels/vision/frames", content=b"[]", headers=batch), 415, "unsupported-media-type"
+        )
+        one = {"specversion": "1.0", "input": "frame", "data": "x"}
+        problem = check_problem(http.post(INVOKE, json=[one], headers=batch), 400, "bad-event")
+        assert "no input 'frame'" in problem["detail"] and "frames" in problem["hint"]
+        assert not vision.arrivals
+
+    def test_all_inputs_of_a_join_come_in_one_batch(self, http: httpx.Client, vision: FakeNamespace) -> None:
+        vision.results[invocation_id("classify", "chicago", 1, 1, 0)] = Result("committed")
+        inputs = [{"specversion": "1.0", "input": name, "subject": "ä/1", "data": name} for name in ("frames", "faces")]
+        batch = {"content-type": "application/cloudevents-batch+json"}
+        assert http.post("/v1/functions/vision/classify/invoke", json=inputs, headers=batch).status_code == 204
+        event = vision.arrivals[0].event
+        assert (event.channel, event.subject, event.datacontenttype) == (
+            "vision/_invoke/classify",
+            "ä/1",
+            batch["content-type"],
+        )
+        assert json.loads(event.data or b"") == inputs
 
     @pytest.mark.parametrize(("error", "wait"), [(QueueFull("q", retry_after_s=2.2), "3"), (QuotaExceeded("q"), "1")])
     def test_too_much_says_when_to_come_back(

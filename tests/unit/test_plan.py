@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from edgeflow.runner.plan import (
     Action,
+    Coming,
     FunctionView,
     InstanceView,
     Kill,
@@ -154,3 +155,14 @@ def test_from_any_state_it_gets_to_exactly_what_is_wanted(instances: list[Instan
         instances = list(by_name.values())
         now_ms += 200_000
     assert len(instances) == wanted and all(one.revision == "r2" and one.running for one in instances)
+
+
+def test_a_coming_revision_is_started_beside_the_one_that_serves() -> None:
+    serving = InstanceView("a", "one", True, 0, state="ready", since_ms=0)
+    view = FunctionView("one", 1, True, 0, [serving], coming=Coming("two", 2, True, 0))
+    assert plan(view, Policy(), 10) == [Start(is_coming=True)] * 2
+    fresh = InstanceView("b", "two", True, 5, state="ready", since_ms=5)
+    view = FunctionView("one", 1, True, 0, [serving, fresh], coming=Coming("two", 1, True, 0))
+    assert plan(view, Policy(), 10) == [], "neither the one nor the other is too much"
+    view = FunctionView("one", 1, True, 0, [serving, fresh], coming=None)
+    assert plan(view, Policy(), 10) == [Stop("b", "belongs to revision two, which was replaced")]

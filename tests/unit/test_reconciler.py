@@ -44,6 +44,7 @@ class FakeNamespace:
         self.values: dict[str, Item] = {}
         self.routes = RouteTable("never set")
         self.inboxes: dict[tuple[str, str], Inbox] = {}
+        self.handed_over: list[tuple[str, str, str | None]] = []
         self.writes = 0
 
     def list(self, prefix: str = "", *, after: str = "", limit: int = 100) -> "list[Item]":
@@ -64,6 +65,11 @@ class FakeNamespace:
         changed = table.version != self.routes.version
         self.routes = table
         return changed
+
+    def hand_over(self, function: str, revision: str, to: str | None) -> int:
+        self.handed_over.append((function, revision, to))
+        self.inboxes.pop((function, revision), None)
+        return 0
 
     def inbox_stats(self, function: str, revision: str) -> Inbox:
         return self.inboxes.get((function, revision), Inbox())
@@ -475,6 +481,105 @@ def test_the_thread_outlives_an_outage_of_the_store(world: World, monkeypatch: p
     assert world.driver.started and world.reconciler.status()["running"]
     world.reconciler.stop()
     assert not world.reconciler.status()["running"]
+
+
+# -- revisions ---------------------------------------------------------------------------------------------------------
+
+
+def roll_out(world: World, then: str = "{f: {image: j, subscribe: a, publish: b}}") -> tuple[str, str]:
+    """A first revision that serves, and a second one whose instances have been started."""
+    old = world.apply("{f: {image: i, subscribe: a}}")["functions"]["f"]["revision"]
+    world.settle()
+    world.become("ready")
+    world.round()
+    new = world.apply(then)["functions"]["f"]["revision"]
+    world.settle()
+    return old, new
+
+
+def serving(world: World) -> list[str]:
+    return [one.revision for one in world.store.namespace("vision").routes.functions]
+
+
+def of(world: World, revision: str) -> list[str]:
+    return [one.instance for one in world.driver.instances.values() if one.revision == revision]
+
+
+def test_events_go_to_a_new_revision_when_it_is_ready_and_not_before(world: World) -> None:
+    old, new = roll_out(world)
+    assert serving(world) == [old] and len(of(world, new)) == 1
+    assert world.state()["state"] == "starting" and (world.state()["revision"], world.state()["live"]) == (new, old)
+    world.driver.end(*of(world, old), "was ended by SIGKILL")
+    world.round(2)
+    assert len(of(world, old)) == 1, "what serves is cared for meanwhile"
+    world.become("ready")
+    world.round()
+    assert serving(world) == [new] and world.state()["state"] == "ready" and world.state()["live"] == new
+    assert world.driver.stopped == of(world, old)
+
+
+def test_what_does_not_get_ready_is_rolled_back_by_itself_with_the_reason(world: World) -> None:
+    old, new = roll_out(world)
+    world.round(later_ms=59_000)
+    assert world.state()["state"] == "starting"
+    world.driver.end(*of(world, new), "exited with status 3")
+    world.round()
+    assert world.state()["state"] == "failing"
+    (bad,) = [one.instance for one in world.driver.started if one.revision == new][:1]
+    world.round(later_ms=1_001)
+    state = world.state()
+    assert state["state"] == "rolled-back" and f"instance {bad} exited with status 3" in state["reason"]
+    assert state["last_log_lines"] == [f"last words of {bad}"] and serving(world) == [old]
+    shared = json.loads(world.store.namespace("system").values["states/vision/f/la"].data)
+    assert shared["state"] == "rolled-back" and shared["live"] == old
+    world.round(2)
+    assert set(world.driver.stopped) == set(of(world, new)), "its instances leave"
+    for instance in of(world, new):
+        world.driver.end(instance, "exited with status 0")
+    world.begin()
+    world.round(3, later_ms=200_000)
+    assert world.state()["state"] == "rolled-back" and of(world, new) == [], "a restarted control process keeps to it"
+    # The next apply is not held up, and neither is the same one once more.
+    world.store.namespace("system").put(f"revisions/vision/f/{world.now_ms:013d}-{new}", b"{}")
+    world.round()
+    world.settle()
+    assert len(of(world, new)) == 1 and world.state()["state"] == "starting"
+    world.become("ready")
+    world.round()
+    assert serving(world) == [new]
+
+
+@pytest.mark.parametrize(("then", "taken"), [("{image: j, subscribe: a, publish: b}", True), ("{image: j, subscribe: [a, c]}", False)])  # fmt: skip
+def test_what_crashes_after_it_went_live_goes_back_with_its_work(world: World, then: str, taken: bool) -> None:
+    old, new = roll_out(world, f"{{f: {then}}}")
+    world.become("ready")
+    world.round()
+    assert serving(world) == [new]
+    for instance in of(world, old):
+        world.driver.end(instance, "exited with status 0")
+    world.store.namespace("vision").inboxes["f", new] = Inbox(ready=3)
+    for _ in range(3):
+        world.round(later_ms=2_000)
+        for instance in of(world, new):
+            world.driver.end(instance, "exited with status 1")
+        world.round(2)
+    assert world.state()["state"] == "rolled-back" and "3 times in a row" in world.state()["reason"]
+    assert serving(world) == [old]
+    world.round()
+    assert world.store.namespace("vision").handed_over == [("f", new, old if taken else None)]
+    world.round(2)
+    assert len(of(world, old)) == 1 and of(world, new) == []
+
+
+def test_a_stuck_rollout_gives_way_to_the_next_apply(world: World) -> None:
+    old, new = roll_out(world)
+    third = world.apply("{f: {image: k, subscribe: a}}")["functions"]["f"]["revision"]
+    world.settle()
+    assert serving(world) == [old] and len(of(world, third)) == 1
+    world.become("ready", *of(world, third))
+    world.round()
+    assert serving(world) == [third]
+    assert set(of(world, new)) <= set(world.driver.stopped)
 
 
 def with_secrets(world: World, folder: Path) -> SecretBook:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeflow.cli import new
 from edgeflow.core import manifest
 from edgeflow.sdk import connection, runtime
 from edgeflow.sdk.function import load_handler
@@ -22,6 +23,7 @@ def snippets(language: str) -> list[str]:
 def test_the_first_function_and_its_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     handler, its_test = snippets("python")[:2]
+    assert (handler, its_test) == (new.HANDLER, new.TEST)
     (tmp_path / "handler.py").write_text(handler)
     handle = load_handler(tmp_path)
     assert call(handle, words="good morning").output.text() == "GOOD MORNING"
@@ -60,7 +62,8 @@ def test_the_fork_of_the_running_stream(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_the_manifest_snippets_are_valid() -> None:
     first, *additions = snippets("yaml")
-    manifest.parse(first)
+    assert first == new.MANIFEST.format(name="hello")
+    manifest.parse(first, default_pop="dev")
     assert len(additions) == 2
     for addition in additions:
         manifest.parse("namespace: vision\nfunctions:\n" + addition)

@@ -13,7 +13,25 @@ local function gives_way(p, c, id, inbox)
   return true
 end
 
+-- Work of a revision that was rolled back goes to the one that serves, as it becomes ready (62_revisions.lua): failures of the one are not held
+-- against the other.
+local function serving(p, c, id, f, r)
+  local to = call('HGET', p .. 'moved', f .. ':' .. r)
+  if not to then return r end
+  local from = f .. ':' .. r
+  call('HSET', p .. 'inv:' .. id, 'r', to, 'x', '0')
+  pend(c, from, -1)
+  pend(c, f .. ':' .. to, 1)
+  local subject = call('HGET', p .. 'inv:' .. id, 'sj')
+  if subject and call('HGET', p .. 'newest:' .. from, subject) == id then
+    call('HDEL', p .. 'newest:' .. from, subject)
+    call('HSETNX', p .. 'newest:' .. f .. ':' .. to, subject, id)
+  end
+  return to
+end
+
 local function to_ready(p, c, id, f, r)
+  r = serving(p, c, id, f, r)
   if gives_way(p, c, id, f .. ':' .. r) then return end
   call('HSET', p .. 'inv:' .. id, 'st', 'ready', 'rdy', c.us)
   call('ZADD', p .. 'ready:' .. f .. ':' .. r, next_number(p, c, 'order'), id)
@@ -22,6 +40,7 @@ end
 
 -- An invocation that was in a failed batch waits here, to be claimed alone and before the others.
 local function to_ready_alone(p, c, id, f, r)
+  r = serving(p, c, id, f, r)
   if gives_way(p, c, id, f .. ':' .. r) then return end
   call('HSET', p .. 'inv:' .. id, 'st', 'ready', 'rdy', c.us)
   call('ZADD', p .. 'alone:' .. f .. ':' .. r, next_number(p, c, 'order'), id)

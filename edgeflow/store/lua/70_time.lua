@@ -98,7 +98,10 @@ redis.register_function('ef_routes', function(keys, args)
   local p, c = start_call(keys, args)
   if call('GET', p .. 'routes:version') == c.version then return 0 end
   call('MSET', p .. 'routes:version', c.version, p .. 'routes', c.table)
-  if #c.inboxes_here > 0 then call('SADD', p .. 'inboxes', unpack(c.inboxes_here)) end
+  if #c.inboxes_here > 0 then
+    call('SADD', p .. 'inboxes', unpack(c.inboxes_here))
+    call('HDEL', p .. 'moved', unpack(c.inboxes_here))
+  end
   call('DEL', p .. 'shapes')
   for f, shape in pairs(c.shapes) do call('HSET', p .. 'shapes', f, shape) end
   finish_call(p, c, true)
