@@ -119,6 +119,8 @@ class RunnerSettings(_Section):
     their limit at the same time. What does not fit waits."""
     memory_bytes: int | None = Field(default=None, gt=0)
     """Memory (bytes) that all instances of the PoP together may be allowed (`limits.memory`); None = the machine's. What does not fit waits."""
+    launcher: Path = Path("/opt/edgeflow/launch")
+    """Docker mode: the static program that starts the programs of `contract: stdio` inside their containers; the agent's image has it."""
     start_deadline_s: float = 120.0
     """Seconds an instance may take from start to ready before it is reported as failing and replaced."""
 
