@@ -449,3 +449,9 @@ def test_scale_is_a_number_or_a_range(field: str, resolved: dict[str, int]) -> N
 def test_what_does_not_go_together_in_scale_is_refused(field: str, problem: str) -> None:
     (line,) = of_function(field)
     assert problem in line
+
+
+@pytest.mark.parametrize("how", ["contract: mqtt, subscribe: a", "subscribe: {channel: a, qos: 0}"])
+def test_what_hears_the_broker_itself_does_not_follow_the_work(how: str) -> None:
+    lines = problems(f"namespace: app\nfunctions:\n  f: {{image: i, {how}, scale: {{min: 0}}}}\n", default_pop="la")
+    assert [line for line in lines if "functions.f.scale.min: the one" in line]
