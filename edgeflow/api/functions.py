@@ -19,7 +19,7 @@ from edgeflow.api.revisions import Change, ChangeView, by_of, change_views, shar
 from edgeflow.core import manifest as manifests
 from edgeflow.core.channels import SYSTEM_NAMESPACE, check_namespace
 from edgeflow.core.manifest_changes import FunctionChange, changes
-from edgeflow.errors import BadManifest
+from edgeflow.errors import BadManifest, Unavailable
 from edgeflow.runner.library import ImageLibrary
 from edgeflow.runner.pins import pin
 
@@ -42,6 +42,9 @@ class AppliedView(BaseModel):
     status: Literal["created", "updated", "unchanged"]
     version: str = Field(description="Version of the manifest, its ETag")
     revisions: dict[str, str] = Field(description="Revision of each function")
+    missing_images: list[str] = Field(
+        description="Ids of images that neither the cluster nor this PoP's engine has; functions wait for them"
+    )
     changes: list[ChangeView] = Field(description="What is not as before")
 
 
@@ -125,7 +128,9 @@ def apply_manifest(
         status: Literal["created", "updated", "unchanged"] = (
             "updated" if found or _policies(before) != _policies(document) else "unchanged"
         )
-        return _applied("created" if before is None else status, document, found, value.version if value else "", 200)
+        return _applied(
+            api, "created" if before is None else status, document, found, value.version if value else "", 200
+        )
     for name, function in document["functions"].items():
         if function.get("source") is not None and api.settings.runner.dev_dir is None:
             raise BadManifest(
@@ -140,10 +145,10 @@ def apply_manifest(
     api.namespace_for_write(namespace)
     again = _rolled_back(api, namespace, document)
     if value is not None and not found and not again and _policies(before) == _policies(document):
-        return _applied("unchanged", document, found, value.version, 200)
+        return _applied(api, "unchanged", document, found, value.version, 200)
     kinds: dict[str, Change] = dict.fromkeys(again, "again")
     version = write_manifest(api, before, document, by_of(request), value.version if value else None, kinds)
-    return _applied("updated" if value else "created", document, found, version, 200 if value else 201)
+    return _applied(api, "updated" if value else "created", document, found, version, 200 if value else 201)
 
 
 @router.get("/v1/functions/{namespace}", responses=responses(404), response_class=JSONResponse)
@@ -223,8 +228,19 @@ def resolve_image(api: Api, name: str) -> str | None:
     return None if stored is None else stored.id
 
 
+def missing_images(api: Api, document: Mapping[str, Any]) -> list[str]:
+    """Ids in a manifest of images that neither the cluster nor this PoP's engine has."""
+    library = ImageLibrary(api.store, api.settings.pop, api.settings.limits.image_bytes)
+    ids = {function["image_id"] for function in document["functions"].values() if function.get("image_id")}
+    try:
+        return sorted(id for id in ids if library.get(id) is None and not (api.images and api.images.has(id)))
+    except Unavailable:
+        return []  # the engine does not answer: the PoP that runs a function says what it waits for
+
+
 def _applied(
-    status: Literal["created", "updated", "unchanged"], document: Mapping[str, Any], found: list[FunctionChange], version: str, code: int
+    api: Api, status: Literal["created", "updated", "unchanged"], document: Mapping[str, Any], found: list[FunctionChange], version: str,
+    code: int,
 ) -> Response:  # fmt: skip
     revisions = {name: function["revision"] for name, function in document["functions"].items()}
     view = AppliedView(
@@ -232,6 +248,7 @@ def _applied(
         status=status,
         version=version,
         revisions=revisions,
+        missing_images=missing_images(api, document),
         changes=change_views(found),
     )
     return JSONResponse(view.model_dump(), code, {"ETag": etag(version)} if version else None)

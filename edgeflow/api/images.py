@@ -53,7 +53,7 @@ class ImageView(BaseModel):
     layers: int
     pushed_ms: int
     pop: str = Field(description="Where it was pushed")
-    used_by: list[str] = Field(description="Functions that are made from it, `<namespace>/<function>`")
+    used_by: list[str] = Field(description="Functions that are made from it now, `<namespace>/<function>`")
     loaded: bool | None = Field(description="Whether this PoP's engine has it; null: there is no engine here")
     note: str | None = None
 
@@ -122,7 +122,7 @@ async def load_image(api: ApiDep, id: str) -> ImageView:
 
 @router.delete("/v1/images/{id}", status_code=204, response_class=Response, responses=responses(400, 404, 409))
 def remove_image(api: ApiDep, id: str) -> Response:
-    """Forget an image that no function is made from. What only it consists of is removed later."""
+    """Forget an image that no function is made from now; older revisions that were cannot be gone back to then. Its pieces are removed later."""
     image = _image(api, id)
     users = _views(api, [image])[0].used_by
     if users:
@@ -184,7 +184,7 @@ def _views(api: Api, images: list[StoredImage]) -> list[ImageView]:
     for one in library.all():
         for name in one.names:
             newest.setdefault(name, one.id)
-    used = references(api.store).images
+    used = references(api.store, kept=False).images
     views = []
     for image in images:
         names = [name for name in image.names if newest.get(name, image.id) == image.id]

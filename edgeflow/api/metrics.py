@@ -56,6 +56,11 @@ class _PopCollector(Collector):
         )
         waiting.add_metric([], self._api.waits.waiting())
         yield waiting
+        removed = CounterMetricFamily("edgeflow_unused_removed", "What nothing used and was removed", labels=["what"])
+        for what, count in sorted((self._api.store.local.docs("kept").get("removed") or {}).items()):
+            if what != "at_ms":
+                removed.add_metric([what], count)
+        yield removed
         bodies = GaugeMetricFamily("edgeflow_request_bodies_bytes", "Bytes of request bodies held right now")
         bodies.add_metric([], self._api.budget.held_bytes)
         yield bodies

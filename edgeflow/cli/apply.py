@@ -189,6 +189,8 @@ def apply_file(
             api.put_bundle(digest, data)
         resolved = manifests.resolve(manifest, artifacts, applied_ms=int(time.time() * 1000), default_pop=here)
         answer = api.put_manifest(resolved)
+        for id in sorted({one.image_id for one in artifacts.values() if one.image_id} & set(answer["missing_images"])):
+            push_built(target, id, say)
         functions = {
             name: FunctionProgress(pop=function["place"]["pops"][0], revision=answer["revisions"][name])
             for name, function in resolved["functions"].items()
@@ -254,7 +256,7 @@ def make(
             from edgeflow.runner import images
 
             tag = images.build_image(engine, path, f"{manifest.namespace}/{name}", progress=_about(name, say))
-            artifacts[name] = manifests.Artifact(image=tag)
+            artifacts[name] = manifests.Artifact(image=tag, image_id=images.find_image(engine, tag))
             say(f"{name}: image {tag}")
         else:
             if mode == "embedded" and function.contract == "sdk" and not (path / "handler.py").is_file():
@@ -281,6 +283,21 @@ def _last_lines_shown() -> Iterator[None]:
 
 def _about(name: str, say: Say) -> Say:
     return lambda line: say(f"{name}: {line}")
+
+
+def push_built(target: Target, id: str, say: Say) -> None:
+    """Push an image of this machine's engine that the cluster lacks. Its functions wait for it. Raises NotApplied when it is another one there."""
+    from edgeflow.cli.admin import Operator
+    from edgeflow.cli.images import LOAD_S, saved
+
+    say(f"pushing image {id[7:19]}, which the cluster does not have")
+    with Operator(target.url, target.token, timeout_s=LOAD_S) as client:
+        pushed = client.push_image(saved(id), [], None)
+    if pushed["id"] != id:
+        raise NotApplied(
+            f"image {id[7:19]} of this machine's engine is {pushed['id'][7:19]} in the cluster: the engine names images in another way",
+            hint="Push the image by name (`edgeflow images push`), and apply with `image:` in place of `build:`.",
+        )
 
 
 def _engine(say: Say) -> Any:
@@ -374,13 +391,42 @@ def apply(
 
 
 def build(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Instead of what a manifest names: the folder of one function, as an image", metavar="FOLDER"
+        ),
+    ] = None,
     file: File = Path("edgeflow.yaml"),
     mode: Annotated[
         Literal["auto", "embedded", "docker"], typer.Option(help="What to build: environments or images.")
     ] = "auto",
+    tag: Annotated[
+        str | None,
+        typer.Option("--tag", "-t", help="Name of the image of FOLDER, as in vision/augment:3.", metavar="NAME"),
+    ] = None,
+    push: Annotated[bool, typer.Option("--push", help="Push the image of FOLDER to the cluster.")] = False,
+    pop: Annotated[str | None, typer.Option(help="PoP to push to; the first one if not given.")] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Build what a manifest needs without applying it: images, or archives and virtual environments."""
+    """Build what a manifest needs without applying it: images, or archives and virtual environments; or the image of one folder.
+
+    The image of a folder is made by this machine's engine: of its Dockerfile, or of handler.py and requirements.txt on the base image. Its tag is
+    its content, so that what was built is not built again.
+    """
+    if folder is not None:
+        from edgeflow.cli.images import build_folder
+
+        with _Progress(err) as progress, _last_lines_shown():
+            image = build_folder(folder, tag, progress.say, push=push, pop=pop)
+        if output is Output.JSON:
+            print_json(image)
+        else:
+            where = f", pushed to {image['pushed']}" if image["pushed"] else ""
+            out.print(f"[green]✓[/] {image['image']} ({image['id'][7:19]}){where}")
+        return
+    if tag is not None or push or pop is not None:
+        raise typer.BadParameter("--tag, --push and --pop are about one folder: edgeflow build FOLDER --tag NAME")
     chosen = _mode() if mode == "auto" else mode
     manifest = read(file, default_pop="local")
     with _Progress(err) as progress, _last_lines_shown():

@@ -27,6 +27,7 @@ from edgeflow.cli.admin import Operator
 from edgeflow.cli.apply import PopApi, Target, read
 from edgeflow.cli.console import ask, err, out, say
 from edgeflow.core import manifest as manifests
+from edgeflow.core.manifest_models import Rollout
 from edgeflow.errors import BadManifest, EdgeflowError
 from edgeflow.host import lifecycle
 from edgeflow.host.discover import Cluster
@@ -45,6 +46,8 @@ ASK_S = 0.5
 """Time between two questions about the functions' states."""
 NEVER_S = 86_400.0
 """Start deadline: code that cannot be loaded waits for its author, and is not started again and again."""
+PATIENT = Rollout.model_validate({"deadline": "24h"})
+"""Nor is it rolled back."""
 
 
 def dev(
@@ -121,7 +124,7 @@ class Project:
             if function.build is None:
                 err.print(f"[yellow]{escape(name)} is left out:[/] it is an image, and functions run as processes here")
                 continue
-            functions[name] = function.model_copy(update={"place": None})
+            functions[name] = function.model_copy(update={"place": None, "rollout": PATIENT})
         if not functions:
             raise BadManifest(f"{self.manifest} has no function with `build:`", hint="`edgeflow dev` runs folders.")
         self.archives.clear()

@@ -9,7 +9,7 @@ import typer
 
 from edgeflow.cli.console import say
 from edgeflow.cli.reach import Output, OutputOption, PopOption, client_of, confirm, print_json, show, size_text
-from edgeflow.errors import BadRequest, NotFound
+from edgeflow.errors import BadManifest, BadRequest, NotFound
 
 app = typer.Typer(help="Container images that every PoP can run.", no_args_is_help=True)
 
@@ -40,7 +40,7 @@ def push(
     if archive.is_file():
         chunks, size = (lambda: _read(archive)), archive.stat().st_size
     else:
-        chunks, size = _saved(source), None
+        chunks, size = saved(source), None
     with client_of(pop, timeout_s=LOAD_S) as client:
         image = client.push_image(chunks, name or [], size)
     if output is Output.JSON:
@@ -101,13 +101,38 @@ def remove(
         client.remove_image(id)
 
 
+def build_folder(
+    folder: Path, tag: str | None, progress: Callable[[str], None], *, push: bool, pop: str | None
+) -> dict[str, Any]:
+    """The image of a function's folder: {image, id, names, pushed}. Raises BuildFailed, BadManifest, EngineUnavailable."""
+    from edgeflow.runner import bundles, images
+    from edgeflow.runner.archives import short_name
+
+    name = None if tag is None else short_name(tag)
+    wrong = bundles.look(folder, needs_handler=True)
+    if wrong is not None:
+        raise BadManifest(wrong)
+    engine = images.engine()
+    built = images.build_image(engine, folder, folder.resolve().name, progress=progress)
+    if name is not None:
+        engine.images.get(built).tag(name)
+    id = images.find_image(engine, built)
+    pushed = None
+    if push:
+        progress(f"pushing {name or built}")
+        with client_of(pop, timeout_s=LOAD_S) as client:
+            pushed = client.push_image(saved(built), [name] if name else [], None)["pop"]
+    return {"image": name or built, "id": id, "names": [built, *([name] if name else [])], "pushed": pushed}
+
+
 def _read(archive: Path) -> Iterator[bytes]:
     with archive.open("rb") as file:
         while chunk := file.read(STEP_BYTES):
             yield chunk
 
 
-def _saved(name: str) -> Callable[[], Iterator[bytes]]:
+def saved(name: str) -> Callable[[], Iterator[bytes]]:
+    """The archive of an image of this machine's engine, from its beginning each time. Raises NotFound."""
     from edgeflow.runner import images
 
     engine = images.engine()

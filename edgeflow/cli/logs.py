@@ -67,17 +67,13 @@ def logs(
             hint="Leave -o json out, or name a function.",
         )
     show = _printer(output, readable=function is not None)
-    try:
-        if cluster.mode == "docker":
-            _docker_logs(cluster, function, pop, process, follow=follow, lines=lines, show=show)
-        elif function is not None:
-            _show(lambda: _instance_logs(cluster, function, pop), f"instance of {function}", follow, lines, show)
-        else:
-            sources = _process_logs(cluster, pop, process)
-            _show(lambda: sources, "process", follow, lines, show)
-    except KeyboardInterrupt:
-        if not follow:
-            raise
+    if cluster.mode == "docker":
+        _docker_logs(cluster, function, pop, process, follow=follow, lines=lines, show=show)
+    elif function is not None:
+        _show(lambda: _instance_logs(cluster, function, pop), f"instance of {function}", follow, lines, show)
+    else:
+        sources = _process_logs(cluster, pop, process)
+        _show(lambda: sources, "process", follow, lines, show)
 
 
 def _printer(output: Output, *, readable: bool) -> Show:

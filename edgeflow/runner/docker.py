@@ -33,7 +33,7 @@ from edgeflow.runner.engine_images import EngineImages
 from edgeflow.runner.images import EngineUnavailable
 from edgeflow.runner.library import ImageLibrary
 from edgeflow.runner.ports import ImageStorePort
-from edgeflow.runner.usage import Usage, of_container
+from edgeflow.runner.usage import Usage, of_containers
 from edgeflow.settings import BROKER_FOLDER, PopSettings
 
 log = structlog.get_logger()
@@ -222,15 +222,9 @@ class DockerDriver:
 
     def usage(self) -> dict[str, Usage]:
         """What each instance uses, by the engine."""
-        found = {}
-        for one in self.observe():
-            if one.running:
-                try:
-                    stats = self._client.api.stats(self._name(one.instance), stream=False, one_shot=True)
-                except (docker.errors.DockerException, OSError):
-                    continue  # it has ended, or the engine is slow: the next answer has it
-                if (usage := of_container(stats)) is not None:
-                    found[one.instance] = usage
+        filters = {"label": [f"{_LABEL}cluster={self._settings.cluster}", f"{_LABEL}pop={self._settings.pop}"]}
+        gone = (docker.errors.DockerException, OSError)
+        found: dict[str, Usage] = self._ask(lambda: of_containers(self._client, filters, _LABEL + "instance", gone))
         return found
 
     def upkeep(self) -> None:

@@ -113,7 +113,7 @@ class EngineImages:
         return self._on_engine(id) is not None
 
     def give(self, id: str) -> StoredImage | None:
-        """Store an image of the engine in the library; None when the engine has no such image. Raises BadImage, StoreFull, EngineUnavailable."""
+        """Store an image of the engine in the library, without a name: nobody pushed it under one. None when the engine has no such image. Raises BadImage, StoreFull, EngineUnavailable."""
         if images.find_image(self._client, id) is None:
             return None
         system = self._store.namespace(SYSTEM_NAMESPACE)
@@ -130,7 +130,7 @@ class EngineImages:
         if body is None:
             raise TooLarge(f"image {id[7:19]} went away while it was read")
         try:
-            return self._library.take(body, self._names(id))[0]
+            return self._library.take(body)[0]
         finally:
             body.close()
 
@@ -207,14 +207,6 @@ class EngineImages:
                     continue  # removed just now
         except (docker.errors.DockerException, OSError) as error:
             raise EngineUnavailable(f"the Docker engine is not reachable: {error}") from error
-
-    def _names(self, id: str) -> list[str]:
-        tags: list[Any] = self._api.inspect_image(id).get("RepoTags") or []
-        return [
-            name
-            for name in map(str, tags)
-            if not name.startswith(f"{self._prefix}/loaded:") and archives.NAME.fullmatch(name)
-        ]
 
     def _want_key(self, id: str) -> str:
         return f"{WANTS}{id.removeprefix('sha256:')}/{self._pop}"

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 from edgeflow.core.channels import SYSTEM_NAMESPACE
 
-DOCUMENTS = ("manifests/", "revisions/")
-"""Where in the system namespace functions are described."""
+MANIFESTS = "manifests/"
+REVISIONS = "revisions/"
+"""Where in the system namespace functions are described, as they are and as they were."""
 
 
 class _Info(Protocol):
@@ -48,15 +49,27 @@ class References:
                 self.add(part, who)
 
 
-def references(store: Any) -> References:
-    """What the whole cluster refers to, and what this PoP keeps for itself. Raises ValueError for a document that cannot be read."""
+def references(store: Any, *, kept: bool = True) -> References:
+    """What the manifests of the cluster refer to; `kept`: also what can be gone back to, and what this PoP keeps for work that is left.
+
+    A function that is in no manifest any more has nothing to go back to. Raises ValueError for a document that cannot be read.
+    """
     found = References()
     system = store.namespace(SYSTEM_NAMESPACE)
-    for prefix in DOCUMENTS:
-        for key in _keys(system, prefix):
-            value = system.get(key)
-            if value is not None:
-                found.add(json.loads(value.data), "/".join(key.removeprefix(prefix).split("/")[:2]))
+    there: set[str] = set()
+    for key in _keys(system, MANIFESTS):
+        value = system.get(key)
+        if value is not None:
+            document = json.loads(value.data)
+            found.add(document, key.removeprefix(MANIFESTS))
+            there |= {f"{key.removeprefix(MANIFESTS)}/{name}" for name in document["functions"]}
+    if not kept:
+        return found
+    for key in _keys(system, REVISIONS):
+        who = "/".join(key.removeprefix(REVISIONS).split("/")[:2])
+        value = system.get(key) if who in there else None
+        if value is not None:
+            found.add(json.loads(value.data), who)
     for document in store.local.docs("revision").values():
         found.add(document.get("spec"), f"{document.get('namespace')}/{document.get('function')}")
     return found

@@ -7,10 +7,13 @@ What must stay true: an instance that ends meanwhile is left out; memory that pr
 
 import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+THREADS = 4
+"""Questions to the engine at a time."""
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -24,6 +27,10 @@ class Usage:
     memory_bytes: int
     processes: int
 
+    def plus(self, other: "Usage") -> "Usage":
+        """Both together."""
+        return Usage(self.cpu_s + other.cpu_s, self.memory_bytes + other.memory_bytes, self.processes + other.processes)
+
 
 def of_sessions(leaders: Mapping[str, int]) -> dict[str, Usage]:
     """By instance, from the process that leads its session."""
@@ -34,6 +41,30 @@ def of_sessions(leaders: Mapping[str, int]) -> dict[str, Usage]:
             if fields and int(fields[3]) in members:
                 members[int(fields[3])].append((folder, fields))
     return {instance: _sum(members[pid]) for instance, pid in leaders.items() if members[pid]}
+
+
+def of_containers(
+    client: Any, filters: Mapping[str, Any], label: str, gone: tuple[type[Exception], ...]
+) -> dict[str, Usage]:
+    """By instance (the value of `label`), of the engine's running containers; those of one instance are added up.
+
+    `gone`: what the client raises about a container that has ended meanwhile.
+    """
+    containers = client.api.containers(filters=filters)
+    found: dict[str, Usage] = {}
+
+    def ask(container: Mapping[str, Any]) -> Usage | None:
+        try:
+            return of_container(client.api.stats(container["Id"], stream=False, one_shot=True))
+        except gone:
+            return None
+
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="usage") as pool:
+        for container, usage in zip(containers, pool.map(ask, containers), strict=True):
+            instance = (container["Labels"] or {}).get(label)
+            if usage is not None and instance:
+                found[instance] = found[instance].plus(usage) if instance in found else usage
+    return found
 
 
 def of_container(stats: Mapping[str, Any]) -> Usage | None:

@@ -70,7 +70,7 @@ def _serve(
         return handle
 
     instance = Instance(socket_path, load, stop=stop, witness=None if failures is None else Failures(failures))
-    sys.stdout = printed = Printed(lambda: instance.current_log)
+    sys.stdout = printed = Printed(lambda: instance.current_log, sys.stdout)
     try:
         return instance.run()
     except BadHandler as error:

@@ -8,6 +8,7 @@ What must stay true: a line is written whole or not at all, whatever threads pri
 import io
 import threading
 from collections.abc import Callable
+from typing import BinaryIO, TextIO
 
 from edgeflow.sdk.log import Log
 
@@ -20,10 +21,20 @@ class Printed(io.TextIOBase):
 
     encoding = "utf-8"
 
-    def __init__(self, current: Callable[[], Log]) -> None:
+    def __init__(self, current: Callable[[], Log], under: TextIO) -> None:
+        """`under`: the stream that this takes the place of; bytes, and what child processes write, go there."""
         self._current = current
+        self._under = under
         self._lock = threading.Lock()
         self._begun = ""
+
+    @property
+    def buffer(self) -> BinaryIO:
+        """For those who write bytes."""
+        return self._under.buffer
+
+    def fileno(self) -> int:
+        return self._under.fileno()
 
     def writable(self) -> bool:
         return True

@@ -34,6 +34,7 @@ from edgeflow.sdk.function import Handle, check_signature, load_handler
 from edgeflow.sdk.inputs import Bodies, BodyCache, make_inputs, spread
 from edgeflow.sdk.log import Log
 from edgeflow.sdk.outcome import Later, Outcome
+from edgeflow.sdk.printed import Printed
 from edgeflow.sdk.stored import ContextCache
 
 _chance = random.Random()
@@ -693,6 +694,7 @@ def main() -> int:
     stop = Stop()
     stop.on_signals()
     instance = Instance(socket_path, lambda: load_handler(Path(folder)), stop=stop)
+    sys.stdout = printed = Printed(lambda: instance.current_log, sys.stdout)
     try:
         return instance.run()
     except BadHandler as error:
@@ -701,6 +703,8 @@ def main() -> int:
         print(f"edgeflow: {error.message}\nedgeflow: {error.hint}", file=sys.stderr, flush=True)
         instance.log.error("bad_handler", reason=error.message, hint=error.hint)
         return EXIT_BAD_HANDLER
+    finally:
+        printed.end_line()
 
 
 if __name__ == "__main__":

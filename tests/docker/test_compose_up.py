@@ -1,5 +1,7 @@
 """Three PoPs in containers, as `docker compose up` starts them, with one function placed at the second of them."""
 
+import contextlib
+import io
 import json
 import os
 import secrets
@@ -13,10 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import docker.errors
 import pytest
+from image_archives import tar
 from needs import missing
 from test_compose import commands
 
+from edgeflow.cli.admin import Operator
+from edgeflow.core.manifest import parse, resolve
 from edgeflow.sdk.client import Client, ReceivedEvent
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -182,6 +188,53 @@ def test_a_qos_0_function_hears_the_broker_itself(
         chicago.publish("mini/murmurs", "hush")
     wait_until(lambda: b"HUSH" in seen.data(), "the result arrives at ny", deadline_s=30)
     assert seen.data().count(b"HUSH") == 1
+
+
+PUSHED = """
+namespace: pushed
+functions:
+  shout: {image: %s, subscribe: words, publish: loud, place: {pops: [la]}}
+"""
+
+
+def test_an_image_that_was_pushed_elsewhere_runs_where_it_is_placed(
+    compose: Compose, engine: Any, wait_until: Callable[..., Any]
+) -> None:
+    """An archive pushed at ny, an engine that has forgotten the image, a function at la: only what the engine lacks is fetched."""
+    (container,) = compose.functions(engine, "upper")
+    name = f"{compose.name}/upper:1"
+    dockerfile = f"FROM {container.attrs['Config']['Image']}\nCOPY Dockerfile /mark\nLABEL mark={compose.name}\n"
+    context = io.BytesIO(tar({"Dockerfile": dockerfile.encode()}))
+    built, _ = engine.images.build(fileobj=context, custom_context=True, tag=name, rm=True)
+    archive = b"".join(built.save(named=True))
+    engine.images.remove(name, force=True)
+    try:
+        with Operator.from_home("ny", home=compose.home) as ny, Operator.from_home("la", home=compose.home) as la:
+            pushed = ny.push_image(lambda: iter([archive]), [], len(archive))
+            assert pushed["names"] == [name] and pushed["loaded"] is False and pushed["id"] == built.id
+            assert pushed["here"] == pushed["stored"] > 10_000_000
+            wait_until(lambda: la.image(built.id), "the image is known at la", deadline_s=20)
+            resolved = resolve(parse(PUSHED % name), {}, applied_ms=int(time.time() * 1000))
+            applied = la.apply_manifest(resolved)
+            assert applied["missing_images"] == []
+            wait_until(lambda: is_ready(la, "pushed", "shout"), "the function is ready at la", deadline_s=60)
+            there = la.image(built.id) or {}
+            assert there["loaded"] is True and there["used_by"] == ["pushed/shout"]
+            assert 0 < there["here"] < 0.15 * there["stored"], "the engine had the other layers"
+            seen = Listener(compose, "ny", "pushed/loud")
+            ny.publish("pushed/words", "from an archive")
+            wait_until(lambda: b"FROM AN ARCHIVE" in seen.data(), "the result arrives at ny", deadline_s=30)
+            (container,) = compose.functions(engine, "shout")
+            assert container.attrs["Image"] == built.id
+    finally:
+        for tag in (f"edgeflow/loaded:{built.id[7:31]}", name):
+            with contextlib.suppress(docker.errors.DockerException):
+                engine.images.remove(tag)
+
+
+def is_ready(client: Operator, namespace: str, name: str) -> bool:
+    functions = client.functions(namespace)
+    return [one["state"] for one in functions if one["function"] == name] == ["ready"]
 
 
 @pytest.mark.faults

@@ -17,6 +17,7 @@ from edgeflow.runner.docker import DockerDriver
 from edgeflow.runner.driver import NotHereYet
 from edgeflow.runner.engine_images import EngineImages
 from edgeflow.runner.keeper import Keeper
+from edgeflow.runner.library import ImageLibrary
 from edgeflow.runner.pins import pin
 from edgeflow.runner.venvs import BuildFailed
 from edgeflow.store import Store
@@ -44,6 +45,9 @@ class Pops:
         images = self.drivers[pop].images
         assert images is not None
         return images
+
+    def library(self, pop: str) -> ImageLibrary:
+        return ImageLibrary(self.store, pop, self.settings[pop].limits.image_bytes)
 
     def keeper(self, pop: str, clock_ms: Callable[[], int] | None = None) -> Keeper:
         more = {} if clock_ms is None else {"clock_ms": clock_ms}
@@ -105,7 +109,7 @@ def test_an_image_goes_through_the_library_and_comes_out_as_it_was(pops: Pops, m
     image = made(name)
     mark = content(pops.engine, name)
     stored = pops.images("a").give(image.id)
-    assert stored is not None and (stored.id, stored.names) == (image.id, (name,))
+    assert stored is not None and (stored.id, stored.names) == (image.id, ())
     pops.engine.images.remove(name, force=True)
     lines: list[str] = []
     prepared = pops.drivers["b"].prepare("vision", "f", function(name, image.id), None, lines.append)
@@ -132,6 +136,7 @@ def test_layers_that_the_engine_has_are_not_needed(pops: Pops, made: Callable[[s
 def test_a_moved_tag_does_not_change_what_was_pinned(pops: Pops, made: Callable[[str], Any]) -> None:
     name = f"{PREFIX}/one:1"
     first = made(name)
+    assert pops.images("a").give(first.id) is not None  # for another PoP: that gives it no name
     pinned = function(name, pops.images("a").resolve(name))
     assert pinned.image_id == first.id
     first.tag(f"{PREFIX}/kept:1")
@@ -173,7 +178,7 @@ def test_a_missing_base_image_comes_from_the_library(pops: Pops, made: Callable[
     from edgeflow.runner import bundles
 
     base = made(f"{PREFIX}/function:latest")
-    pops.images("a").give(base.id)
+    pops.library("a").take(BytesSource(b"".join(base.save(named=True))))
     pops.engine.images.remove(f"{PREFIX}/function:latest", force=True)
     (tmp_path / "handler.py").write_text(f"MARK = {secrets.token_hex(8)!r}\n")
     digest, data = bundles.pack(tmp_path)
@@ -217,7 +222,7 @@ def test_a_layer_that_would_escape_stays_inside(pops: Pops, tmp_path: Path) -> N
     """Files of a layer are unpacked by the engine, in a root of their own."""
     target = f"/tmp/edgeflow-i-escaped-{secrets.token_hex(4)}"
     archive = docker_archive([layer({f"../../../../../../..{target}": b"x", "mark": b"y"})], f"{PREFIX}/evil:1")
-    stored, _ = pops.images("a")._library.take(BytesSource(archive))
+    stored, _ = pops.library("a").take(BytesSource(archive))
     try:
         pops.images("b").load(stored)
     except BuildFailed as error:
@@ -226,7 +231,7 @@ def test_a_layer_that_would_escape_stays_inside(pops: Pops, tmp_path: Path) -> N
 
 
 def test_an_image_that_the_engine_refuses_says_why(pops: Pops) -> None:
-    stored, _ = pops.images("a")._library.take(BytesSource(docker_archive([b"no tar at all" * 100], f"{PREFIX}/bad:1")))
+    stored, _ = pops.library("a").take(BytesSource(docker_archive([b"no tar at all" * 100], f"{PREFIX}/bad:1")))
     with pytest.raises(BuildFailed, match="the engine does not load image"):
         pops.images("b").load(stored)
     assert pops.names() == []
@@ -236,6 +241,39 @@ def test_the_archive_that_is_loaded_has_what_it_should(pops: Pops, made: Callabl
     image = made(f"{PREFIX}/one:1")
     stored = pops.images("a").give(image.id)
     assert stored is not None
-    data = b"".join(pops.images("a")._library.archive(stored, "x:1", 1))
+    data = b"".join(pops.library("a").archive(stored, "x:1", 1))
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         assert "000.tar" not in archive.getnames() and archive.getmember("001.tar").size == stored.layers[1].size
+
+
+def test_a_folder_is_built_named_and_pushed(
+    pops: Pops, engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`edgeflow build FOLDER --tag NAME --push`, with the PoP's side played by the library."""
+    from contextlib import contextmanager
+
+    from edgeflow.cli import images as commands
+
+    (tmp_path / "Dockerfile").write_text(f"FROM scratch\nLABEL mark={secrets.token_hex(8)}\nCOPY Dockerfile /mark\n")
+    pushed: list[Any] = []
+
+    class Client:
+        def push_image(self, chunks: Any, names: list[str], _size: object) -> dict[str, str]:
+            stored, _ = pops.library("a").take(BytesSource(b"".join(chunks())), names)
+            pushed.append(stored)
+            return {"pop": stored.pop, "id": stored.id}
+
+    @contextmanager
+    def client_of(_pop: str | None, **_more: float) -> Iterator[Client]:
+        yield Client()
+
+    monkeypatch.setattr(commands, "client_of", client_of)
+    name = f"{PREFIX}/folder:1"
+    built = commands.build_folder(tmp_path, name, print, push=True, pop=None)
+    try:
+        assert engine.images.get(name).id == built["id"] == pushed[0].id and name in pushed[0].names
+        assert built["pushed"] == "a" and built["names"][0].startswith("edgeflow/")
+        again = commands.build_folder(tmp_path, None, print, push=False, pop=None)
+        assert (again["image"], again["id"], again["pushed"]) == (built["names"][0], built["id"], None)
+    finally:
+        engine.images.remove(built["names"][0], force=True)

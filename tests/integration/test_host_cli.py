@@ -192,10 +192,10 @@ def test_logs_follow(home, cluster, wait_until):
         [*COMMAND, "logs", "vision/follow", "-f"], env=environment, stdout=subprocess.PIPE, text=True
     )
     try:
-        assert reader.stdout.readline() == "la vision.follow-abc | first\n"
+        assert reader.stdout.readline().split() == ["la", "follow-abc", "first"]
         with log.open("a") as file:
             file.write("second\n")
-        assert reader.stdout.readline() == "la vision.follow-abc | second\n"
+        assert reader.stdout.readline().split() == ["la", "follow-abc", "second"]
     finally:
         reader.send_signal(signal.SIGINT)
         assert reader.wait(10) == 130

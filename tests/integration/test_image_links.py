@@ -223,6 +223,7 @@ def test_the_keeper_removes_what_nothing_uses_after_its_grace_and_nothing_else(p
         b'{"functions": {"f": {"image": "vision/f:1", "image_id": "%s"}, "g": {"image": "vision/n:1", "bundle": null}}}'
         % used.id.encode(),
     )
+    system.put("revisions/vision/gone/abc", b'{"spec": {"image_id": "%s"}}' % unused.id.encode())
     system.put("revisions/vision/f/abc", b'{"spec": {"bundle": "%s"}}' % (b"b" * 64))
     for bundle in ("a", "b"):
         system.put(f"bundles/{bundle * 64}", b"an archive")

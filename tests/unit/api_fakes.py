@@ -201,6 +201,12 @@ class FakeNamespace(FakeValues):
     def missing_blobs(self) -> list[str]:
         return []
 
+    def read_blob(self, digest: str) -> bytes | None:
+        return self.blobs.get(digest)
+
+    def note_read(self, digest: str, *, fetched: bool) -> None:
+        pass
+
     def read_blob_range(self, digest: str, offset: int, length: int) -> bytes:
         return self.blobs[digest][offset : offset + length]
 

@@ -1,20 +1,25 @@
 """Archives of images: both formats, and everything that can be wrong with one."""
 
 import gzip
+import hashlib
 import io
 import json
 import os
 import tarfile
+import tracemalloc
 from typing import Any
 
 import pytest
+from api_fakes import FakeStore
 from image_archives import config_of, digest, docker_archive, layer, oci_archive, tar
 
 from edgeflow.runner import archives
 from edgeflow.runner.archives import BadImage, BytesSource, look, packed, unpacked
+from edgeflow.runner.library import ImageLibrary
 
 BASE = layer({"bin/sh": b"#!" + os.urandom(3000)})
 TOP = layer({"app": b"hello"})
+MIB = 1024 * 1024
 GIB = 1024**3
 
 
@@ -197,3 +202,43 @@ def test_files_that_are_none_are_refused() -> None:
 )
 def test_names_are_as_in_a_manifest(name: str, short: str) -> None:
     assert archives.short_name(name) == short
+
+
+class Virtual:
+    """An archive of one layer of zeros that is never in memory as a whole."""
+
+    def __init__(self, size: int) -> None:
+        whole = hashlib.sha256()
+        for _ in range(size // MIB):
+            whole.update(bytes(MIB))
+        config = config_of([], rootfs={"diff_ids": ["sha256:" + whole.hexdigest()]})
+        manifest = json.dumps([{"Config": "c", "Layers": ["l"]}]).encode()
+        head = tar({"c": config, "manifest.json": manifest}).rstrip(b"\0")
+        head += bytes(-len(head) % 512)
+        info = tarfile.TarInfo("l")
+        info.size = size
+        self._head = head + info.tobuf(tarfile.GNU_FORMAT)
+        self.size = len(self._head) + size + 1024
+
+    def read(self, offset: int = 0, length: int | None = None) -> bytes:
+        end = self.size if length is None else min(self.size, offset + length)
+        return self._head[offset:end] + bytes(max(0, end - max(offset, len(self._head))))
+
+
+def test_memory_does_not_grow_with_the_size_of_an_image() -> None:
+    store = FakeStore()
+    library = ImageLibrary(store, "chicago", GIB)  # type: ignore[arg-type]
+    source = Virtual(128 * MIB)
+    tracemalloc.start()
+    try:
+        image, _ = library.take(source)
+        _, peak = tracemalloc.get_traced_memory()
+        assert peak < 24 * MIB
+        assert image.size == 128 * MIB and len(image.pieces()) == 1, "zeros are one piece, stored once"
+        taken, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        assert sum(map(len, library.archive(image, "a:1"))) > 128 * MIB
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak - taken < 24 * MIB

@@ -121,7 +121,9 @@ def test_code_that_cannot_be_loaded_is_shown_with_its_line(
 def test_printed_lines_carry_the_fields_of_the_invocation_that_runs() -> None:
     lines = io.StringIO()
     log = Log({"invocation": "i1"}, lines)
-    printed = Printed(lambda: log)
+    under = io.TextIOWrapper(io.BytesIO())
+    printed = Printed(lambda: log, under)
+    printed.buffer.write(b"bytes")
     print("one", file=printed)
     print("two, ", end="", file=printed)
     log = Log({"invocation": "i2"}, lines)
@@ -129,6 +131,7 @@ def test_printed_lines_carry_the_fields_of_the_invocation_that_runs() -> None:
     printed.end_line()
     told = [json.loads(line) for line in lines.getvalue().splitlines()]
     assert [(one["text"], one["invocation"]) for one in told] == [("one", "i1"), ("two, three", "i2"), ("four", "i2")]
+    assert under.buffer is printed.buffer
 
 
 INFO = FunctionInfo(namespace="hall", function="pair")
