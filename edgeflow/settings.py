@@ -114,6 +114,8 @@ class RunnerSettings(_Section):
     """Set by `edgeflow dev`: the folder beside the manifest where failed invocations are kept; functions may run from folders that are being edited. None = they may not."""
     unused_hours: float = Field(default=168.0, gt=0)
     """Hours (a week) for which images, pieces of them, bundles and environments are kept that no manifest and no kept revision refers to."""
+    launcher: Path = Path("/opt/edgeflow/launch")
+    """Docker mode: the static program that starts the programs of `contract: stdio` inside their containers; the agent's image has it."""
     start_deadline_s: float = 120.0
     """Seconds an instance may take from start to ready before it is reported as failing and replaced."""
 

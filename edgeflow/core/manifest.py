@@ -178,6 +178,8 @@ def _contract_of(function: Function) -> dict[str, Any]:
         said["command"] = list(function.command)
     if function.contract == "http":
         said["http"] = (function.http or models.Http()).model_dump()
+    if function.contract == "stdio" and function.stdio is not None:
+        said["stdio"] = function.stdio.model_dump()
     return said
 
 

@@ -28,6 +28,7 @@ from edgeflow.core.manifest_scalars import (
     InputName,
     Key,
     Lateness,
+    MediaType,
     Namespace,
     OutputCount,
     Pids,
@@ -57,7 +58,7 @@ DEFAULT_LOG = "8Mi"
 
 DEFAULT_HTTP_PORT = 8080
 
-Contract = Annotated[Literal["sdk", "http", "stdio", "mqtt"], one_of("sdk", "http")]
+Contract = Annotated[Literal["sdk", "http", "stdio", "mqtt"], one_of("sdk", "http", "stdio", "mqtt")]
 HttpFormat = Annotated[Literal["binary", "structured"], one_of("binary", "structured")]
 OnTimeout = Annotated[Literal["dead-letter", "drop", "partial"], one_of("dead-letter", "drop", "partial")]
 Duplicates = Annotated[Literal["first", "last", "all"], one_of("first", "last", "all")]
@@ -359,6 +360,13 @@ class Http(Part):
     """Path that answers 2xx when the program is ready; without it a program is ready when it accepts connections."""
 
 
+class Stdio(Part):
+    """How the output of a program of the contract `stdio` is taken."""
+
+    content_type: MediaType | None = None
+    """Media type of what it writes to its standard output."""
+
+
 class Limits(Part):
     """What one instance may use (enforced for containers), and what one invocation may publish (always enforced)."""
 
@@ -410,6 +418,8 @@ class Function(Part):
     """Program and arguments, in place of the image's own; never a shell."""
     http: Http | None = None
     """Contract `http`: how the program is asked."""
+    stdio: Stdio | None = None
+    """Contract `stdio`: how its output is taken."""
     build: Build | None = None
     """Folder with handler.py and requirements.txt (or a Dockerfile), relative to the manifest."""
     image: Image | None = None

@@ -96,6 +96,7 @@ _FIELDS: dict[str, tuple[type[BaseModel], ...]] = {
     "channels.*": (models.Policy,),
     "functions.*": (models.Function,),
     "functions.*.http": (models.Http,),
+    "functions.*.stdio": (models.Stdio,),
     "functions.*.retry": (models.Retry,),
     "functions.*.limits": (models.Limits,),
     "functions.*.scale": (models.Scale,),

@@ -138,6 +138,7 @@ class ResolvedFunction(models.Part):
     contract: models.Contract
     command: Command | None = None
     http: models.Http | None = None
+    stdio: models.Stdio | None = None
     bundle: str | None
     """SHA-256 (hex) of the folder's archive, kept at the system key bundles/<hex>."""
     image: Image | None

@@ -4,7 +4,7 @@ What it is: one account per function and revision, made over `$CONTROL/dynamic-s
 and removed when no instance of that revision is left.
 What it is not: the accounts of the gateway and of operators (host/brokerconf.py), or the session of an instance (its SDK's).
 What must stay true: an account may subscribe to the one input channel, publish on the function's own channels, and nothing else: not outside its
-namespace, not on reserved levels, not on `$CONTROL`; the account is bound to its client id, which is secret too; a running instance is not
+namespace, not on reserved levels, not on `$CONTROL`; the account is bound to its client id (with `contract: mqtt`: its adapter to a prefix), which is secret too; a running instance is not
 disturbed by a restart of this process, so passwords and client ids are kept in a file (0600).
 
 Mosquitto: plugins/dynamic-security/README.md (commands and their errors).
@@ -49,14 +49,23 @@ Command = dict[str, Any]
 def function_acls(route: FunctionRoute) -> list[dict[str, Any]]:
     """What an account of this function may do: hear its inputs, publish its outputs."""
     acls = []
+    # A program of somebody else's chooses its own filters, within what the manifest says.
+    how = "Pattern" if route.contract == "mqtt" else "Literal"
     for source in route.inputs:
         acls += [
-            _acl("subscribeLiteral", source.channel),
-            _acl("unsubscribeLiteral", source.channel),
+            _acl(f"subscribe{how}", source.channel),
+            _acl(f"unsubscribe{how}", source.channel),
             _acl("publishClientReceive", source.channel),
         ]
     outputs = [template_filter(channel) for channel in route.publish]
     acls += [_acl("publishClientSend", channel) for channel in outputs]
+    if route.contract == "mqtt":
+        acls += [
+            {**_acl("publishClientReceive", f"{namespace}/{level}/#"), "priority": 1, "allow": False}
+            for namespace, first in {tuple(source.channel.split("/")[:2]) for source in route.inputs}
+            if first in ("+", "#")
+            for level in RESERVED_LEVELS
+        ]
     # A template whose first level is open must not reach what belongs to edgeflow (receipts, invocations, dead letters).
     open_ones = {channel.partition("/")[0] for channel in outputs if channel.split("/")[1] in ("+", "#")}
     return acls + [
@@ -104,7 +113,10 @@ class Accounts:
             self._save()
         password, client_id = self._secrets[key]
         role = {"rolename": username, "acls": function_acls(route)}
-        client = {"username": username, "password": password, "clientid": client_id, "roles": [{"rolename": username}]}
+        client = {"username": username, "password": password, "roles": [{"rolename": username}]}
+        if route.contract != "mqtt":
+            # A program may have several sessions: there the client id is a prefix, which its adapter puts before each (sdk/adapters/relay.py).
+            client["clientid"] = client_id
         commands = [] if is_known else _deletion(username)
         commands += [{"command": "createRole", **role}, {"command": "createClient", **client}]
 

@@ -28,4 +28,6 @@ def setting_of(function: ResolvedFunction) -> dict[str, Any]:
         setting |= {
             "http_port": http.port, "http_path": http.path, "http_format": http.format, "http_ready": http.ready,
         }  # fmt: skip
+    if function.stdio is not None:
+        setting["stdio_content_type"] = function.stdio.content_type
     return setting

@@ -41,6 +41,7 @@ log = structlog.get_logger()
 NOBODY_ID = 65534
 NOBODY = f"{NOBODY_ID}:{NOBODY_ID}"
 SOCKET_FOLDER = "/run/edgeflow"
+LISTENING_S = 10.0
 CPU_SHARES = 256
 """A quarter of the agent's default weight (1024): a busy handler does not slow the agent."""
 _ONE_THREAD = {
@@ -139,11 +140,48 @@ class DockerDriver:
             return
         try:
             adapter = self._launch(spec, pairs.adapter_options(options, spec, self._adapter_image))
-            self._launch(spec, pairs.program_options(options, spec, adapter))
+            if spec.contract == "mqtt":
+                self._wait_listening(spec.instance, adapter)
+            command, launcher = self._launched(spec) if spec.contract == "stdio" else ([], None)
+            self._launch(spec, pairs.program_options(options, spec, adapter, command, launcher))
         except EdgeflowError:
             self.kill(spec.instance)
             self._remove(spec.instance)
             raise
+
+    def _wait_listening(self, instance: str, adapter: str) -> None:
+        """Until the adapter stands where the broker is expected: stock clients try once. Raises CannotStart."""
+        deadline_s = time.monotonic() + LISTENING_S
+        while pairs.LISTENING not in self._ask(lambda: self._client.api.logs(adapter)):
+            if time.monotonic() > deadline_s:
+                raise CannotStart(f"the adapter of {instance} does not listen after {LISTENING_S:g} s")
+            time.sleep(0.02)
+
+    def _launched(self, spec: StartSpec) -> tuple[list[str], Any]:
+        """The image's own command, and the launcher's mount. Raises CannotStart."""
+        command = images.command_of(self._client, spec.prepared.image or "")
+        if not command and not spec.adapter.get("command"):
+            raise CannotStart(
+                f"the image {spec.prepared.image} says no program to run", hint="Name it: `command: [program, ...]`."
+            )
+        source = self._settings.runner.launcher
+        target = self._settings.run_dir / "l" / pairs.LAUNCHER_FILE
+        try:
+            program = source.read_bytes()
+            if not target.is_file() or target.read_bytes() != program:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.parent.chmod(0o755)
+                fresh = target.with_suffix(".new")
+                fresh.write_bytes(program)
+                fresh.chmod(0o755)
+                fresh.replace(target)
+        except OSError as error:
+            raise CannotStart(
+                f"the launcher for `contract: stdio` cannot be copied from {source}: {error.strerror or error}",
+                hint="runner.launcher in the settings of the PoP names it; the agent's image has it.",
+            ) from error
+        folder = f"{self._volume()}/{target.parent.name}"
+        return command, docker.types.Mount(pairs.LAUNCHER_FOLDER, folder, type="bind", read_only=True)
 
     def _launch(self, spec: StartSpec, options: dict[str, Any]) -> str:
         """The id of a new container that runs. Raises CannotStart, EngineUnavailable."""

@@ -191,6 +191,15 @@ def base_id(client: docker.DockerClient, base: str, find_base: Callable[[str], s
     return found
 
 
+def command_of(client: docker.DockerClient, image: str) -> list[str]:
+    """Entrypoint and command of an image, together."""
+    try:
+        config = client.images.get(image).attrs.get("Config") or {}
+    except (docker.errors.DockerException, OSError):
+        return []
+    return [*(config.get("Entrypoint") or ()), *(config.get("Cmd") or ())]
+
+
 def find_image(client: docker.DockerClient, image: str) -> str | None:
     """The id of an image that is on the engine, by its name or id; None when it is not. Raises EngineUnavailable."""
     try:

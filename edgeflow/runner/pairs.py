@@ -2,12 +2,12 @@
 
 What it is: the options of both, and one view of the two.
 What it is not: calls of the engine (docker.py), or what the adapter does (edgeflow/sdk/adapters).
-What must stay true: the program's container has no socket, no mount of ours but that of its secrets, and the network that its adapter has: loopback, or
+What must stay true: the program's container has no socket, no mount of ours but those of its secrets and of the launcher (`stdio`, read-only), and the network that its adapter has: loopback, or
 with `network: egress` the outside; half a pair is no instance.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgeflow.runner import secret_files
@@ -19,6 +19,13 @@ ADAPTER, PROGRAM = "adapter", "program"
 """Values of the label `edgeflow.role`."""
 EFFECTS_PORT = 8790
 """Loopback port of the adapter's HTTP API inside a pair, unless the program listens there itself."""
+LAUNCHER_PORT = 8792
+"""Loopback port where the launcher of a `stdio` program finds its adapter."""
+BROKER_PORT = 1883
+"""Loopback port where an `mqtt` program finds the broker: its adapter listens there."""
+LISTENING = b"relay_listening"
+"""What the adapter of an `mqtt` program says in its log when it listens there."""
+LAUNCHER_FOLDER, LAUNCHER_FILE = "/run/edgeflow-launcher", "launch"
 ADAPTER_MEMORY_BYTES = 512 * 1024 * 1024
 """A body of the largest size (256 MiB) passes through the adapter; it is not the program's to count."""
 STOP_GRACE_S = 5
@@ -36,6 +43,10 @@ def adapter_options(options: Mapping[str, Any], spec: StartSpec, image: str) -> 
     environment = {name: value for name, value in options["environment"].items() if name in inside}
     # The program is a container of its own: its command is not the adapter's to run.
     setting = {**spec.adapter, "command": [], "effects_port": _effects_port(spec)}
+    if spec.contract == "stdio":
+        setting["launcher_port"] = LAUNCHER_PORT
+    if spec.contract == "mqtt":
+        setting["broker_port"] = BROKER_PORT
     return {
         **options,
         "image": image,
@@ -49,8 +60,13 @@ def adapter_options(options: Mapping[str, Any], spec: StartSpec, image: str) -> 
     }
 
 
-def program_options(options: Mapping[str, Any], spec: StartSpec, adapter_id: str) -> dict[str, Any]:
-    """The program's container: the user's image with the manifest's limits, inside the adapter's network namespace."""
+def program_options(
+    options: Mapping[str, Any], spec: StartSpec, adapter_id: str, command: Sequence[str] = (), launcher: Any = None
+) -> dict[str, Any]:
+    """The program's container: the user's image with the manifest's limits, inside the adapter's network namespace.
+
+    For `stdio` also: `command`, the image's own, and `launcher`, the mount of the program that starts it for each invocation.
+    """
     hidden = {"EDGEFLOW_SOCKET"}
     environment = {name: value for name, value in options["environment"].items() if name not in hidden}
     environment |= program_environment(spec)
@@ -64,8 +80,12 @@ def program_options(options: Mapping[str, Any], spec: StartSpec, adapter_id: str
         "group_add": options["group_add"] if secrets else [],
         "network_mode": f"container:{adapter_id}",
     }
-    if spec.adapter.get("command"):
-        found["entrypoint"] = list(spec.adapter["command"])
+    given = list(spec.adapter.get("command") or ())
+    if spec.contract == "stdio":
+        found["mounts"] = [*secrets, launcher]
+        found["entrypoint"] = [f"{LAUNCHER_FOLDER}/{LAUNCHER_FILE}", str(LAUNCHER_PORT), *(given or command)]
+    elif given:
+        found["entrypoint"] = given
     return found
 
 
@@ -74,6 +94,12 @@ def program_environment(spec: StartSpec) -> dict[str, str]:
     told = {"EDGEFLOW_URL": f"http://127.0.0.1:{_effects_port(spec)}"}
     if spec.contract == "http":
         told["PORT"] = str(spec.adapter["http_port"])
+    if spec.contract == "mqtt":
+        # The port is theirs alone, so the password keeps nobody out; the account is put in behind it.
+        told = {
+            "MQTT_HOST": "127.0.0.1", "MQTT_PORT": str(BROKER_PORT), "MQTT_USERNAME": "function", "MQTT_PASSWORD": "function",
+            "MQTT_CLIENT_ID": spec.function, "MQTT_URL": f"mqtt://function:function@127.0.0.1:{BROKER_PORT}",
+        }  # fmt: skip
     return told
 
 

@@ -1,11 +1,12 @@
 """Images of others as functions of a PoP in Docker mode: their own runtimes, nothing of edgeflow in them, started as they are.
 
-The PoP's processes run on this machine; the folder of its sockets is a volume of the engine, so its function containers are those of Docker mode.
+The PoP's processes run on this machine, which is the engine's; its function containers are those of Docker mode.
 """
 
+import io
 import os
-import secrets
 import subprocess
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,26 +80,32 @@ def image(engine: Any, built: Callable[[str], str]) -> Callable[[str], str]:
 
 
 @pytest.fixture(scope="module")
-def pop(programs: None, engine: Any, built: Callable[[str], str]) -> Iterator[Pop]:
-    volume = f"{PREFIX}-{secrets.token_hex(4)}"
-    settings = {"mode": "docker", "runner": {"image_prefix": PREFIX, "socket_volume": volume}}
+def launcher(engine: Any, built: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The launcher as the agent's image has it."""
+    folder = tmp_path_factory.mktemp("launcher")
+    holder = engine.containers.create(built("launcher"), "true")
+    try:
+        pieces, _ = holder.get_archive("/opt/launch")
+        with tarfile.open(fileobj=io.BytesIO(b"".join(pieces))) as archive:
+            member = archive.extractfile("launch")
+            assert member is not None
+            (folder / "launch").write_bytes(member.read())
+    finally:
+        holder.remove()
+    return folder / "launch"
+
+
+@pytest.fixture(scope="module")
+def pop(programs: None, engine: Any, built: Callable[[str], str], launcher: Path) -> Iterator[Pop]:
+    settings = {"mode": "docker", "runner": {"image_prefix": PREFIX, "launcher": str(launcher)}}
     with LocalCluster(["la"], settings=settings) as cluster:
         known = PopSettings.load(cluster.home.root / "pops" / "la" / "pop.json")
-        options = {"type": "none", "o": "bind", "device": str(known.run_dir)}
-        engine.volumes.create(volume, driver_opts=options)
-        # The engine mounts a volume for as long as a container has it.
-        keeper = engine.containers.create(
-            built("function"), entrypoint=["sleep", "infinity"], volumes={volume: {"bind": "/run/ef"}}, network_mode="none", init=True
-        )  # fmt: skip
         try:
-            keeper.start()
             access = cluster.pop("la")
             with Client(access.api_url, access.token) as client:
                 yield Pop(cluster, client, Target(access.api_url, access.token), engine, known.cluster)
         finally:
             stop_all(known.cluster, grace_s=5, client=engine)
-            keeper.remove(force=True)
-            engine.volumes.get(volume).remove(force=True)
 
 
 def foreign() -> dict[str, Any]:
@@ -107,6 +114,7 @@ def foreign() -> dict[str, Any]:
     for name, function in functions.items():
         del function["build"], function["command"]
         function["image"] = f"{PREFIX}/contract-{'flask' if name == 'joined' else name}"
+    del functions["mqtt"]
     functions["express"] = {
         "contract": "http",
         "image": f"{PREFIX}/contract-express",
@@ -130,6 +138,25 @@ def test_images_of_others_are_functions_as_they_are(pop: Pop, image: Callable[[s
     assert found["sdk"].json() == {"length": 5} and found["sdk"].type == "com.example.length"
     assert found["watchdog"].data == b"olleh"
     assert found["express"].data == b"s/1: hello"
+    assert found["shell"].data == b"HELLO of s/1" and found["shell"].datacontenttype == "text/plain"
+
+
+def test_stock_mqtt_clients_are_a_function(pop: Pop, image: Callable[[str], str], tmp_path: Path) -> None:
+    function = {"contract": "mqtt", "image": image("mqtt"), "subscribe": "plain", "publish": "out/mqtt"}
+    # Its channels stand in its script, as in any program of somebody else's.
+    pop.apply(tmp_path, "foreign", {**foreign(), "mqtt": function})
+    for number in range(3):
+        pop.client.publish("foreign/plain", f"line {number}")
+    heard = []
+    for event in pop.client.subscribe("foreign/out/mqtt", from_="start"):
+        assert isinstance(event, ReceivedEvent)
+        heard.append(event.data)
+        if len(heard) == 3:
+            break
+    assert heard == [b"heard line 0", b"heard line 1", b"heard line 2"]
+    (program,) = pop.containers("mqtt", role="program")
+    account = next(one for one in program.attrs["Config"]["Env"] if one.startswith("MQTT_PASSWORD="))
+    assert program.attrs["Mounts"] == [] and account == "MQTT_PASSWORD=function", "the account is the adapter's alone"
 
 
 def test_the_programs_container_has_neither_socket_nor_network(pop: Pop) -> None:
@@ -175,6 +202,28 @@ def test_a_program_that_ends_is_reported_with_its_last_lines(
     pop.apply(tmp_path, "broken", {"f": {**bad, "command": ["python", "app.py"], "publish": "out/f"}})
     pop.client.publish("broken/words", "hi", subject="s/1")
     assert pop.outputs("broken/out/+", {"f"}, "s/1")["f"].json()["letters"] == 2
+
+
+@pytest.mark.parametrize("role", ["adapter", "program"])
+def test_half_a_pair_that_nobody_finished_is_removed(
+    pop: Pop, built: Callable[[str], str], wait_until: Callable[..., Any], role: str
+) -> None:
+    """As a control process leaves it that is killed between the two."""
+    labels = {
+        "cluster": pop.id, "pop": "la", "namespace": "foreign", "function": "flask", "revision": "none", "instance": f"half-{role}", "role": role,
+    }  # fmt: skip
+    name = f"edgeflow-la-half-{role}{'-program' if role == 'program' else ''}"
+    orphan = pop.engine.containers.create(
+        built("function"), entrypoint=["sleep", "600"], name=name, labels={f"edgeflow.{key}": value for key, value in labels.items()}, network_mode="none",
+        init=True,
+    )  # fmt: skip
+    try:
+        orphan.start()
+        wait_until(lambda: not pop.containers("flask", instance=f"half-{role}"), "it is removed", deadline_s=30)
+        assert len(pop.containers("flask")) == 2, "the whole pair goes on"
+    finally:
+        for left in pop.containers("flask", instance=f"half-{role}"):
+            left.remove(force=True)
 
 
 def test_logs_have_what_the_program_prints(pop: Pop, wait_until: Callable[..., Any]) -> None:

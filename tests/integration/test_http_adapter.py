@@ -11,70 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adapter_programs import SERVER
-from sdk_agent import FakeAgent, Peer, item, stored_event, welcome
+from adapter_programs import SERVER, Adapted, alive, ask, session_of
+from sdk_agent import item, stored_event, welcome
 
 from edgeflow.sdk.adapters.ports import free_port
 
 Wait = Callable[..., Any]
 
 
-class Adapted:
-    """An adapter process and its agent."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.agent = FakeAgent(folder)
-        self.processes: list[subprocess.Popen[str]] = []
-        (folder / "server.py").write_text(SERVER)
-
-    def start(self, *command: str, **setting: Any) -> subprocess.Popen[str]:
-        document = {"contract": "http", "command": list(command) or [sys.executable, "server.py"], **setting}
-        environment = {**os.environ, "EDGEFLOW_SOCKET": self.agent.path, "EDGEFLOW_ADAPTER": json.dumps(document)}
-        with (self.folder / "log").open("a") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "edgeflow.sdk.adapters"], env=environment, cwd=self.folder, start_new_session=True, text=True, stderr=log
-            )  # fmt: skip
-        self.processes.append(process)
-        return process
-
-    def ready(self, *command: str, **more: Any) -> tuple[Peer, subprocess.Popen[str]]:
-        process = self.start(*command)
-        peer = self.agent.accept()
-        peer.welcome(**more)
-        return peer, process
-
-    def log(self) -> str:
-        return (self.folder / "log").read_text()
-
-    def close(self) -> None:
-        for process in self.processes:
-            process.kill()
-            process.wait()
-        self.agent.close()
-
-
 @pytest.fixture
 def adapted() -> Iterator[Adapted]:
     with tempfile.TemporaryDirectory(prefix="ef-") as folder:
-        one = Adapted(Path(folder))
+        one = Adapted(Path(folder), {"contract": "http", "command": [sys.executable, "server.py"]})
+        (one.folder / "server.py").write_text(SERVER)
         yield one
         one.close()
-
-
-def ask(peer: Peer, order: Any, invocation: str = "i1", **more: Any) -> dict[str, Any]:
-    """What the instance says after it was given an event with this data."""
-    peer.expect("claim")
-    data = order if isinstance(order, bytes) else json.dumps(order).encode()
-    peer.send({"t": "work", "items": [item(invocation, stored_event(data), **more)]})
-    return peer.next()
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def test_an_event_is_posted_and_its_answer_committed(adapted: Adapted) -> None:
@@ -141,7 +92,7 @@ def test_a_program_that_ends_takes_its_instance_with_it(adapted: Adapted) -> Non
 
 
 def test_a_program_that_cannot_be_started_is_named(adapted: Adapted) -> None:
-    process = adapted.start("no-such-program")
+    process = adapted.start(command=["no-such-program"])
     hello = adapted.agent.accept()
     hello.expect("hello")
     hello.send(welcome())
@@ -150,7 +101,7 @@ def test_a_program_that_cannot_be_started_is_named(adapted: Adapted) -> None:
 
 
 def test_a_program_that_ends_at_once_is_never_ready(adapted: Adapted) -> None:
-    process = adapted.start("sh", "-c", "echo no model file >&2; exit 3")
+    process = adapted.start(command=["sh", "-c", "echo no model file >&2; exit 3"])
     peer = adapted.agent.accept()
     peer.expect("hello")
     peer.send(welcome())
@@ -173,7 +124,7 @@ def test_the_port_of_another_program_is_not_taken_for_ours(adapted: Adapted) -> 
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as stranger:
-        adapted.start("sleep", "60", http_port=stranger.getsockname()[1])
+        adapted.start(command=["sleep", "60"], http_port=stranger.getsockname()[1])
         peer = adapted.agent.accept()
         peer.expect("hello")
         peer.send(welcome())
@@ -182,22 +133,17 @@ def test_the_port_of_another_program_is_not_taken_for_ours(adapted: Adapted) -> 
 
 @pytest.mark.parametrize("end", ["kill", "terminate"])
 def test_nothing_of_the_program_outlives_its_adapter(adapted: Adapted, wait_until: Wait, end: str) -> None:
-    peer, process = adapted.ready(sys.executable, "server.py", "child" if end == "terminate" else "stubborn")
+    peer, process = adapted.ready(command=[sys.executable, "server.py", "child" if end == "terminate" else "stubborn"])
     peer.expect("claim")
     ours = [
-        int(one.name) for one in Path("/proc").iterdir() if one.name.isdigit() and sid(int(one.name)) == process.pid
+        int(one.name)
+        for one in Path("/proc").iterdir()
+        if one.name.isdigit() and session_of(int(one.name)) == process.pid
     ]
     assert len(ours) == (3 if end == "terminate" else 2)
     getattr(process, end)()
     process.wait(10)
     wait_until(lambda: not any(alive(pid) for pid in ours), "all of them end")
-
-
-def sid(pid: int) -> int:
-    try:
-        return os.getsid(pid)
-    except OSError:
-        return -1
 
 
 def test_a_program_that_hangs_ends_with_the_attempt(adapted: Adapted) -> None:

@@ -10,9 +10,11 @@ import pytest
 from edgeflow.core.ceheaders import BATCH, STRUCTURED, decode, encode
 from edgeflow.core.events import make_event
 from edgeflow.errors import BadOutput, BadRequest, NotFound, Reject, StaleAttempt
+from edgeflow.runner import contracts, pairs
 from edgeflow.sdk.adapters import answers, requests
 from edgeflow.sdk.adapters.effects import Effects
-from edgeflow.sdk.adapters.setting import Setting
+from edgeflow.sdk.adapters.mqtt import LISTENING
+from edgeflow.sdk.adapters.setting import VARIABLE, Setting
 from edgeflow.sdk.context import Context, FunctionInfo
 from edgeflow.sdk.inputs import Input
 from edgeflow.sdk.log import Log
@@ -284,3 +286,9 @@ def test_the_setting_that_the_runner_writes() -> None:
     for text in ("[]", "{}", "nothing"):
         with pytest.raises(ValueError):
             Setting.parse(text)
+
+
+def test_the_runner_and_the_adapters_use_the_same_words() -> None:
+    """The runner does not import the SDK, so what both must know stands twice."""
+    assert VARIABLE == contracts.SETTING
+    assert LISTENING.encode() == pairs.LISTENING

@@ -5,6 +5,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import pytest
 
 from edgeflow.core.manifest import parse, resolve
 from edgeflow.core.mqttprops import PublishProperties, decode_properties
-from edgeflow.core.routing import compile_routes
+from edgeflow.core.routing import InputRoute, compile_routes
 from edgeflow.core.wire import FrameReader, encode_frame
 from edgeflow.errors import BadOutput, ProtocolError, Unavailable
 from edgeflow.flow import accounts
@@ -501,6 +502,23 @@ def test_an_account_may_use_the_functions_own_channels_only() -> None:
         ("publishClientSend", "fast/pong"), ("publishClientSend", "fast/more"),
     }  # fmt: skip
     assert all(acl["allow"] for acl in acls)
+
+
+def test_a_program_of_contract_mqtt_chooses_filters_within_its_channels_and_has_several_sessions(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    route = replace(fast_route(), contract="mqtt", inputs=(InputRoute("x", "fast/#"),))
+    allowed = {(acl["acltype"], acl["topic"]) for acl in function_acls(route) if acl["allow"]}
+    assert {
+        ("subscribePattern", "fast/#"),
+        ("unsubscribePattern", "fast/#"),
+        ("publishClientReceive", "fast/#"),
+    } < allowed
+    denied = {(acl["acltype"], acl["topic"]) for acl in function_acls(route) if not acl["allow"]}
+    assert ("publishClientReceive", "fast/_dead/#") in denied
+    found, control = made(settings, monkeypatch)
+    found.grant(("fast", "echo", "r1"), route, lambda _: None)
+    assert "clientid" not in control.asked[0][-1]
 
 
 def test_a_grant_is_the_same_until_the_broker_refuses_it(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -306,3 +306,47 @@ def test_a_contract_is_part_of_the_content_and_checked_again() -> None:
     function["revision"] = revision_of(function)
     with pytest.raises(BadManifest, match="belongs to `contract: http`"):
         check_resolved(document)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("subscribe: {join: [a, b]}", "subscribe.join: a program of `contract: mqtt` does its own subscribing"),
+        ("subscribe: {channel: a, where: \"subject == 'x'\"}", "subscribe.where: a program of `contract: mqtt`"),
+        ("subscribe: [a, _dead/+]", "dead letters are kept"),
+        ("subscribe: a, latest: b", "latest: a program of `contract: mqtt`"),
+        ("subscribe: a, state: {by: subject}", "state: a program of `contract: mqtt`"),
+        ("subscribe: a, ordered: true", "ordered: a program of `contract: mqtt`"),
+        ("subscribe: a, retry: {attempts: 2}", "retry: nothing is tried again with `contract: mqtt`"),
+        ("subscribe: a, context: {m: k}", "context: a program of `contract: mqtt` is handed nothing"),
+        ("subscribe: a, scale: {instances: 2}", "scale.instances: 2 programs would each hear every event"),
+        ("subscribe: a, stdio: {content_type: a/b}", "stdio: belongs to `contract: stdio`"),
+    ],
+)
+def test_a_program_with_a_session_of_its_own_is_refused_what_it_cannot_have(body: str, words: str) -> None:
+    with pytest.raises(BadManifest) as caught:
+        parse(f"namespace: v\nfunctions:\n  f: {{image: i, contract: mqtt, {body}}}\n", default_pop="la")
+    assert words in caught.value.message
+
+
+def test_what_an_mqtt_program_subscribes_to_goes_past_the_inbox() -> None:
+    text = "namespace: v\nfunctions: {f: {image: i, subscribe: [a, 'b/+/{id}', {channel: c, as: d}], contract: mqtt, publish: o}}"
+    with pytest.raises(BadManifest, match="ends with a wildcard"):
+        parse(text, default_pop="la")
+    text = text.replace("'b/+/{id}'", "b/x")
+    document = resolve(parse(text, default_pop="la"), {}, applied_ms=1, default_pop="la")
+    function = document["functions"]["f"]
+    assert [one["qos"] for one in function["inputs"]] == [0, 0, 0] and check_resolved(document).functions["f"].direct
+    del function["inputs"][0]["qos"], function["inputs"][1]["qos"], function["inputs"][2]["qos"]
+    function["revision"] = revision_of(function)
+    with pytest.raises(BadManifest, match="not heard by the program itself"):
+        check_resolved(document)
+
+
+@pytest.mark.parametrize("value", ["nothing", "a b/c", "image/"])
+def test_a_media_type_is_one(value: str) -> None:
+    with pytest.raises(BadManifest, match="is not a media type"):
+        parse(
+            f"namespace: v\nfunctions: {{f: {{image: i, subscribe: a, contract: stdio, stdio: {{content_type: '{value}'}}}}}}",
+            default_pop="la",
+        )

@@ -10,7 +10,9 @@ from typing import Protocol
 
 from edgeflow.errors import BadHandler
 from edgeflow.sdk.adapters.http import Http
+from edgeflow.sdk.adapters.mqtt import Mqtt, MqttInstance
 from edgeflow.sdk.adapters.setting import VARIABLE, Setting
+from edgeflow.sdk.adapters.stdio import Stdio
 from edgeflow.sdk.context import FunctionInfo
 from edgeflow.sdk.function import Handle
 from edgeflow.sdk.log import Log
@@ -48,13 +50,23 @@ def main() -> int:
     def facts() -> tuple[FunctionInfo, Log]:
         return instance.info, instance.log
 
-    adapter: Adapter = Http(Setting.parse(text), stop, facts)
+    setting = Setting.parse(text)
+    adapter: Adapter
+    if setting.contract == "mqtt":
+        adapter = session = Mqtt(setting, stop, facts)
+    else:
+        adapter = Stdio(setting, stop, facts) if setting.contract == "stdio" else Http(setting, stop, facts)
 
     def exit_now(status: int) -> None:
         adapter.kill()
         os._exit(status)
 
-    instance = Instance(socket_path, adapter.load, stop=stop, exit_now=exit_now)
+    instance: Instance
+    if setting.contract == "mqtt":
+        instance = own_session = MqttInstance(socket_path, adapter.load, stop=stop, exit_now=exit_now)
+        own_session.adapter = session
+    else:
+        instance = Instance(socket_path, adapter.load, stop=stop, exit_now=exit_now)
     try:
         status = instance.run()
     except BadHandler as error:
