@@ -48,6 +48,12 @@ def mqtt_rules(function: Mapping[str, Any]) -> Iterator[Finding]:
     instances = scale.get("instances") if isinstance(scale, Mapping) else None
     if isinstance(instances, int) and instances != 1:
         yield ("scale", "instances"), f"{instances} programs would each hear every event; write 1"
+    for name in ("min", "max"):
+        if isinstance(scale, Mapping) and name in scale:
+            yield (
+                ("scale", name),
+                "the one program hears the broker itself, so it does not follow the work; remove the field",
+            )
     if retry is not None:
         yield (
             ("retry",),
