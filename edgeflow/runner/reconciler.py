@@ -16,8 +16,9 @@ from typing import Any
 import structlog
 
 from edgeflow.core.channels import SYSTEM_NAMESPACE
+from edgeflow.core.failpoints import hit
 from edgeflow.core.manifest import ResolvedFunction, size_bytes
-from edgeflow.errors import EdgeflowError, StoreUnavailable
+from edgeflow.errors import EdgeflowError, StoreUnavailable, Unavailable
 from edgeflow.runner.builds import Build, Builds, Key
 from edgeflow.runner.driver import Driver
 from edgeflow.runner.elastic import Elastic
@@ -55,6 +56,8 @@ POLL_S = 1.0
 """Longest time between two rounds; wake-ups are hints only."""
 PAUSE_S = 0.2
 """Shortest time between two rounds: the namespaces' wake-ups come with every batch of events."""
+LATE_MS = 10_000
+"""A round that takes longer is said to: the engine does not answer."""
 STABLE_MS = 30_000
 """An instance that was ready this long wipes out the failures of its revision."""
 
@@ -102,10 +105,12 @@ class Reconciler:
     def status(self) -> dict[str, Any]:
         """{running, last_round_ms, last_error, functions: {"<ns>/<fn>": state}}."""
         alive = self._thread is not None and self._thread.is_alive()
+        silent_ms = time.time() * 1000 - self.last_round_ms if self.last_round_ms else 0
+        late = f"the runner has been waiting for {silent_ms / 1000:.0f} s" if silent_ms > LATE_MS else ""
         return {
             "running": alive,
             "last_round_ms": self.last_round_ms,
-            "last_error": self.last_error,
+            "last_error": self.last_error or late,
             "functions": dict(self._reports.states),
         }
 
@@ -116,9 +121,10 @@ class Reconciler:
                 try:
                     self.round(int(time.time() * 1000))
                     self.last_error = ""
-                except StoreUnavailable as error:
+                except Unavailable as error:
+                    # The store or the engine is away: what runs goes on, and the next round looks again.
                     self.last_error = error.message
-                    log.warning("round_without_store", reason=error.message)
+                    log.warning("round_not_made", reason=error.message)
                 except Exception as error:
                     self.last_error = f"{type(error).__name__}: {error}"
                     log.exception("round_failed")
@@ -253,6 +259,7 @@ class Reconciler:
         """What is left for a revision that was rolled back goes to the one that serves, if that can take it."""
         to = live.revision if _work_of(bad) == _work_of(live) else None
         left = self._store.namespace(key[0]).hand_over(key[1], bad.revision, to)
+        hit("runner-handed-over")
         log.info("work_handed_over", namespace=key[0], function=key[1], revision=bad.revision, to=to, left=left)
 
     def _act(self, key: FunctionKey, view: FunctionView, now_ms: int) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from edgeflow.core.manifest import Artifact, ResolvedFunction, parse, resolve
 from edgeflow.core.routing import RouteTable
-from edgeflow.errors import StoreUnavailable
+from edgeflow.errors import StoreUnavailable, Unavailable
 from edgeflow.runner import waker
 from edgeflow.runner.driver import CannotStart, Observed, Prepared, Progress, StartSpec
 from edgeflow.runner.reconciler import Reconciler
@@ -661,6 +661,52 @@ def test_a_pop_without_the_key_says_so(world: World) -> None:
     world.apply("{f: {image: i, subscribe: a, secrets: [token]}}")
     world.settle()
     assert world.state()["state"] == "failing" and "secrets_key_file" in world.state()["reason"]
+
+
+def test_what_ended_lately_is_said_while_the_next_one_is_ready_and_a_loop_is_counted(world: World) -> None:
+    world.apply("{f: {image: i, subscribe: a}}")
+    world.settle()
+    for times in (1, 2):
+        (one,) = world.driver.instances
+        world.become("ready")
+        world.round()
+        world.driver.end(one, "ran out of memory (raise `limits: {memory: ...}`)")
+        world.round(2, later_ms=600)
+        assert world.state()["state"] == "failing" and f"instance {one} ran out of memory" in world.state()["reason"]
+        assert ("(2 times in a row)" in world.state()["reason"]) == (times == 2)
+    world.round(2, later_ms=600)
+    world.become("ready")
+    world.round()
+    assert world.state()["state"] == "ready" and "2 times in a row" in world.state()["reason"]
+    assert world.state()["last_log_lines"]
+    world.round(later_ms=31_000)
+    assert world.state()["state"] == "ready" and world.state()["reason"] == ""
+
+
+def test_an_engine_that_is_away_is_said_and_nothing_is_touched(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.apply("{f: {image: i, subscribe: a}}")
+    world.settle()
+    before = dict(world.driver.instances)
+
+    def away() -> list[Observed]:
+        raise Unavailable("the engine is not reachable")
+
+    monkeypatch.setattr(world.driver, "observe", away)
+    world.reconciler.start()
+    deadline_s = time.monotonic() + 10
+    while not world.reconciler.status()["last_error"] and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert world.reconciler.status()["last_error"] == "the engine is not reachable"
+    assert world.driver.instances == before and world.driver.stopped == world.driver.killed == []
+    world.reconciler.stop()
+
+
+def test_a_round_that_does_not_end_is_said(world: World) -> None:
+    world.round()
+    world.reconciler.last_round_ms = int(time.time() * 1000) - 25_000
+    assert "has been waiting for 25 s" in world.reconciler.status()["last_error"]
+    world.reconciler.last_round_ms = int(time.time() * 1000)
+    assert world.reconciler.status()["last_error"] == ""
 
 
 # -- numbers that follow the work ----------------------------------------------------------------------------------------
