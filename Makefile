@@ -1,5 +1,5 @@
 # Only calls scripts; each says at its top what it does.
-.PHONY: demo setup test test-faults bench bench-flow bench-ekv lint docs docker-engine
+.PHONY: demo setup test test-faults bench bench-flow bench-ekv bench-runner lint docs docker-engine
 
 demo:
 	@INPUT="$(INPUT)" REFERENCE="$(REFERENCE)" MODE="$(MODE)" scripts/demo
@@ -21,6 +21,9 @@ bench-flow:
 
 bench-ekv:
 	@scripts/bench-ekv
+
+bench-runner:
+	@scripts/bench-runner
 
 lint:
 	@scripts/lint

@@ -1,6 +1,6 @@
-"""The command around a comparison with NATS: find its server, measure, write the document, show the tables.
+"""The command around a benchmark: measure, write the document, show the tables; where it compares with NATS, find its server first.
 
-What it is: the frame that `python -m bench.flow` and `python -m bench.ekv` share. What it is not: their options, or what they measure.
+What it is: the frame that `python -m bench.flow`, `bench.ekv` and `bench.runner` share. What it is not: their options, or what they measure.
 """
 
 import json
@@ -24,15 +24,21 @@ def run(
     script: str, nats_program: str, file: Path, measure: Callable[[Path, Say], dict[str, Any]], markdown: Callable[[dict[str, Any]], str]
 ) -> None:  # fmt: skip
     """`measure(nats-server, say)` makes the document, which goes to `file` as JSON and to the terminal as Markdown. Exits with 1 where it cannot, 130 on Ctrl-C."""
-    console = Console(highlight=False)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     program = find_program(nats_program)
     if program is None:
-        console.print(f"[red]{nats_program} is not installed; scripts/{script} installs it[/]")
+        Console(highlight=False).print(f"[red]{nats_program} is not installed; scripts/{script} installs it[/]")
         raise typer.Exit(1)
+    found = program
+    show(file, lambda say: measure(found, say), markdown)
+
+
+def show(file: Path, measure: Callable[[Say], dict[str, Any]], markdown: Callable[[dict[str, Any]], str]) -> None:
+    """The same without NATS."""
+    console = Console(highlight=False)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with console.status("starting") as status:
-            document = measure(program, status.update)
+            document = measure(status.update)
     except EdgeflowError as error:
         console.print(f"[red]{error.message}[/]\n{error.hint}")
         raise typer.Exit(1) from None

@@ -1,4 +1,4 @@
-"""Writes benchmarks as tables into the documentation: `make bench` into README.md, `make bench-flow` and `make bench-ekv` into docs/benchmarks.md.
+"""Writes benchmarks as tables into the documentation: `make bench` into README.md, `make bench-flow`, `make bench-ekv` and `make bench-runner` into docs/benchmarks.md.
 
 What it is: from a JSON document to Markdown between two markers. What it is not: a measurement.
 What must stay true: a goal that is missed is shown as missed; machine, settings and other load stand beside the numbers.
@@ -15,6 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "bench-output"
 FLOW, SHAPES, VALUES = OUTPUT / "flow.json", OUTPUT / "bench-flow.json", OUTPUT / "bench-ekv.json"
+RUNNER = OUTPUT / "bench-runner.json"
 
 
 def table(document: Mapping[str, Any]) -> str:
@@ -41,6 +42,10 @@ def write(document: Mapping[str, Any]) -> None:
         from bench.ekv.report import markdown as values
 
         page, name, text = ROOT / "docs" / "benchmarks.md", "bench-ekv", values(document)
+    elif "runner" in document:
+        from bench.runner.report import markdown as starts
+
+        page, name, text = ROOT / "docs" / "benchmarks.md", "bench-runner", starts(document)
     elif "cells" in document:
         from bench.flow.report import markdown
 
@@ -54,11 +59,9 @@ def write(document: Mapping[str, Any]) -> None:
 def main() -> None:
     """Replace the blocks of the given document, or of those that were measured last."""
     parser = argparse.ArgumentParser(description="Write the tables of benchmarks into the documentation.")
-    parser.add_argument(
-        "file", type=Path, nargs="?", help="a JSON document of `make bench`, `make bench-flow` or `make bench-ekv`"
-    )
+    parser.add_argument("file", type=Path, nargs="?", help="a JSON document of `make bench` or one of `make bench-*`")
     asked = parser.parse_args().file
-    files = [asked] if asked else [file for file in (FLOW, SHAPES, VALUES) if file.exists()]
+    files = [asked] if asked else [file for file in (FLOW, SHAPES, VALUES, RUNNER) if file.exists()]
     for file in files:
         write(json.loads(file.read_text()))
 
