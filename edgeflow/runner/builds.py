@@ -20,7 +20,8 @@ log = structlog.get_logger()
 Key = tuple[str, str, str]
 """Namespace, function, revision."""
 
-_THREADS = 2
+_THREADS = 4
+"""More than there are processors: an image that is fetched over a narrow link, or from a PoP that is away, must not hold up what can be built."""
 _LAST_LINES = 20
 
 

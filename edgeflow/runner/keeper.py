@@ -30,6 +30,8 @@ log = structlog.get_logger()
 LOOK_S = 3.0
 CLEAN_S = 3600.0
 """How often unused things are looked for; the first time this long after the start of the control process, so that manifests have arrived."""
+TURN_MS = 20_000
+"""How long the PoPs before this one (by name) have to give an image that is wanted."""
 WANT_MS = 24 * 3_600_000
 """A wish for an image that is older is forgotten: the PoP that has it asks again."""
 WANTS = "image-wants/"
@@ -84,13 +86,18 @@ class Keeper:
         given = 0
         for key in list(self._library.keys(WANTS)):
             id, _, pop = key.removeprefix(WANTS).partition("/")
-            stored = self._library.get(id)
-            if pop == self._settings.pop:
-                continue  # its own: ended when the image is there (engine_images.py)
-            if stored is None and self._engine is not None and self._engine.give(f"sha256:{id}") is not None:
+            if pop == self._settings.pop or self._engine is None or not self._is_my_turn(key):
+                continue  # its own is ended when the image is there (engine_images.py)
+            if self._library.get(id) is None and self._engine.give(f"sha256:{id}") is not None:
                 given += 1
                 log.info("image_given", image=id, pop=pop)
         return given
+
+    def _is_my_turn(self, key: str) -> bool:
+        """One PoP after the other, so that an image which several engines have is stored once."""
+        info = self._store.namespace(SYSTEM_NAMESPACE).head(key)
+        rank = sorted([self._settings.pop, *self._settings.link.peers]).index(self._settings.pop)
+        return info is not None and written_ms(info.version) + rank * TURN_MS <= self._clock_ms()
 
     # -- what is unused ------------------------------------------------------------------------------------------------
 

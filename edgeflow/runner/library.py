@@ -29,8 +29,8 @@ IMAGES = "images/"
 PIECES = "pieces/"
 PIECE_BYTES = 4 * 1024 * 1024
 """Uncompressed bytes of a piece: small enough that one that is cut costs little, and that a narrow link brings it in time."""
-FETCH_S = 300.0
-"""Longest wait for one piece."""
+FETCH_S = 60.0
+"""Longest wait for one piece. What has come of it by then is not lost: the next try goes on there."""
 AT_ONCE = 4
 """Pieces that are asked for at a time."""
 _DEFLATE = 1

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,11 @@ from image_archives import docker_archive, layer
 from test_api_routes import check_problem
 
 from edgeflow.api.context import Api
+from edgeflow.cli import apply
+from edgeflow.cli import images as commands
 from edgeflow.core.manifest import Artifact, parse, resolve, revision_of
+from edgeflow.runner import images as engine_side
+from edgeflow.runner.archives import BytesSource, look
 from edgeflow.runner.pins import pin
 
 LIMIT = 6_000_000
@@ -170,3 +175,31 @@ def test_an_engine_that_is_away_is_said_and_no_error(http: httpx.Client, api: Ap
     api.images = Away()  # type: ignore[assignment]
     (image,) = http.get("/v1/images").json()["items"]
     assert image["loaded"] is None and image["note"] == "the Docker engine is not reachable"
+
+
+def test_apply_pushes_what_the_cluster_lacks(
+    served_api: tuple[Api, str], api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`edgeflow apply` beside an engine that is not the PoP's: the image goes with the manifest, once."""
+    archive = docker_archive(LAYERS, "edgeflow/vision-f:abc")
+    id = look(BytesSource(archive)).id
+    monkeypatch.setattr(apply, "_engine", lambda _say: "an engine")
+    monkeypatch.setattr(engine_side, "build_image", lambda *_args, **_more: "edgeflow/vision-f:abc")
+    monkeypatch.setattr(engine_side, "find_image", lambda _engine, _name: id)
+    monkeypatch.setattr(commands, "saved", lambda _id: lambda: iter([archive[:9000], archive[9000:]]))
+    monkeypatch.setattr(api, "settings", api.settings.model_copy(update={"mode": "docker"}))
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "Dockerfile").write_text("FROM scratch\n")
+    file = tmp_path / "edgeflow.yaml"
+    file.write_text("namespace: vision\nfunctions: {f: {build: ./f, subscribe: a, place: {pops: [chicago]}}}\n")
+    lines: list[str] = []
+    target = apply.Target(served_api[1], TOKEN)
+    assert apply.apply_file(file, target, wait=False, say=lines.append).status == "created"
+    assert f"pushing image {id[7:19]}, which the cluster does not have" in lines
+    assert keys(api, "images/") == [f"images/{id[7:]}"]
+    lines.clear()
+    assert apply.apply_file(file, target, wait=False, say=lines.append).status == "unchanged"
+    assert not any("pushing" in line for line in lines)
+    monkeypatch.setattr(engine_side, "find_image", lambda _engine, _name: "sha256:" + "0" * 64)
+    with pytest.raises(apply.NotApplied, match="names images in another way"):
+        apply.apply_file(file, target, wait=False, say=lines.append)
