@@ -39,7 +39,8 @@ class Pop:
     def containers(self, function: str, **labels: str) -> list[Any]:
         wanted = {"cluster": self.id, "function": function, **labels}
         filters = {"label": [f"edgeflow.{name}={value}" for name, value in wanted.items()]}
-        return list(self.engine.containers.list(all=True, filters=filters))
+        # One that is removed meanwhile is not there.
+        return list(self.engine.containers.list(all=True, filters=filters, ignore_removed=True))
 
     def apply(self, folder: Path, namespace: str, functions: dict[str, Any], **more: Any) -> None:
         file = folder / f"{namespace}.yaml"
