@@ -88,6 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
         read_token(settings.api.token_file),
         hub,
         runner_alive=lambda: bool(runner.status()["running"]),
+        runner_error=lambda: str(runner.status()["last_error"]),
         usage=runner.usage,
         images=runner.images,
     )

@@ -58,6 +58,8 @@ class Api:
     hub: TailHub
     runner_alive: Callable[[], bool]
     """Whether the reconciler thread of this process runs."""
+    runner_error: Callable[[], str] = lambda: ""
+    """Why the runner cannot do its work just now; empty when it can."""
     usage: Callable[[], Mapping[str, Usage]] = dict
     """What each instance of this PoP uses."""
     budget: BodyBudget = field(default_factory=BodyBudget)

@@ -286,7 +286,8 @@ def _view(api: Api, docs: _Docs, namespace: str, entry: tuple[str, Mapping[str, 
         }  # fmt: skip
     return FunctionView(
         namespace=namespace, function=name, revision=function["revision"], at=at,
-        state=state.get("state") or "unknown", live=live, reason=state.get("reason") or None,
+        state=state.get("state") or "unknown", live=live,
+        reason=(api.runner_error() if is_here else "") or state.get("reason") or None,
         last_log_lines=list(state.get("last_log_lines") or []), inputs=[item["channel"] for item in function["inputs"]],
         publish=list(function["publish"]), join=function["join"], instances=instances, inbox=inbox,
         stats=docs.stats.get(f"{namespace}/{name}") if is_here else None,

@@ -39,6 +39,7 @@ class PopView(BaseModel):
     state: str = Field(
         description="`ready` or `degraded`; for a peer the state of the link: `up`, `connecting`, `down`, `unknown`"
     )
+    reason: str | None = Field(default=None, description="Why the runner of this PoP cannot do its work just now")
     self_: bool = Field(serialization_alias="self", description="Whether this is the PoP that answers")
     api_url: str | None
     mqtt_ws_url: str | None
@@ -94,13 +95,16 @@ def namespace_views(api: Api) -> list[NamespaceView]:
 
 
 def this_pop(api: Api) -> PopView:
-    """The PoP that answers. `degraded` = some gateway session is not connected, or the runner does not run."""
+    """The PoP that answers. `degraded` = some gateway session is not connected, or the runner does not run or cannot do its work."""
     settings = api.settings
     namespaces = namespace_views(api)
-    is_whole = api.runner_alive() and all(
-        view.gateway is None or view.gateway.get("connected", False) for view in namespaces
+    trouble = api.runner_error()
+    is_whole = (
+        api.runner_alive()
+        and not trouble
+        and all(view.gateway is None or view.gateway.get("connected", False) for view in namespaces)
     )
     return PopView(
-        id=settings.pop, cluster=settings.cluster, mode=settings.mode, state="ready" if is_whole else "degraded", self_=True,
+        id=settings.pop, cluster=settings.cluster, mode=settings.mode, state="ready" if is_whole else "degraded", reason=trouble or None, self_=True,
         api_url=settings.public.api_url, mqtt_ws_url=settings.public.mqtt_ws_url, link=None, namespaces=namespaces,
     )  # fmt: skip

@@ -218,6 +218,9 @@ class Loop:
         access = self._access
         out.print(f"[bold]{escape(self._namespace or self._project.folder.name)}[/]  api {access.api_url}  mqtt {access.mqtt_host}:{access.mqtt_port}")  # fmt: skip
         out.print("Save a file and the new code answers. In another terminal, in this folder: edgeflow invoke, publish, tail, kv, dlq, top. Ctrl-C ends it.", markup=False)  # fmt: skip
+        if "EDGEFLOW_HOME" in os.environ or HomeLock.is_held(Home(self._project.dev_dir)):
+            # Those commands would find another cluster.
+            out.print(f"There, first: export EDGEFLOW_HOME={self._project.home.root}", markup=False)
 
     def _ask(self) -> None:
         """Print states that have changed."""

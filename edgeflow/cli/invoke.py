@@ -15,10 +15,12 @@ from edgeflow.cli.reach import (
     Output,
     OutputOption,
     PopOption,
+    TextArgument,
     client_of,
     clients_of,
     complain,
     errors,
+    given_text,
     print_json,
     read_input,
     size_text,
@@ -37,6 +39,7 @@ ANSWER_S = 15.0
 
 def invoke(
     function: Annotated[str, typer.Argument(help="<namespace>/<function>, as in vision/detect", metavar="FUNCTION")],
+    text: TextArgument = None,
     data: Annotated[str | None, typer.Option("--data", "-d", help="The data as text.")] = None,
     file: Annotated[
         str | None, typer.Option("--file", "-f", help="A file with the data; - for standard input.")
@@ -67,6 +70,7 @@ def invoke(
     Whoever stops waiting changes nothing: the invocation goes on, and `edgeflow get invocation` has its result. Exit status: 0 carried out, 3 given up (the
     traceback is on stderr), 4 not ended in time, 1 any other error.
     """
+    data = given_text(text, data)
     if event is not None:
         if any(given is not None for given in (data, file, subject, content_type)) or attribute:
             raise typer.BadParameter("--event holds the data and all attributes")

@@ -16,8 +16,10 @@ from edgeflow.cli.reach import (
     Output,
     OutputOption,
     PopOption,
+    TextArgument,
     client_of,
     clients_of,
+    given_text,
     print_json,
     read_input,
     show,
@@ -84,6 +86,7 @@ def get(
 @app.command("put")
 def put(
     key: KeyArgument,
+    text: TextArgument = None,
     data: Annotated[str | None, typer.Option("--data", "-d", help="The value as text.")] = None,
     file: Annotated[
         str | None, typer.Option("--file", "-f", help="A file with the value; - for standard input.")
@@ -101,7 +104,7 @@ def put(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Put a value and print its version: it is on disk at that PoP then."""
-    body = read_input(data, file)
+    body = read_input(given_text(text, data), file)
     if content_type is None:
         content_type = mimetypes.guess_type(file)[0] if file is not None else "text/plain; charset=utf-8"
     with client_of(pop) as client:

@@ -6,11 +6,21 @@ from typing import Annotated
 
 import typer
 
-from edgeflow.cli.reach import Output, OutputOption, PopOption, client_of, print_json, read_input
+from edgeflow.cli.reach import (
+    Output,
+    OutputOption,
+    PopOption,
+    TextArgument,
+    client_of,
+    given_text,
+    print_json,
+    read_input,
+)
 
 
 def publish(
     channel: Annotated[str, typer.Argument(help="<namespace>/<path>, as in vision/chunks")],
+    text: TextArgument = None,
     data: Annotated[str | None, typer.Option("--data", "-d", help="The data as text.")] = None,
     file: Annotated[
         str | None, typer.Option("--file", "-f", help="A file with the data; - for standard input.")
@@ -40,6 +50,7 @@ def publish(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Publish one event and print its receipt: it is on disk at that PoP then."""
+    data = given_text(text, data)
     if dataref is not None and (data is not None or file is not None):
         raise typer.BadParameter("--dataref takes the place of --data and --file")
     body = None if dataref is not None else read_input(data, file)

@@ -34,6 +34,9 @@ class Output(StrEnum):
 
 
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="`table` for people, `json` for programs.")]
+TextArgument = Annotated[
+    str | None, typer.Argument(help="The data as text; --data says the same.", metavar="TEXT", show_default=False)
+]
 PopOption = Annotated[
     str | None, typer.Option("--pop", help="PoP to talk to; the first one if not given.", metavar="POP")
 ]
@@ -125,10 +128,17 @@ def size_text(size_bytes: int) -> str:
     return f"{size_bytes} B"
 
 
+def given_text(text: str | None, data: str | None) -> str | None:
+    """The text that was given, as an argument or by --data."""
+    if text is not None and data is not None:
+        raise typer.BadParameter("TEXT and --data are the same: give one of them")
+    return data if text is None else text
+
+
 def read_input(data: str | None, file: str | None) -> bytes:
-    """The bytes of --data or of --file (`-` is standard input). Exactly one of them must be given."""
+    """The bytes of a text or of --file (`-` is standard input). Exactly one of them must be given."""
     if (data is None) == (file is None):
-        raise typer.BadParameter("give either --data TEXT or --file PATH (- for standard input)")
+        raise typer.BadParameter("give either TEXT or --file PATH (- for standard input)")
     if data is not None:
         return data.encode()
     if file == "-":

@@ -120,7 +120,7 @@ def _print(document: dict[str, Any]) -> None:
         if pop["reason"] and pop["state"] != "ready":
             out.print(f"{pop['id']}: {escape(pop['reason'])}")
         for entry in pop["functions"]:
-            if entry["reason"] and entry["state"] != "ready":
+            if entry["reason"]:
                 out.print(f"{entry['namespace']}/{entry['function']}: {escape(entry['reason'])}")
 
 

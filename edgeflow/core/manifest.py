@@ -29,7 +29,7 @@ from edgeflow.core.manifest_resolved import (
     check_resolved,
     revision_of,
 )
-from edgeflow.core.manifest_rules import Finding, direct_rules, gate_rules, policy_rules, wiring_rules
+from edgeflow.core.manifest_rules import Finding, direct_rules, gate_rules, policy_rules, scale_rules, wiring_rules
 from edgeflow.core.manifest_scalars import PolicyFilter, duration_ms, size_bytes
 from edgeflow.core.manifest_wiring import Wiring, input_name
 from edgeflow.errors import BadManifest
@@ -150,7 +150,7 @@ def resolve(
             },
             **_confinement(function),
             "env": dict(function.env),
-            "scale": {"instances": function.scale.instances},
+            "scale": _scale(function.scale),
             "place": {"pops": pops},
         }
         if function.rollout != models.Rollout():
@@ -181,6 +181,15 @@ def _contract_of(function: Function) -> dict[str, Any]:
     if function.contract == "stdio" and function.stdio is not None:
         said["stdio"] = function.stdio.model_dump()
     return said
+
+
+def _scale(scale: models.Scale) -> dict[str, int]:
+    if scale.min is None and scale.max is None:
+        return {"instances": scale.instances}
+    least = 1 if scale.min is None else scale.min
+    most = max(1, least) if scale.max is None else scale.max
+    pool = (1 if least == 0 else 0) if scale.pool is None else scale.pool
+    return {"min": least, "max": most, "idle_ms": scale.idle, "pool": pool}
 
 
 def json_schema() -> dict[str, Any]:
@@ -230,6 +239,7 @@ def _function_rules(function: Mapping[str, Any], default_pop: str | None) -> Ite
     if function.get("build") is not None and function.get("image") is not None:
         yield ("image",), "stands beside build; keep one of them"
     yield from contract_rules(function)
+    yield from scale_rules(function.get("scale"))
     if function.get("place") is None and default_pop is None:
         yield ("place",), "is missing; name one PoP: place: {pops: [<pop>]}"
     if function.get("state") is not None and function.get("ordered"):

@@ -49,7 +49,10 @@ def mqtt_rules(function: Mapping[str, Any]) -> Iterator[Finding]:
         if name == "instances" and isinstance(value, int) and value != 1:
             yield ("scale", name), f"{value} programs would each hear every event; write 1"
         elif name in ("min", "max", "pool"):
-            yield ("scale", name), "the one program of `contract: mqtt` hears the broker itself; remove the field"
+            yield (
+                ("scale", name),
+                "the one program hears the broker itself, so it does not follow the work; remove the field",
+            )
     for name in ("outputs", "output_bytes"):
         if isinstance(limits, Mapping) and limits.get(name) is not None:
             yield ("limits", name), "nothing is committed with `contract: mqtt`; remove the field"

@@ -390,7 +390,15 @@ class Scale(Part):
     """How many instances run."""
 
     instances: int = Field(default=1, ge=1, le=MAX_INSTANCES)
-    """Number of instances at the PoP, fixed."""
+    """Number of instances at the PoP, fixed; or give min and max."""
+    min: int | None = Field(default=None, ge=0, le=MAX_INSTANCES)
+    """Least number of instances that are awake; 0: none while there is nothing to do."""
+    max: int | None = Field(default=None, ge=1, le=MAX_INSTANCES)
+    """Most instances, by what arrives and what waits."""
+    idle: Duration = Field(default=60_000, json_schema_extra={"default": "60s"})
+    """Time without work after which the last instance sleeps (min: 0)."""
+    pool: int | None = Field(default=None, ge=0, le=MAX_INSTANCES)
+    """Least number of instances that exist, awake or paused; 1 with min: 0."""
 
 
 class Rollout(Part):

@@ -23,7 +23,6 @@ from edgeflow.errors import BadManifest
 _DURABLE_JOIN = (
     "what waits for other events is kept, so a join is durable; remove the field, or subscribe to one channel"
 )
-_INSTANCES = "the number of instances is fixed; write `scale: {instances: n}`"
 _ONE_POP = "name one PoP: `place: {pops: [<pop>]}`"
 
 NOT_AVAILABLE: dict[str, str] = {
@@ -34,10 +33,7 @@ NOT_AVAILABLE: dict[str, str] = {
     "functions.*.subscribe.join.*.qos": _DURABLE_JOIN,
     "functions.*.subscribe.join.any.*.qos": _DURABLE_JOIN,
     "functions.*.subscribe.join.of.*.qos": _DURABLE_JOIN,
-    "functions.*.scale.min": _INSTANCES,
-    "functions.*.scale.max": _INSTANCES,
-    "functions.*.scale.concurrency": "an instance handles one event at a time; write `scale: {instances: n}`",
-    "functions.*.scale.idle": "instances keep running; write `scale: {instances: n}`",
+    "functions.*.scale.concurrency": "an instance handles one event at a time, so that handlers need not be thread-safe; write `scale: {max: n}`",
     "functions.*.scale.prefetch": "the agent chooses it; remove the field",
     "functions.*.place.near": _ONE_POP,
     "functions.*.place.prefer": _ONE_POP,

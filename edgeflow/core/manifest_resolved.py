@@ -108,6 +108,36 @@ class ResolvedRetry(models.Part):
     timeout_ms: int = Field(ge=1, le=MAX_DURATION_MS)
 
 
+class ResolvedScale(models.Part):
+    """How many instances: a fixed number, or between two as there is work."""
+
+    instances: int | None = Field(default=None, ge=1, le=models.MAX_INSTANCES)
+    min: int = Field(default=1, ge=0, le=models.MAX_INSTANCES)
+    max: int = Field(default=1, ge=1, le=models.MAX_INSTANCES)
+    idle_ms: int = Field(default=60_000, ge=1, le=MAX_DURATION_MS)
+    pool: int = Field(default=0, ge=0, le=models.MAX_INSTANCES)
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number follows the work."""
+        return self.instances is None
+
+    @property
+    def least(self) -> int:
+        """Least number that are awake."""
+        return self.min if self.instances is None else self.instances
+
+    @property
+    def most(self) -> int:
+        """Most that there are."""
+        return self.max if self.instances is None else self.instances
+
+    @property
+    def kept(self) -> int:
+        """Least number that exist, awake or paused."""
+        return self.most if self.instances is not None else min(self.max, max(self.min, self.pool))
+
+
 class ResolvedRollout(models.Part):
     """How a new revision takes over."""
 
@@ -158,7 +188,7 @@ class ResolvedFunction(models.Part):
     gpus: Gpus | None = None
     secrets: Secrets = Field(default_factory=list)
     env: dict[Variable, str]
-    scale: models.Scale
+    scale: ResolvedScale
     rollout: ResolvedRollout = ResolvedRollout()
     place: models.Place
 
@@ -221,6 +251,8 @@ def _content_rules(function: ResolvedFunction, document: Mapping[str, Any]) -> I
         yield ("bundle",), "is not a SHA-256 in hex; apply it with `edgeflow apply`"
     if function.contract == "mqtt" and not function.direct:
         yield ("inputs",), "are not heard by the program itself; apply it with `edgeflow apply`"
+    if function.scale.is_elastic and not function.scale.min <= function.scale.max >= function.scale.pool:
+        yield ("scale",), "min and pool are at most max; apply it with `edgeflow apply`"
     if function.direct and function.scale.instances != 1:
         yield (
             ("scale", "instances"),

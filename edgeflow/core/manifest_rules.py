@@ -45,6 +45,23 @@ def wiring_rules(
         yield from _direct_rules(wiring)
 
 
+def scale_rules(scale: object) -> Iterator[Finding]:
+    """What does not go together in `scale`, from the data of the YAML form."""
+    if not isinstance(scale, Mapping):
+        return
+    given = {name: value for name, value in scale.items() if isinstance(value, int)}
+    is_elastic = "min" in scale or "max" in scale
+    if "instances" in scale and is_elastic:
+        yield ("scale", "instances"), "stands beside min and max; keep either a fixed number or a range"
+    for name in ("idle", "pool"):
+        if name in scale and not is_elastic:
+            yield ("scale", name), "goes with a number that follows the work: scale: {min: 0, max: 4}"
+    most = given.get("max", max(1, given.get("min", 1)))
+    for name in ("min", "pool"):
+        if is_elastic and given.get(name, 0) > most:
+            yield ("scale", name), f"{given[name]} is more than max, {most}"
+
+
 def direct_rules(function: Mapping[str, Any]) -> Iterator[Finding]:
     """What a function with a `qos: 0` input cannot have beside it, from the data of the YAML form."""
     scale, retry = function.get("scale"), function.get("retry")
@@ -54,6 +71,12 @@ def direct_rules(function: Mapping[str, Any]) -> Iterator[Finding]:
             ("scale", "instances"),
             f"{instances} instances would each hear every event with `qos: 0`; write 1, or subscribe with qos 1",
         )
+    for name in ("min", "max"):
+        if isinstance(scale, Mapping) and name in scale:
+            yield (
+                ("scale", name),
+                "the one instance of `qos: 0` hears the broker itself; remove the field, or subscribe with qos 1",
+            )
     limits = function.get("limits")
     for name in ("outputs", "output_bytes"):
         if isinstance(limits, Mapping) and limits.get(name) is not None:

@@ -72,7 +72,9 @@ class Commits:
             (session, Commit(id, attempt, events, values, increments, ops), message)
         )
         held.ended = True
-        session.took(_number(_timing(message).get("handler_us")))
+        handler_us = _number(_timing(message).get("handler_us"))
+        session.took(handler_us)
+        self._standing.timings[(session.spec.namespace, session.spec.function)].busy_us += handler_us
         session.committing += 1
         hit("commit-collected")
 

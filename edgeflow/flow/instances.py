@@ -25,6 +25,8 @@ from edgeflow.flow.commits import Collected, Commits, named_attempt
 from edgeflow.flow.covering import Covering
 from edgeflow.flow.handover import HandOver, Wish
 from edgeflow.flow.listeners import Listeners
+from edgeflow.flow.load import LoadBook
+from edgeflow.flow.parking import ASLEEP, Parking
 from edgeflow.flow.reactor import Reactor
 from edgeflow.flow.reads import Reads
 from edgeflow.flow.roster import Roster
@@ -56,6 +58,10 @@ class Instances:
         self._standing = Standing(store, self._roster)
         self._attempts = Attempts(store, self._roster, self._ahead, self._standing, on_committed)
         self._hand_over = HandOver(store, self._roster, self._ahead, self._attempts)
+        self._parking = Parking(
+            store, self._roster, self._ahead, self._attempts, lambda one: self._standing.write(one.spec, one.state)
+        )
+        self._load = LoadBook(store, self._roster, self._standing)
         self._commits = Commits(store, limits, self._roster, self._attempts, self._standing)
         self._listeners = Listeners(
             reactor, lambda spec: self._standing.write(spec, "listening"), self._connected, self._stopped_listening
@@ -72,6 +78,8 @@ class Instances:
         )
         for instance, document in wanted.items():
             session = self._roster.get(instance)
+            if session is not None:
+                self._parking.follow(session, document)
             if document.get("drain") and session is not None and session.state != "draining":
                 session.state = "draining"
                 session.send({"t": "drain"})
@@ -144,7 +152,10 @@ class Instances:
         limit = message.get("max")
         if not isinstance(limit, int) or limit < 1:
             raise ProtocolError("claim needs max >= 1")
-        self._hand_over.ask(session, limit)
+        if session.state == "waking":
+            self._parking.awake(session)
+        if session.state not in ASLEEP:
+            self._hand_over.ask(session, limit)  # one that crosses `park` is void
 
     def _on_commit(self, session: Session, message: Message) -> None:
         self._commits.take(session, message)
@@ -242,8 +253,7 @@ class Instances:
         self._reply(session, message, lambda: {"values": self._hand_over.context(session)})
 
     def _on_parked(self, session: Session, _message: Message) -> None:
-        session.state = "parked"
-        self._standing.write(session.spec, "parked")
+        self._parking.parked(session)
 
     # -- the round -----------------------------------------------------------------------------------------------------
 
@@ -252,6 +262,8 @@ class Instances:
         self.covering.look(namespace)
         self.reads.look(namespace)
         self._roster.wake(namespace, inboxes)
+        if self._parking.is_used:
+            self._parking.look({key for key in self._roster.maybe_work if key[0] == namespace})
 
     def collected(self) -> dict[str, Collected]:
         """Per namespace the commits and bodies that wait; `finish` gets the results."""
@@ -300,6 +312,8 @@ class Instances:
     def write_documents(self) -> None:
         """Write states and timings down for the control process; called once a second."""
         self._standing.write_all()
+        self._load.write()
+        self._parking.remind()
 
     def close(self) -> None:
         """Give everything back and close: the agent leaves, the instances wait for it to return."""

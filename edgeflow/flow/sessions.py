@@ -89,6 +89,8 @@ class Session:
         self.progress_s = time.monotonic()
         """When the instance last finished something."""
         self.state = "connected"
+        self.woken = False
+        """Whether work has woken it although the runner wants it parked; until the runner has heard of it."""
         self.closed = False
         self._to_flush = to_flush if to_flush is not None else set()
         self._pop = pop

@@ -34,6 +34,7 @@ class Standing:
         document = {
             "state": state, "in_flight": len(session.held) if session else 0, "committed": committed, "failed": failed,
             "namespace": spec.namespace, "function": spec.function, "revision": spec.revision,
+            **({"woken": True} if session is not None and session.woken else {}),
         }  # fmt: skip
         before = self._written.get(spec.instance, {})
         if {**document, "since_ms": before.get("since_ms")} == before:

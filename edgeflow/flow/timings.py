@@ -19,6 +19,8 @@ class Timings:
         self.since_ms = int(time.time() * 1000)
         self.committed = 0
         self.failed = 0
+        self.busy_us = 0.0
+        """What its instances spent on invocations that they ended."""
         self.last_failure: dict[str, Any] | None = None
         self._platform: deque[float] = deque(maxlen=SAMPLES)
         self._waiting: deque[float] = deque(maxlen=SAMPLES)

@@ -125,7 +125,7 @@ class DockerDriver:
         return Observed(
             instance=instance, namespace=labels.get(_LABEL + "namespace", ""), function=labels.get(_LABEL + "function", ""),
             revision=labels.get(_LABEL + "revision", ""), started_ms=int(first["Created"]) * 1000, running=ended is None, ended=ended,
-            content=labels.get(_LABEL + "content", ""),
+            content=labels.get(_LABEL + "content", ""), paused=any(one["State"] == "paused" for one in parts.values()),
         )  # fmt: skip
 
     def start(self, spec: StartSpec) -> None:
@@ -209,12 +209,34 @@ class DockerDriver:
 
     def stop(self, instance: str) -> None:
         """SIGTERM: the SDK finishes the current invocation, gives the rest back and leaves. Of a pair it is the adapter that does."""
+        self.resume(instance)
         self._signal(self._name(instance), "SIGTERM")
 
     def kill(self, instance: str) -> None:
         """SIGKILL."""
+        self.resume(instance)
         for name in self._names(instance):
             self._signal(name, "SIGKILL")
+
+    def pause(self, instance: str) -> None:
+        """Freeze the container, of a pair both."""
+        for name in self._names(instance):
+            self._freeze(self._client.api.pause, name)
+
+    def resume(self, instance: str) -> None:
+        """Thaw the container, of a pair both; the adapter first."""
+        for name in self._names(instance):
+            self._freeze(self._client.api.unpause, name)
+
+    def _freeze(self, call: Callable[[str], object], name: str) -> None:
+        try:
+            call(name)
+        except docker.errors.APIError as error:
+            # 404: there is none; 409 and 500: it is so already, or does not run.
+            if error.status_code not in (404, 409, 500):
+                log.warning("container_not_frozen", container=name, reason=str(error.explanation or error))
+        except (docker.errors.DockerException, OSError) as error:
+            raise EngineUnavailable(f"the Docker engine is not reachable: {error}") from error
 
     def remove(self, instance: str) -> None:
         """Remove the container and its log. The program of a pair, whose adapter has finished, is told to end first."""

@@ -87,6 +87,7 @@ class Observed:
     """How it ended, in words, when it does not run any more."""
     content: str = ""
     """The `content` that it was started with."""
+    paused: bool = False
 
 
 class Driver(Protocol):
@@ -108,11 +109,19 @@ class Driver(Protocol):
         ...
 
     def stop(self, instance: str) -> None:
-        """Ask an instance to finish what it does and leave. Returns at once."""
+        """Ask an instance, paused or not, to finish what it does and leave. Returns at once."""
         ...
 
     def kill(self, instance: str) -> None:
         """End an instance now."""
+        ...
+
+    def pause(self, instance: str) -> None:
+        """Let an instance stand still. It has said `parked`."""
+        ...
+
+    def resume(self, instance: str) -> None:
+        """Let an instance go on; nothing happens when it does."""
         ...
 
     def remove(self, instance: str) -> None:

@@ -62,10 +62,16 @@ class Fleet:
                 InstanceView(
                     instance=instance, revision=one.revision, running=one.running, started_ms=one.started_ms, ended=one.ended,
                     state=state.get("state"), since_ms=int(state.get("since_ms") or 0), stopping_since_ms=self._stopping.get(instance),
-                    content=one.content,
+                    content=one.content, paused=one.paused, is_to_park=bool(documents.get(instance, {}).get("park")), woken=bool(state.get("woken")),
                 )
             )  # fmt: skip
         return views
+
+    def park(self, instance: str, wanted: bool) -> None:
+        """Have the data process send an instance to sleep, or (False) leave it awake."""
+        document = self._store.local.get_doc("instance", instance)
+        if document is not None:
+            self._store.local.put_doc("instance", instance, {**document, "park": wanted})
 
     def content_of(self, namespace: str, function: ResolvedFunction) -> str:
         """Names the versions of a function's secrets as they are; another one when any of them is set, changed or removed."""

@@ -18,6 +18,8 @@ class Memory:
     start_from_ms: int = 0
     reason: str = ""
     last_log_lines: list[str] = field(default_factory=list)
+    waits: str = ""
+    """Why the last start was put off for lack of room."""
 
     def failed(self, reason: str, last_log_lines: list[str], now_ms: int) -> None:
         """One more failure in a row; the next start waits."""

@@ -9,7 +9,7 @@ inbox that is not empty keeps an instance; one that has been asked to stop is ki
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-READY = frozenset({"ready", "parked"})
+READY = frozenset({"ready", "parking", "parked", "waking"})
 
 EXIT_TOO_LONG = "exited with status 75"
 """How the SDK ends when an attempt ran past its timeout: the function's own deadline, so the next instance starts at once."""
@@ -42,6 +42,11 @@ class InstanceView:
     stopping_since_ms: int | None = None
     content: str = ""
     """Names the versions of the secrets that it was started with."""
+    is_to_park: bool = False
+    """What this process wants of it, by its document."""
+    paused: bool = False
+    woken: bool = False
+    """Work has woken it although it was to be parked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,8 @@ class FunctionView:
     old_work: frozenset[str] = frozenset()
     """Old revisions with something left in their inboxes."""
     coming: Coming | None = None
+    active: int | None = None
+    """How many of those that serve are to be awake; None: all."""
     content: str = ""
     """Names the versions of the secrets as they are now: an instance with others is replaced as one of an older revision is."""
 
@@ -113,7 +120,23 @@ class Remove:
     failed: bool = False
 
 
-Action = Start | StartOld | Stop | Kill | Remove
+@dataclass(frozen=True, slots=True)
+class Park:
+    """Have an instance finish what it has and wait without work; `wanted` False: have it work."""
+
+    instance: str
+    wanted: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Let an instance that has parked stand still, or go on."""
+
+    instance: str
+    wanted: bool = True
+
+
+Action = Start | StartOld | Stop | Kill | Remove | Park | Pause
 
 
 def plan(view: FunctionView, policy: Policy, now_ms: int) -> list[Action]:
@@ -141,10 +164,13 @@ def plan(view: FunctionView, policy: Policy, now_ms: int) -> list[Action]:
         actions += [Start()] * missing
     if view.coming is not None and view.coming.prepared and now_ms >= view.coming.start_from_ms:
         actions += [Start(is_coming=True)] * (view.coming.wanted - len(coming))
-    # Those that are not ready go first, then the youngest.
-    spare = sorted(current, key=lambda one: (one.state in READY, -one.started_ms))[: max(0, -missing)]
+    # Those that are not ready go first, then those that sleep, then the youngest.
+    order = sorted(current, key=lambda one: (one.state in READY, one.state != "parked", -one.started_ms))
+    spare = order[: max(0, -missing)]
     actions += [Stop(instance.instance, "is one more than wanted") for instance in spare]
 
+    actions += _sleep(current, spare, view.active)
+    actions += [action for one in [*current, *coming, *old] if (action := _freeze(one)) is not None]
     ready = sum(1 for instance in current if instance.state in READY)
     if ready >= view.wanted:
         actions += [
@@ -164,6 +190,28 @@ def _why_old(instance: InstanceView, view: FunctionView) -> str:
     return f"belongs to revision {instance.revision}, which was replaced"
 
 
+def _sleep(current: Sequence[InstanceView], spare: Sequence[InstanceView], active: int | None) -> list[Action]:
+    """Who of those that stay sleeps and who does not."""
+    stay = [one for one in current if one not in spare]
+    awake = [one for one in stay if not one.is_to_park or one.woken]
+    asleep = [one for one in stay if one.is_to_park and not one.woken]
+    wanted = len(stay) if active is None else active
+    actions: list[Action] = [Park(one.instance, wanted=False) for one in awake if one.is_to_park]
+    # One that is not paused yet is back soonest.
+    back = sorted(asleep, key=lambda one: one.paused)[: max(0, wanted - len(awake))]
+    actions += [Park(one.instance, wanted=False) for one in back]
+    rested = sorted((one for one in awake if one.state == "ready" and not one.woken), key=lambda one: -one.started_ms)
+    return actions + [Park(one.instance) for one in rested[: max(0, len(awake) - wanted)]]
+
+
+def _freeze(one: InstanceView) -> Action | None:
+    """Only one that has parked, and that nobody wants back, stands still."""
+    is_asleep = one.is_to_park and not one.woken and one.state == "parked"
+    if one.paused == is_asleep:
+        return None
+    return Pause(one.instance, wanted=is_asleep)
+
+
 def _care(instance: InstanceView, policy: Policy, now_ms: int) -> Action | None:
     """What one instance needs by itself; None when it is fine (or on its way out)."""
     if not instance.running:
@@ -176,6 +224,8 @@ def _care(instance: InstanceView, policy: Policy, now_ms: int) -> Action | None:
         return None
     if instance.state == "hung":
         return Kill(instance.instance, "its handler does not return")
+    if instance.state == "waking" and now_ms - instance.since_ms > policy.lost_ms:
+        return Kill(instance.instance, f"did not wake within {policy.lost_ms // 1000} s", failed=True)
     if instance.state in READY:
         return None
     # A restarted data process starts the clock anew: its instances need a moment to come back to it.

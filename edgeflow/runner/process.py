@@ -121,7 +121,8 @@ class ProcessDriver:
             observed.append(
                 Observed(
                     instance=run["instance"], namespace=run["namespace"], function=run["function"], revision=run["revision"],
-                    started_ms=run["started_ms"], running=ended is None, ended=ended, content=run.get("content", ""),
+                    started_ms=run["started_ms"], running=ended is None, ended=ended,
+                    paused=ended is None and _is_stopped(run["pid"]), content=run.get("content", ""),
                 )
             )  # fmt: skip
         return observed
@@ -173,10 +174,19 @@ class ProcessDriver:
     def stop(self, instance: str) -> None:
         """SIGTERM: the SDK finishes the current invocation, gives the rest back and leaves."""
         self._signal(instance, signal.SIGTERM, group=False)
+        self.resume(instance)
 
     def kill(self, instance: str) -> None:
         """SIGKILL to the process and what it started."""
         self._signal(instance, signal.SIGKILL, group=True)
+
+    def pause(self, instance: str) -> None:
+        """SIGSTOP to the process and what it started."""
+        self._signal(instance, signal.SIGSTOP, group=True)
+
+    def resume(self, instance: str) -> None:
+        """SIGCONT to the process and what it started."""
+        self._signal(instance, signal.SIGCONT, group=True)
 
     def remove(self, instance: str) -> None:
         """Forget it, and the oldest logs of its function."""
@@ -259,6 +269,7 @@ def stop_all(state_dir: Path, grace_s: float = 10.0, on_wait: Callable[[int], No
         if is_running(run):
             runs.append(run)
             send(run, signal.SIGTERM, group=False)
+            send(run, signal.SIGCONT, group=True)
     count, deadline_s = len(runs), time.monotonic() + grace_s
     while runs and time.monotonic() < deadline_s:
         time.sleep(0.05)
@@ -367,6 +378,14 @@ def _start_ticks(pid: int) -> int | None:
     except OSError:
         return None
     return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _is_stopped(pid: int | None) -> bool:
+    """Whether a process stands still."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False
 
 
 def _find_by_socket(socket: str) -> int | None:

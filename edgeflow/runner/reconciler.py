@@ -16,10 +16,11 @@ from typing import Any
 import structlog
 
 from edgeflow.core.channels import SYSTEM_NAMESPACE
-from edgeflow.core.manifest import ResolvedFunction
-from edgeflow.errors import EdgeflowError, StoreUnavailable
+from edgeflow.core.manifest import ResolvedFunction, size_bytes
+from edgeflow.errors import EdgeflowError, StoreUnavailable, Unavailable
 from edgeflow.runner.builds import Build, Builds, Key
 from edgeflow.runner.driver import Driver
+from edgeflow.runner.elastic import Elastic
 from edgeflow.runner.fleet import Fleet
 from edgeflow.runner.manifests import Manifests
 from edgeflow.runner.memory import FunctionKey, Memory
@@ -29,6 +30,8 @@ from edgeflow.runner.plan import (
     FunctionView,
     InstanceView,
     Kill,
+    Park,
+    Pause,
     Policy,
     Remove,
     Start,
@@ -41,7 +44,9 @@ from edgeflow.runner.reports import Reports
 from edgeflow.runner.revisions import Revisions
 from edgeflow.runner.rollout import Facts, Rollout
 from edgeflow.runner.rollouts import Rollouts
+from edgeflow.runner.room import Room
 from edgeflow.runner.routes import Routes
+from edgeflow.runner.waker import Waker
 from edgeflow.settings import PopSettings
 
 log = structlog.get_logger()
@@ -50,6 +55,8 @@ POLL_S = 1.0
 """Longest time between two rounds; wake-ups are hints only."""
 PAUSE_S = 0.2
 """Shortest time between two rounds: the namespaces' wake-ups come with every batch of events."""
+LATE_MS = 10_000
+"""A round that takes longer is said to: the engine does not answer."""
 STABLE_MS = 30_000
 """An instance that was ready this long wipes out the failures of its revision."""
 
@@ -68,6 +75,9 @@ class Reconciler:
         self._fleet = Fleet(settings, store, driver)
         self._revisions = Revisions(store)
         self._reports = Reports(store, settings.pop)
+        self._elastic = Elastic(store)
+        self._room = Room.of(settings.runner)
+        self._waker = Waker(store.local, driver)
         self._rollouts = Rollouts(store, self._revisions)
         self._memory: dict[Key, Memory] = {}
         self._stop = threading.Event()
@@ -81,21 +91,25 @@ class Reconciler:
         """Start the thread."""
         self._thread = threading.Thread(target=self._loop, name="reconciler", daemon=True)
         self._thread.start()
+        self._waker.start()
 
     def stop(self) -> None:
         """Stop the thread. Instances stay: the next control process adopts them, and whoever takes the PoP down ends them."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=10)
+            self._waker.stop()
         self._builds.close()
 
     def status(self) -> dict[str, Any]:
         """{running, last_round_ms, last_error, functions: {"<ns>/<fn>": state}}."""
         alive = self._thread is not None and self._thread.is_alive()
+        silent_ms = time.time() * 1000 - self.last_round_ms if self.last_round_ms else 0
+        late = f"the runner has been waiting for {silent_ms / 1000:.0f} s" if silent_ms > LATE_MS else ""
         return {
             "running": alive,
             "last_round_ms": self.last_round_ms,
-            "last_error": self.last_error,
+            "last_error": self.last_error or late,
             "functions": dict(self._reports.states),
         }
 
@@ -106,9 +120,10 @@ class Reconciler:
                 try:
                     self.round(int(time.time() * 1000))
                     self.last_error = ""
-                except StoreUnavailable as error:
+                except Unavailable as error:
+                    # The store or the engine is away: what runs goes on, and the next round looks again.
                     self.last_error = error.message
-                    log.warning("round_without_store", reason=error.message)
+                    log.warning("round_not_made", reason=error.message)
                 except Exception as error:
                     self.last_error = f"{type(error).__name__}: {error}"
                     log.exception("round_failed")
@@ -149,6 +164,8 @@ class Reconciler:
         self._routes.install(self._manifests, self._rollouts.serving(self._manifests), now_ms)
         instances = self._fleet.look()
         self._reports.look()
+        self._elastic.look()
+        self._count(instances)
         for key in sorted(set(wanted) | set(instances)):
             try:
                 self._care_for(key, wanted.get(key), instances.get(key, []), now_ms)
@@ -182,7 +199,7 @@ class Reconciler:
             current.add(function.revision)
             coming = Coming(
                 function.revision,
-                function.scale.instances,
+                max(1, function.scale.least),
                 build.prepared is not None,
                 memory.start_from_ms,
                 memory.content,
@@ -191,14 +208,16 @@ class Reconciler:
         if rollout.phase == "rolled-back" and rollout.target in old_work:
             self._hand_over(key, function, live)
             old_work -= {rollout.target}
+        active, exist = self._elastic.decide(key, live, instances, now_ms)
         view = FunctionView(
             revision=live.revision,
-            wanted=live.scale.instances,
+            wanted=exist,
             prepared=live_build.prepared is not None,
             start_from_ms=live_memory.start_from_ms,
             instances=instances,
             old_work=old_work,
             coming=coming,
+            active=active,
             content=live_memory.content,
         )
         self._act(key, view, now_ms)
@@ -218,9 +237,9 @@ class Reconciler:
             memory.stable()
         facts = Facts(
             startable=build.prepared is not None or bool(build.error),
-            ready=len(ready) >= function.scale.instances,
+            ready=len(ready) >= max(1, function.scale.least),
             failures=memory.failures,
-            reason=memory.reason or build.error,
+            reason=memory.reason or build.error or memory.waits,
             last_log_lines=tuple(memory.last_log_lines or build.last_lines),
             asked=self._rollouts.asked(key) if known is not None and known.phase != "live" else "",
         )
@@ -251,6 +270,10 @@ class Reconciler:
             elif isinstance(action, StartOld):
                 log.info("old_revision_resumed", namespace=key[0], function=key[1], revision=action.revision)
                 self._start(key, action.revision, now_ms)
+            elif isinstance(action, Park):
+                self._fleet.park(action.instance, action.wanted)
+            elif isinstance(action, Pause):
+                (self._waker.pause if action.wanted else self._waker.resume)(action.instance)
             elif isinstance(action, Stop):
                 self._fleet.stop(key, action.instance, action.why, now_ms)
             else:
@@ -280,12 +303,26 @@ class Reconciler:
         build = self._builds.get(*key, function, now_ms)
         if build.prepared is None:
             return
+        cpus, memory_bytes = function.limits.cpus, size_bytes(function.limits.memory)
+        memory.waits = self._room.refusal(cpus, memory_bytes)
+        if memory.waits:
+            return
+        self._room.take(cpus, memory_bytes)
         try:
             self._fleet.start(key, function, build.prepared, now_ms)
         except EdgeflowError as error:
             self._failed(memory, error.message, None, now_ms)
             if memory.failures % 3 == 0:
                 self._builds.redo((*key, revision))
+
+    def _count(self, instances: Mapping[FunctionKey, list[InstanceView]]) -> None:
+        """What is taken of the room: a paused instance uses no CPU, and keeps its memory."""
+        self._room.clear()
+        for key, all_of in instances.items():
+            for one in all_of:
+                function = self._revisions.find(key, one.revision)
+                if one.running and function is not None:
+                    self._room.take(0.0 if one.paused else function.limits.cpus, size_bytes(function.limits.memory))
 
     def _ended(self, key: FunctionKey, action: Remove, memory: Memory, now_ms: int) -> None:
         why = self._fleet.how_it_ended(key, action.instance, action.why)
@@ -305,6 +342,7 @@ class Reconciler:
         self._rollouts.forget(known - set(wanted))
         gone = (self._reports.known() | known) - set(wanted) - set(instances)
         self._reports.forget(gone)
+        self._elastic.forget(gone)
         for key in gone:
             self._revisions.forget(key)
         revisions = self._revisions.all()

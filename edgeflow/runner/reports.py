@@ -60,7 +60,8 @@ class Reports:
             "namespace": namespace,
             "function": name,
             **state,
-            "wanted": function.scale.instances if function else 0,
+            "wanted": function.scale.kept if function else 0,
+            "waits": memory.waits,
             "instances": listed,
         }
         self.states[id] = state["state"]
@@ -112,16 +113,21 @@ def judge(
         return {"state": "rolled-back", "reason": rollout.reason, "last_log_lines": list(rollout.last_log_lines)}
     current = [one for one in instances if one.revision == function.revision and one.content == memory.content]
     ready = sum(1 for one in current if one.running and state_of(one) in READY)
-    if ready >= function.scale.instances:
-        return {"state": "ready", "reason": "", "last_log_lines": []}
+    if ready >= function.scale.kept:
+        # What ended lately is still said: an instance that runs out of memory with each event is ready in between.
+        return {"state": "ready", "reason": memory.waits or _why(memory), "last_log_lines": memory.last_log_lines}
     if build is not None and build.prepared is None:
         if build.error:
             return {"state": "failing", "reason": build.error, "last_log_lines": build.last_lines}
         return {"state": "building", "reason": build.progress[-1] if build.progress else "", "last_log_lines": []}
     if memory.failures:
-        return {"state": "failing", "reason": memory.reason, "last_log_lines": memory.last_log_lines}
+        return {"state": "failing", "reason": _why(memory), "last_log_lines": memory.last_log_lines}
     return {
         "state": "starting",
-        "reason": f"{ready} of {function.scale.instances} instances ready",
+        "reason": memory.waits or f"{ready} of {function.scale.kept} instances ready",
         "last_log_lines": [],
     }
+
+
+def _why(memory: Memory) -> str:
+    return f"{memory.reason} ({memory.failures} times in a row)" if memory.failures > 1 else memory.reason

@@ -17,7 +17,7 @@ from edgeflow.core import gathered
 from edgeflow.core.channels import INVOKE_LEVEL, captures_of
 from edgeflow.core.events import BlobRef, Event
 from edgeflow.core.wire import MAX_FRAME_BYTES
-from edgeflow.errors import EdgeflowError, Reject
+from edgeflow.errors import EdgeflowError, NotFound, Reject
 
 MAX_BODY_BYTES = MAX_FRAME_BYTES - 4096
 """Largest state: it travels in one frame with a few fields beside it."""
@@ -70,6 +70,17 @@ class BodyCache:
         while self.size_bytes > self._limit_bytes:
             _, dropped = self._bodies.popitem(last=False)
             self.size_bytes -= len(dropped)
+
+    def fetch(self, digest: str, ahead: Sequence[str] = ()) -> bytes:
+        """The body, as `Bodies` gives it. Raises NotFound when it is not in the cache."""
+        body = self.get(digest)
+        if body is None:
+            raise NotFound(f"the body {digest} had not been read")
+        return body
+
+    def fetch_piece(self, digest: str, offset: int) -> bytes:
+        """The rest of the body from `offset`. Raises NotFound."""
+        return self.fetch(digest)[offset:]
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._bodies

@@ -190,6 +190,8 @@ class Instance:
         self.info = FunctionInfo(namespace="", function="")
         self.log = self.current_log = Log({"logger": "sdk"})
         """Its own log; that of the invocation that runs now."""
+        self.current: tuple[Work, Sequence[Mapping[str, Any]]] | None = None
+        """The attempt that runs now, with its inputs."""
 
     def run(self) -> int:
         """Serves until told to stop, reconnecting when the agent restarts; returns the exit status. Raises BadHandler."""
@@ -420,8 +422,21 @@ class Instance:
             timeout_ms=self.info.timeout_ms,
             handler_was_at=where[-TRACEBACK_BYTES:],
         )
+        self._tell_of_the_end(where[-TRACEBACK_BYTES:])
         end.cancel()
         self._exit_now(EXIT_KILLED)
+
+    def _tell_of_the_end(self, where: str) -> None:
+        """To the witness, of an attempt that ends with this process. Bodies come from the cache: the connection belongs to the handler, which hangs."""
+        current = self.current
+        if self.witness is None or current is None:
+            return
+        work, items = current
+        message = {
+            "t": "fail", "invocation": work.invocation, "attempt": work.attempt, "traceback": where,
+            "error": f"TimeoutError: it ran longer than {self.info.timeout_ms} ms",
+        }  # fmt: skip
+        self.witness.ended(self.info, self.current_log, items, message, self.info.timeout_ms / 1000, self._cache)
 
 
 class Session:
@@ -530,7 +545,7 @@ class Session:
                 shadow=work.shadow,
             )  # fmt: skip
             hit("sdk-before-handler")
-            instance.current_log = log
+            instance.current_log, instance.current = log, (work, items)
             context.end(instance.call(instance.handler(), context, arguments))
             hit("sdk-after-handler")
             message = {
@@ -554,7 +569,7 @@ class Session:
         finally:
             if context is not None:
                 context.close()
-            instance.current_log = instance.log
+            instance.current_log, instance.current = instance.log, None
         ended_s = time.perf_counter()
         took_s = ended_s - started_s
         instance.took(took_s)

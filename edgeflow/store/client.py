@@ -12,6 +12,7 @@ import msgpack
 import redis
 
 from edgeflow.core.channels import SYSTEM_NAMESPACE, check_namespace
+from edgeflow.errors import StoreUnavailable
 from edgeflow.settings import PopSettings
 from edgeflow.store.blobs import BlobFiles, Room
 from edgeflow.store.connection import Connection
@@ -25,6 +26,7 @@ from edgeflow.store.wakeups import Wakeups as Wakeups
 LOCAL = "local"
 _LOCAL_WAKE = msgpack.packb([LOCAL, "", []])
 _MISSING_ROUNDS = 1000
+HINTS = 1000
 QUOTA_KEYS = "quotas/"
 """Keys of the system namespace with the quota of a namespace, the same at every PoP."""
 
@@ -156,6 +158,22 @@ class LocalState:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._blocking: redis.Redis | None = None
+
+    def hint(self, kind: str, text: str) -> None:
+        """Tell whoever takes hints of a kind. At most HINTS wait; the oldest go."""
+        key = f"{self._PREFIX}hints:{kind}"
+        self._connection.run([("RPUSH", key, text), ("LTRIM", key, -HINTS, -1)])
+
+    def wait_hint(self, kind: str, timeout_s: float) -> str | None:
+        """Take the next hint of a kind, at most `timeout_s` later. For one thread; raises StoreUnavailable."""
+        if self._blocking is None:
+            self._blocking = self._connection.client()
+        try:
+            found: Any = self._blocking.blpop([f"{self._PREFIX}hints:{kind}"], timeout=timeout_s)
+        except redis.RedisError as error:
+            raise StoreUnavailable(str(error)) from error
+        return None if found is None else str(found[1].decode())
 
     def put_doc(self, kind: str, id: str, document: dict[str, Any], *, wake: bool = True) -> None:
         """Write a document and wake who listens, unless it is there already just so. Without `wake` nobody hears of it."""

@@ -470,6 +470,15 @@ class Namespace(Values):
             payload["ids"] = list(ids)
         return len(self._call("ef_release", **payload))
 
+    def has_ready(self, inbox: str) -> bool:
+        """Whether anything in an inbox could be claimed now."""
+        counts = self._connection.run([("ZCARD", f"{self.prefix}{kind}:{inbox}") for kind in ("ready", "alone")])
+        return any(counts)
+
+    def pending_of(self, inbox: str) -> int:
+        """How many invocations of an inbox have not ended."""
+        return int(self._connection.one("HGET", self.prefix + "pending", inbox) or 0)
+
     def hand_over(self, function: str, revision: str, to: str | None, limit: int = 500) -> int:
         """Give what a revision that was rolled back has left to the one that serves, or (None) end it as dead letters; at most `limit` at once.
 

@@ -385,3 +385,49 @@ def test_a_strong_read_is_answered_by_the_home_or_refused_by_name(agent: Agent, 
     agent.on_loop(lambda: others.calls.pop()[2](StaleHome("it moved")))
     assert peer.expect("reply")["value"]["data"] == b"a copy"
     assert others.calls == []
+
+
+def test_one_that_is_parked_has_nothing_claimed_and_work_wakes_it(agent: Agent, wait_until: Wait) -> None:
+    """It is told to park while it has work: it ends that, a claim that crosses `park` is void, and the next event wakes it with a hint for the runner."""
+
+    def park(wanted: bool) -> None:
+        document = agent.store.local.get_doc("instance", "one") or {}
+        agent.store.local.put_doc("instance", "one", {**document, "park": wanted})
+        agent._reactor.call_soon(agent._instances.sync)
+        agent._reactor.wake()
+
+    def state() -> dict[str, Any]:
+        return agent.store.local.get_doc("instance_state", "one") or {}
+
+    agent.listen("one")
+    one = agent.connect("one", wait_until)
+    one.send({"t": "claim", "max": 1})
+    agent.send("first")
+    (work,) = one.expect("work")["items"]
+    park(True)
+    one.expect("park")
+    one.send({"t": "claim", "max": 1}, {"t": "commit", "invocation": work["invocation"], "attempt": work["attempt"]})
+    assert one.expect("committed")["status"] == "committed"
+    agent.send("second")
+    wait_until(lambda: agent.ns.inbox_stats("f", agent.revision).ready, "it has come")
+    assert agent.ns.holds("one") == []
+    one.send({"t": "parked"})
+    one.expect("unpark")
+    assert agent.store.local.wait_hint("wake", 5) == "one" and agent.ns.holds("one") == []
+    wait_until(lambda: state() | {"state": "waking", "woken": True} == state(), "the runner can see it")
+    # Until the runner has heard of it, it is not sent to sleep again.
+    park(True)
+    one.send({"t": "claim", "max": 1})
+    (work,) = one.expect("work")["items"]
+    one.send({"t": "commit", "invocation": work["invocation"], "attempt": work["attempt"]})
+    assert one.expect("committed")["status"] == "committed"
+    park(False)
+    wait_until(lambda: "woken" not in state(), "it has heard", 5)
+    park(True)
+    one.expect("park")
+    one.send({"t": "parked"})
+    wait_until(lambda: state().get("state") == "parked", "it sleeps")
+    park(False)
+    one.expect("unpark")
+    assert agent.store.local.wait_hint("wake", 5) == "one"
+    one.close()

@@ -524,6 +524,14 @@ class TestQuestions:
         store.local.documents["gateway_state"]["vision"]["connected"] = False
         assert http.get("/v1/pops").json()["items"][0]["state"] == "degraded"
 
+    def test_a_runner_that_cannot_work_is_said_at_the_pop(self, tmp_path: Path) -> None:
+        api = make_api(tmp_path)
+        api.runner_error = lambda: "the Docker engine is not reachable"
+        with served(api) as url, httpx.Client(base_url=url, headers={"Authorization": f"Bearer {TOKEN}"}) as http:
+            (here, *_) = http.get("/v1/pops").json()["items"]
+            assert (here["state"], here["reason"]) == ("degraded", "the Docker engine is not reachable")
+            assert http.get("/readyz").status_code == 200, "it takes writes"
+
     def test_joins_and_dead_letters(self, http: httpx.Client, vision: FakeNamespace) -> None:
         vision.joins = [PendingJoin("classify", "clip/1", "all", ["frames"], 2, 1000, 2000)]
         assert http.get("/v1/joins?namespace=vision").json()["items"][0]["have"] == ["frames"]

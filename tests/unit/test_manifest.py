@@ -124,10 +124,7 @@ def test_qos_0_stands_at_its_input() -> None:
 @pytest.mark.parametrize(
     ("field", "path"),
     [
-        ("scale: {max: 4}", "functions.f.scale.max"),
-        ("scale: {min: 0}", "functions.f.scale.min"),
         ("scale: {concurrency: 2}", "functions.f.scale.concurrency"),
-        ("scale: {idle: 60s}", "functions.f.scale.idle"),
         ("scale: {prefetch: 4}", "functions.f.scale.prefetch"),
         ("place: {pops: [la], near: paris}", "functions.f.place.near"),
     ],
@@ -307,7 +304,7 @@ def test_all_problems_come_at_once_with_their_lines() -> None:
 functions:
   a:
     subscribe: {join: [frames]}
-    scale: {max: 2}
+    scale: {prefetch: 2}
   b:
     build: ./missing
     subscribe: frames
@@ -422,3 +419,39 @@ def test_every_field_is_documented() -> None:
 def test_the_documented_example_is_valid() -> None:
     example = DOCUMENT.read_text().split("```yaml\n")[1].split("```")[0]
     assert parse(example, known_pops=POPS).namespace == "vision"
+
+
+@pytest.mark.parametrize(
+    ("field", "resolved"),
+    [
+        ("scale: {instances: 3}", {"instances": 3}),
+        ("scale: {min: 0}", {"min": 0, "max": 1, "idle_ms": 60_000, "pool": 1}),
+        ("scale: {max: 4, idle: 5s}", {"min": 1, "max": 4, "idle_ms": 5_000, "pool": 0}),
+        ("scale: {min: 2, pool: 3, max: 3}", {"min": 2, "max": 3, "idle_ms": 60_000, "pool": 3}),
+    ],
+)
+def test_scale_is_a_number_or_a_range(field: str, resolved: dict[str, int]) -> None:
+    text = f"namespace: app\nfunctions:\n  f: {{image: i, subscribe: a, {field}}}\n"
+    document = resolve(parse(text, default_pop="la"), {}, applied_ms=1, default_pop="la")
+    assert document["functions"]["f"]["scale"] == resolved
+    check_resolved(document)
+
+
+@pytest.mark.parametrize(
+    ("field", "problem"),
+    [
+        ("scale: {instances: 2, max: 3}", "functions.f.scale.instances: stands beside min and max"),
+        ("scale: {idle: 5s}", "functions.f.scale.idle: goes with a number that follows the work"),
+        ("scale: {min: 3, max: 2}", "functions.f.scale.min: 3 is more than max, 2"),
+        ("scale: {max: 2, pool: 3}", "functions.f.scale.pool: 3 is more than max, 2"),
+    ],
+)
+def test_what_does_not_go_together_in_scale_is_refused(field: str, problem: str) -> None:
+    (line,) = of_function(field)
+    assert problem in line
+
+
+@pytest.mark.parametrize("how", ["contract: mqtt, subscribe: a", "subscribe: {channel: a, qos: 0}"])
+def test_what_hears_the_broker_itself_does_not_follow_the_work(how: str) -> None:
+    lines = problems(f"namespace: app\nfunctions:\n  f: {{image: i, {how}, scale: {{min: 0}}}}\n", default_pop="la")
+    assert [line for line in lines if "functions.f.scale.min: the one" in line]

@@ -11,7 +11,8 @@ import pytest
 
 from edgeflow.core.manifest import Artifact, ResolvedFunction, parse, resolve
 from edgeflow.core.routing import RouteTable
-from edgeflow.errors import StoreUnavailable
+from edgeflow.errors import StoreUnavailable, Unavailable
+from edgeflow.runner import waker
 from edgeflow.runner.driver import CannotStart, Observed, Prepared, Progress, StartSpec
 from edgeflow.runner.reconciler import Reconciler
 from edgeflow.runner.venvs import BuildFailed
@@ -88,6 +89,10 @@ class FakeLocal:
     def docs(self, kind: str) -> dict[str, dict[str, Any]]:
         return dict(self.documents.get(kind, {}))
 
+    def wait_hint(self, kind: str, timeout_s: float) -> str | None:
+        time.sleep(min(timeout_s, 0.01))
+        return None
+
     def delete_doc(self, kind: str, id: str) -> None:
         self.documents.get(kind, {}).pop(id, None)
 
@@ -158,6 +163,12 @@ class FakeDriver:
     def kill(self, instance: str) -> None:
         self.killed.append(instance)
         self.end(instance, "was ended by SIGKILL")
+
+    def pause(self, instance: str) -> None:
+        self.instances[instance] = replace(self.instances[instance], paused=True)
+
+    def resume(self, instance: str) -> None:
+        self.instances[instance] = replace(self.instances[instance], paused=False)
 
     def remove(self, instance: str) -> None:
         del self.instances[instance]
@@ -650,3 +661,131 @@ def test_a_pop_without_the_key_says_so(world: World) -> None:
     world.apply("{f: {image: i, subscribe: a, secrets: [token]}}")
     world.settle()
     assert world.state()["state"] == "failing" and "secrets_key_file" in world.state()["reason"]
+
+
+def test_what_ended_lately_is_said_while_the_next_one_is_ready_and_a_loop_is_counted(world: World) -> None:
+    world.apply("{f: {image: i, subscribe: a}}")
+    world.settle()
+    for times in (1, 2):
+        (one,) = world.driver.instances
+        world.become("ready")
+        world.round()
+        world.driver.end(one, "ran out of memory (raise `limits: {memory: ...}`)")
+        world.round(2, later_ms=600)
+        assert world.state()["state"] == "failing" and f"instance {one} ran out of memory" in world.state()["reason"]
+        assert ("(2 times in a row)" in world.state()["reason"]) == (times == 2)
+    world.round(2, later_ms=600)
+    world.become("ready")
+    world.round()
+    assert world.state()["state"] == "ready" and "2 times in a row" in world.state()["reason"]
+    assert world.state()["last_log_lines"]
+    world.round(later_ms=31_000)
+    assert world.state()["state"] == "ready" and world.state()["reason"] == ""
+
+
+def test_an_engine_that_is_away_is_said_and_nothing_is_touched(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.apply("{f: {image: i, subscribe: a}}")
+    world.settle()
+    before = dict(world.driver.instances)
+
+    def away() -> list[Observed]:
+        raise Unavailable("the engine is not reachable")
+
+    monkeypatch.setattr(world.driver, "observe", away)
+    world.reconciler.start()
+    deadline_s = time.monotonic() + 10
+    while not world.reconciler.status()["last_error"] and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert world.reconciler.status()["last_error"] == "the engine is not reachable"
+    assert world.driver.instances == before and world.driver.stopped == world.driver.killed == []
+    world.reconciler.stop()
+
+
+def test_a_round_that_does_not_end_is_said(world: World) -> None:
+    world.round()
+    world.reconciler.last_round_ms = int(time.time() * 1000) - 25_000
+    assert "has been waiting for 25 s" in world.reconciler.status()["last_error"]
+    world.reconciler.last_round_ms = int(time.time() * 1000)
+    assert world.reconciler.status()["last_error"] == ""
+
+
+# -- numbers that follow the work ----------------------------------------------------------------------------------------
+
+
+def follow(world: World, **woken: bool) -> None:
+    """What the data process does: who is asked to park parks, who is not is awake."""
+    for instance, document in world.store.local.docs("instance").items():
+        state = "parked" if document.get("park") and not woken.get("woken") else "ready"
+        world.store.local.put_doc("instance_state", instance, {"state": state, "since_ms": world.now_ms, **woken})
+
+
+def awake(world: World) -> int:
+    return sum(not one.paused for one in world.driver.instances.values())
+
+
+def test_without_work_one_is_kept_that_sleeps_and_work_wakes_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waker, "FRESH_S", 0.0)
+    world.apply("{f: {image: i, subscribe: a, scale: {min: 0, max: 4, idle: 10s}}}")
+    world.settle()
+    world.become("ready")
+    assert (len(world.driver.instances), awake(world)) == (1, 1)
+    world.round()
+    follow(world)
+    world.round()
+    assert awake(world) == 0 and world.state()["state"] == "ready"
+    world.round(20, later_ms=1000)
+    assert (len(world.driver.instances), awake(world)) == (1, 0), "it stays as it is"
+    follow(world, woken=True)
+    world.round(2)
+    assert awake(world) == 1
+    follow(world)
+    world.round(later_ms=9_000)
+    assert awake(world) == 1, "it is kept awake for a while"
+    world.round(later_ms=1_500)
+    follow(world)
+    world.round()
+    assert awake(world) == 0
+
+
+def test_a_burst_gets_as_many_as_there_may_be_and_a_restarted_control_process_goes_on_from_what_runs(
+    world: World,
+) -> None:
+    world.apply("{f: {image: i, subscribe: a, scale: {min: 0, max: 4, idle: 10s}}}")
+    world.settle()
+    revision = world.state()["revision"]
+    world.store.namespace("vision").inboxes["f", revision] = Inbox(ready=100)
+    for _ in range(4):
+        follow(world)
+        world.round()
+    assert (len(world.driver.instances), awake(world)) == (4, 4)
+    world.store.local.put_doc(
+        "load", "vision/f", {"revision": revision, "arrivals_per_s": 0, "service_ms": 5, "last_ms": world.now_ms}
+    )
+    world.begin()
+    world.settle()
+    assert (len(world.driver.instances), awake(world)) == (4, 4)
+    world.store.namespace("vision").inboxes.clear()
+    world.round(later_ms=9_000)
+    assert awake(world) == 4
+    world.round(later_ms=2_000)
+    assert len(world.driver.stopped) == 3, "one is kept"
+    follow(world)
+    world.round(2)
+    assert sum(one.paused for one in world.driver.instances.values()) == 1
+
+
+def test_what_finds_no_room_waits_and_says_so(world: World) -> None:
+    world.settings = world.settings.model_copy(
+        update={"runner": world.settings.runner.model_copy(update={"cpus": 1.5})}
+    )
+    world.begin()
+    world.apply("{f: {image: i, subscribe: a}, g: {image: i, subscribe: a}}")
+    world.settle()
+    assert [one.function for one in world.driver.instances.values()] == ["f"]
+    state = world.state("vision/g")
+    assert (state["state"], state["reason"]) == ("starting", "waits for room: needs 1 CPUs, 0.5 of 1.5 are free")
+    world.apply("{g: {image: i, subscribe: a}}")
+    world.round()
+    world.driver.end(next(iter(world.driver.instances)), "exited with status 0")
+    world.round(2)
+    assert [one.function for one in world.driver.instances.values()] == ["g"]

@@ -20,6 +20,7 @@ from sdk_agent import FakeAgent, InstanceThread, Peer, item, start_process, stor
 from edgeflow.core.events import BlobRef
 from edgeflow.errors import BadHandler, BadOutput, EdgeflowError, NotFound, Reject
 from edgeflow.sdk import runtime
+from edgeflow.sdk.failures import Failures
 from edgeflow.sdk.function import function
 from edgeflow.sdk.log import Log
 
@@ -663,6 +664,28 @@ def test_kill_ends_the_process_while_the_handler_hangs(
     assert thread.exits[0] == 75
     go_on.set()
     assert "hangs" in capfd.readouterr().err  # where the handler was
+
+
+def test_what_ran_too_long_is_saved_before_the_end_for_who_develops_it(
+    start: Start, wait_until: Callable[..., Any], tmp_path: Path
+) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def hangs(ctx: Any, frames: Any) -> None:
+        entered.set()
+        go_on.wait(30)
+
+    peer, thread = start(hangs)
+    thread.instance.witness = Failures(tmp_path)
+    give(peer, item("a", {**stored_event(b"long"), "p": ["la", 1, 1, 0, 0]}))
+    assert entered.wait(10)
+    peer.send({"t": "kill"})
+    wait_until(lambda: thread.exits, "the watchdog acts on kill")
+    go_on.set()
+    (file,) = tmp_path.iterdir()
+    saved = json.loads(file.read_text())
+    assert saved["error"].startswith("TimeoutError: ") and "in hangs" in saved["traceback"]
+    assert [one["input"] for one in saved["inputs"]] == ["frames"]
 
 
 def test_held_commits_leave_although_the_next_handler_hangs(start: Start) -> None:
