@@ -16,7 +16,8 @@ pytestmark = [pytest.mark.usefixtures("programs"), pytest.mark.timeout(400)]
 
 @pytest.fixture(scope="module")
 def cluster(programs: None) -> Iterator[LocalCluster]:
-    with LocalCluster(["la"]) as one:
+    # More functions than a small machine has room for; each does next to nothing.
+    with LocalCluster(["la"], settings={"runner": {"cpus": 64}}) as one:
         yield one
 
 
