@@ -39,6 +39,7 @@ def functions(namespace: NamespaceOption = None, pop: AnyPopOption = None, outpu
         "PLATFORM p50/p99 ms": lambda item: _times(item, "platform_ms"),
         "HANDLER p50/p99 ms": lambda item: _times(item, "handler_ms"),
         "REVISION": lambda item: item["revision"],
+        "SERVES": lambda item: item.get("live") if item.get("live") != item["revision"] else None,
         "REASON": lambda item: item["reason"],
         "LAST FAILURE": lambda item: _failure(_stat(item, "last_failure")),
     }
