@@ -27,7 +27,7 @@ from edgeflow.cli.admin import Operator
 from edgeflow.cli.apply import PopApi, Target, read
 from edgeflow.cli.console import ask, err, out, say
 from edgeflow.core import manifest as manifests
-from edgeflow.core.manifest_models import Rollout
+from edgeflow.core.manifest_models import Rollout, Scale
 from edgeflow.errors import BadManifest, EdgeflowError
 from edgeflow.host import lifecycle
 from edgeflow.host.discover import Cluster
@@ -124,7 +124,13 @@ class Project:
             if function.build is None:
                 err.print(f"[yellow]{escape(name)} is left out:[/] it is an image, and functions run as processes here")
                 continue
-            functions[name] = function.model_copy(update={"place": None, "rollout": PATIENT})
+            # An instance that sleeps would not see that its code has changed.
+            awake = (
+                Scale(instances=max(1, function.scale.min or 0))
+                if (function.scale.min, function.scale.max) != (None, None)
+                else function.scale
+            )
+            functions[name] = function.model_copy(update={"place": None, "rollout": PATIENT, "scale": awake})
         if not functions:
             raise BadManifest(f"{self.manifest} has no function with `build:`", hint="`edgeflow dev` runs folders.")
         self.archives.clear()

@@ -39,7 +39,9 @@ def functions(namespace: NamespaceOption = None, pop: AnyPopOption = None, outpu
         "PLATFORM p50/p99 ms": lambda item: _times(item, "platform_ms"),
         "HANDLER p50/p99 ms": lambda item: _times(item, "handler_ms"),
         "REVISION": lambda item: item["revision"],
+        "SERVES": lambda item: item.get("live") if item.get("live") != item["revision"] else None,
         "REASON": lambda item: item["reason"],
+        "LAST FAILURE": lambda item: _failure(_stat(item, "last_failure")),
     }
     show(
         output,
@@ -231,6 +233,14 @@ def _outputs(events: list[dict[str, Any]]) -> str:
 
 def _stat(item: dict[str, Any], name: str) -> Any:
     return (item["stats"] or {}).get(name)
+
+
+def _failure(failure: dict[str, Any] | None) -> str | None:
+    if failure is None:
+        return None
+    age_s = max(0.0, datetime.now(UTC).timestamp() - failure["at_ms"] / 1000)
+    age = f"{age_s:.0f} s" if age_s < 120 else f"{age_s / 60:.0f} min" if age_s < 7200 else f"{age_s / 3600:.0f} h"
+    return f"{failure['reason']} {age} ago: {failure['detail'][:100]}"
 
 
 def _times(item: dict[str, Any], name: str) -> str | None:

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import httpx
 import typer
 
-from edgeflow.cli.admin import Operator, header_value, new_event_id
+from edgeflow.cli.admin import header_value, new_event_id
 from edgeflow.cli.reach import (
     Output,
     OutputOption,
@@ -20,12 +20,12 @@ from edgeflow.cli.reach import (
     clients_of,
     complain,
     errors,
+    function_of,
     given_text,
     print_json,
     read_input,
     size_text,
 )
-from edgeflow.core.channels import check_namespace
 from edgeflow.core.gathered import BATCH
 from edgeflow.errors import BadRequest, InvocationDead, InvocationPending
 
@@ -82,7 +82,7 @@ def invoke(
         if kind is not None:
             headers["content-type"] = kind
     with client_of(pop, timeout_s=_seconds(timeout) + ANSWER_S) as client:
-        namespace, name = split_function(function) if "/" in function else _only(client, function)
+        namespace, name = function_of(client, function)
         try:
             answer = client.call_function(namespace, name, body, headers, timeout)
         except InvocationDead as error:
@@ -106,15 +106,6 @@ def invoke(
         sys.stdout.buffer.flush()
 
 
-def _only(client: Operator, name: str) -> tuple[str, str]:
-    """(namespace, name) of the only function of that name. Raises BadRequest when there is none, or several."""
-    found = [item["namespace"] for item in client.functions(None) if item["function"] == name]
-    if len(found) != 1:
-        what = f"{len(found)} functions are" if found else "no function is"
-        raise BadRequest(f"{what} called {name!r}", hint="Say <namespace>/<function>; `edgeflow get functions` lists them.")  # fmt: skip
-    return found[0], name
-
-
 def _explain(namespace: str, error: InvocationDead) -> None:
     """Why an invocation was given up, with the traceback of its last attempt, from the PoP that has the dead letter."""
     id = str(error.details.get("invocation") or "")
@@ -124,14 +115,6 @@ def _explain(namespace: str, error: InvocationDead) -> None:
             errors.print(str(letter["detail"]).rstrip(), markup=False, highlight=False)
             break
     complain(error)
-
-
-def split_function(function: str) -> tuple[str, str]:
-    """(namespace, name) of `<namespace>/<name>`. Raises BadParameter, BadName."""
-    namespace, slash, name = function.partition("/")
-    if not slash or not name or "/" in name:
-        raise typer.BadParameter(f"{function!r} is not <namespace>/<function>")
-    return check_namespace(namespace), name
 
 
 def _seconds(timeout: str) -> float:

@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edgeflow.cli.admin import Operator
+from edgeflow.core.channels import check_namespace
 from edgeflow.errors import BadRequest, EdgeflowError, Unavailable
 from edgeflow.host.discover import find as find
 
@@ -159,3 +160,17 @@ def confirm(question: str, *, yes: bool) -> None:
     if not typer.confirm(question, default=False, err=True):
         errors.print("nothing was changed")
         raise typer.Exit(1)
+
+
+def function_of(client: Operator, text: str) -> tuple[str, str]:
+    """(namespace, name) of `<namespace>/<name>`, or of the only function that has this name. Raises BadParameter, BadName, BadRequest."""
+    if "/" in text:
+        namespace, _, name = text.partition("/")
+        if not name or "/" in name:
+            raise typer.BadParameter(f"{text!r} is not <namespace>/<function>")
+        return check_namespace(namespace), name
+    found = [item["namespace"] for item in client.functions(None) if item["function"] == text]
+    if len(found) != 1:
+        what = f"{len(found)} functions are" if found else "no function is"
+        raise BadRequest(f"{what} called {text!r}", hint="Say <namespace>/<function>; `edgeflow get functions` lists them.")  # fmt: skip
+    return found[0], text

@@ -8,22 +8,31 @@ from typing import Annotated, Any
 import typer
 
 from edgeflow.cli.apply import PopApi, find_target, make, read
-from edgeflow.cli.invoke import split_function
-from edgeflow.cli.reach import Output, OutputOption, PopOption, client_of, errors, print_json, said_by, show
+from edgeflow.cli.reach import (
+    Output,
+    OutputOption,
+    PopOption,
+    client_of,
+    errors,
+    function_of,
+    print_json,
+    said_by,
+    show,
+)
 from edgeflow.core import manifest as manifests
 from edgeflow.core.events import time_text
 
 VALUE_CHARS = 60
 
 FunctionArgument = Annotated[
-    str, typer.Argument(help="<namespace>/<function>, as in vision/detect", metavar="FUNCTION")
+    str, typer.Argument(help="<namespace>/<function>, or the function's name alone", metavar="FUNCTION")
 ]
 
 
 def history(function: FunctionArgument, pop: PopOption = None, output: OutputOption = Output.TABLE) -> None:
     """The revisions of a function, the newest first: when, by whom, what changed, and which one serves now."""
-    namespace, name = split_function(function)
     with client_of(pop) as client:
+        namespace, name = function_of(client, function)
         document = client.history(namespace, name)
     if output is Output.JSON:
         print_json(document)
@@ -50,8 +59,8 @@ def rollback(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Apply a function as it was in an earlier revision. It takes over when it is ready, as any new revision does."""
-    namespace, name = split_function(function)
     with client_of(pop) as client:
+        namespace, name = function_of(client, function)
         document = client.rollback(namespace, name, to, said_by())
     if output is Output.JSON:
         print_json(document)

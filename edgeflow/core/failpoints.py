@@ -49,6 +49,14 @@ POINTS: dict[str, str] = {
     "tick-after": "delays, leases and joins have been looked at",
     "api-before-ingest": "an event came over HTTP, nothing is done with it yet",
     "api-after-ingest": "it is in the log, the client has no answer",
+    "runner-documented": "an instance has its document, the driver was not asked to start it",
+    "runner-started": "the driver has started an instance",
+    "runner-rollout-noted": "it is written down which revision serves, events still go to the other",
+    "runner-routes-installed": "events go to another revision",
+    "runner-handed-over": "what a revision that was rolled back had left is with the one that serves",
+    "runner-parked": "an instance is asked to park, or to work again",
+    "runner-paused": "an instance stands still",
+    "runner-resumed": "an instance goes on",
 }
 """Name: where the process is when it strikes."""
 

@@ -195,7 +195,7 @@ class Supervisor:
         pops = self.pops.values()
         await asyncio.gather(*(pop.children["control"].stop() for pop in pops))
         # Instances outlive a control process; now that it is gone they end, while the data process can still take their commits.
-        await asyncio.gather(*(asyncio.to_thread(stop_instances, Path(pop.settings["state_dir"])) for pop in pops))
+        await asyncio.gather(*(asyncio.to_thread(_stop_instances_of, pop.settings) for pop in pops))
         for name in ("data", "broker", "redis"):
             await asyncio.gather(*(pop.children[name].stop() for pop in pops))
         if self.wan is not None:
@@ -315,6 +315,22 @@ class Supervisor:
             "config": str(self.home.config_file(pop.pop)),
             "processes": {name: _child_document(child) for name, child in pop.children.items()},
         }
+
+
+def _stop_instances_of(settings: Mapping[str, Any]) -> int:
+    """End the instances of a PoP, processes or (with `mode: docker` in its settings) containers; how many there were."""
+    count = stop_instances(Path(settings["state_dir"]))
+    if settings["mode"] != "docker":
+        return count
+    from edgeflow.errors import EdgeflowError
+    from edgeflow.runner import docker
+
+    try:
+        return count + docker.stop_all(settings["cluster"], grace_s=INSTANCE_STOP_S, pop=settings["pop"])
+    except (EdgeflowError, OSError) as error:
+        # They end by themselves when no agent comes back.
+        log.error("containers_not_ended", pop=settings["pop"], reason=str(error))
+        return count
 
 
 def stop_instances(state_dir: Path) -> int:

@@ -19,7 +19,7 @@ from edgeflow.errors import EdgeflowError, TooLarge
 from edgeflow.runner import archives, images
 from edgeflow.runner.driver import NotHereYet, Progress
 from edgeflow.runner.images import EngineUnavailable
-from edgeflow.runner.library import ImageLibrary, StoredImage
+from edgeflow.runner.library import ImageAway, ImageLibrary, StoredImage
 from edgeflow.runner.ports import ImageStorePort
 from edgeflow.runner.venvs import BuildFailed
 
@@ -61,7 +61,7 @@ class EngineImages:
     def need(self, name: str, id: str | None, progress: Progress = lambda line: None) -> str:
         """What containers are made from: the image `id`, or without one what `name` means now.
 
-        Raises BuildFailed, EngineUnavailable, ImageAway, and NotHereYet when another PoP may still give it.
+        Raises BuildFailed, EngineUnavailable, and NotHereYet while another PoP may still give it, or a part of it.
         """
         if id is None:
             id = self.resolve(name)
@@ -78,7 +78,11 @@ class EngineImages:
         stored = self._library.get(id)
         if stored is not None:
             self._forget_want(id)
-            return self.load(stored, progress)
+            try:
+                return self.load(stored, progress)
+            except ImageAway as error:
+                # No failure of the revision: what has come stays, and the rest may come as soon as a link is back.
+                raise NotHereYet(f"waiting for a part of image {name}: {error.message}") from error
         self._want(id)
         raise NotHereYet(f"waiting for image {name} ({id[7:19]}): no PoP that can be reached has given it yet")
 

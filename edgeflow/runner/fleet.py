@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 
 from edgeflow.core.channels import SYSTEM_NAMESPACE
+from edgeflow.core.failpoints import hit
 from edgeflow.core.manifest import ResolvedFunction, size_bytes
 from edgeflow.core.manifest_models import DEFAULT_LOG, DEFAULT_PIDS, DEFAULT_TMPFS
 from edgeflow.errors import EdgeflowError
@@ -72,6 +73,7 @@ class Fleet:
         document = self._store.local.get_doc("instance", instance)
         if document is not None:
             self._store.local.put_doc("instance", instance, {**document, "park": wanted})
+            hit("runner-parked")
 
     def content_of(self, namespace: str, function: ResolvedFunction) -> str:
         """Names the versions of a function's secrets as they are; another one when any of them is set, changed or removed."""
@@ -106,6 +108,7 @@ class Fleet:
                 )
             given = self._secrets.read(namespace, function.secrets) if function.secrets else {}
             self._document(Observed(instance, namespace, name, function.revision, now_ms, True))
+            hit("runner-documented")
             self._driver.start(
                 StartSpec(
                     namespace=namespace, function=name, revision=function.revision, instance=instance, socket=socket, prepared=prepared,
@@ -121,6 +124,7 @@ class Fleet:
             why = f"{error.message} ({error.hint})" if isinstance(error, EdgeflowError) else str(error)
             log.warning("instance_not_started", namespace=namespace, function=name, instance=instance, reason=why)
             raise CannotStart(why) from error
+        hit("runner-started")
         log.info("instance_started", namespace=namespace, function=name, revision=function.revision, instance=instance)
 
     def stop(self, key: FunctionKey, instance: str, why: str, now_ms: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 
 from edgeflow.core.channels import SYSTEM_NAMESPACE
+from edgeflow.core.failpoints import hit
 from edgeflow.core.manifest import ResolvedFunction, size_bytes
 from edgeflow.errors import EdgeflowError, StoreUnavailable, Unavailable
 from edgeflow.runner.builds import Build, Builds, Key
@@ -258,6 +259,7 @@ class Reconciler:
         """What is left for a revision that was rolled back goes to the one that serves, if that can take it."""
         to = live.revision if _work_of(bad) == _work_of(live) else None
         left = self._store.namespace(key[0]).hand_over(key[1], bad.revision, to)
+        hit("runner-handed-over")
         log.info("work_handed_over", namespace=key[0], function=key[1], revision=bad.revision, to=to, left=left)
 
     def _act(self, key: FunctionKey, view: FunctionView, now_ms: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 
 from edgeflow.core.channels import SYSTEM_NAMESPACE
+from edgeflow.core.failpoints import hit
 from edgeflow.core.manifest import ResolvedFunction
 from edgeflow.runner.manifests import Manifests
 from edgeflow.runner.memory import FunctionKey
@@ -52,6 +53,7 @@ class Rollouts:
             document = {**asdict(after), "last_log_lines": list(after.last_log_lines)}
             self._store.local.put_doc("rollout", "/".join(key), document)
             self._known[key] = after
+            hit("runner-rollout-noted")
             if before is None or after.phase != before.phase or after.target != before.target:
                 log.info(
                     "rollout", namespace=key[0], function=key[1], phase=after.phase, live=after.live, target=after.target,

@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 
 from edgeflow.core.channels import SYSTEM_NAMESPACE
+from edgeflow.core.failpoints import hit
 from edgeflow.core.routing import RouteTable, compile_routes
 from edgeflow.runner.manifests import Manifests
 from edgeflow.runner.ports import StorePort
@@ -43,6 +44,7 @@ class Routes:
         if version == table.version and now_ms - at_ms < ROUTES_EVERY_MS:
             return
         if self._store.namespace(namespace).set_routes(table):
+            hit("runner-routes-installed")
             log.info(
                 "routes_installed",
                 namespace=namespace,

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import structlog
 
+from edgeflow.core.failpoints import hit
 from edgeflow.errors import EdgeflowError, StoreUnavailable
 from edgeflow.runner.driver import Driver
 
@@ -58,6 +59,7 @@ class Waker:
             if instance in self._woken_s:
                 return False
             self._driver.pause(instance)
+            hit("runner-paused")
             return True
 
     def resume(self, instance: str) -> None:
@@ -65,6 +67,7 @@ class Waker:
         with self._lock:
             self._woken_s[instance] = time.monotonic()
             self._driver.resume(instance)
+            hit("runner-resumed")
 
     def _loop(self) -> None:
         while not self._stop.is_set():

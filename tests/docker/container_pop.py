@@ -13,7 +13,6 @@ import yaml
 from edgeflow.cli.admin import Operator
 from edgeflow.cli.apply import Target, apply_file
 from edgeflow.host.local import LocalCluster
-from edgeflow.runner.docker import stop_all
 from edgeflow.settings import PopSettings
 
 PREFIX = "edgeflow-test"
@@ -63,11 +62,12 @@ def container_pop(engine: Any, *, docker_host: str | None = None, **runner: Any)
         with cluster:
             access = cluster.pop("la")
             known = PopSettings.load(cluster.home.root / "pops" / "la" / "pop.json")
-            try:
-                with Operator(access.api_url, access.token, retry_s=30.0) as client:
-                    yield ContainerPop(cluster, client, engine, known.cluster)
-            finally:
-                stop_all(known.cluster, grace_s=2, client=engine)
+            with Operator(access.api_url, access.token, retry_s=30.0) as client:
+                yield ContainerPop(cluster, client, engine, known.cluster)
+        labels = [f"edgeflow.cluster={known.cluster}"]
+        assert engine.containers.list(all=True, filters={"label": labels}) == [], (
+            "the end of the cluster ends its containers"
+        )
     finally:
         if docker_host is not None:
             if before is None:

@@ -17,6 +17,7 @@ import docker.errors
 import pytest
 from container_pop import PREFIX, ContainerPop, container_pop
 
+from edgeflow.core.ids import invocation_id
 from edgeflow.runner import egress, images
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,7 +96,11 @@ def test_all_that_a_hostile_function_tries_is_refused(
     settings = pop.settings
     ports = [outside, settings.api.port, settings.mqtt.port, settings.link.port]
     hostile = image("hostile", STEADY, 'ENTRYPOINT ["python3", "/function/hostile.py"]\n')
-    environment = {"TARGETS": " ".join(f"{gateway}:{port}" for port in ports), "FOREIGN_DIGEST": digest}
+    theirs = invocation_id("steady", receipt.origin, receipt.epoch, receipt.seq, 0)
+    assert client.invocation("victim", theirs) is not None, "it is one that there is"
+    environment = {
+        "TARGETS": " ".join(f"{gateway}:{port}" for port in ports), "FOREIGN_DIGEST": digest, "FOREIGN_INVOCATION": theirs,
+    }  # fmt: skip
     function = {
         "image": hostile, "subscribe": {"channel": "in", "as": "events"}, "publish": "out", "env": environment,
         "limits": {"outputs": 5, "output_bytes": "256Ki"}, "retry": {"attempts": 20, "backoff": "10ms"},

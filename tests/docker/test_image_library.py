@@ -12,6 +12,7 @@ from image_archives import docker_archive, layer
 from link_pops import RedisServer, make_settings
 
 from edgeflow.core.manifest import Artifact, ResolvedFunction, parse, resolve
+from edgeflow.runner import library as libraries
 from edgeflow.runner.archives import BytesSource
 from edgeflow.runner.docker import DockerDriver
 from edgeflow.runner.driver import NotHereYet
@@ -161,6 +162,31 @@ def test_what_only_one_engine_has_is_given_when_another_pop_wants_it(
     pops.engine.images.remove(name, force=True)
     assert pops.drivers["b"].prepare("vision", "f", function(name, image.id), None, print).image == image.id
     assert list(pops.store.namespace("system").list("image-wants/")) == []
+
+
+def test_a_part_that_no_pop_in_reach_has_is_waited_for(
+    pops: Pops, made: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"{PREFIX}/one:1"
+    image = made(name)
+    stored = pops.images("a").give(image.id)
+    assert stored is not None
+    pops.engine.images.remove(name, force=True)
+    system = pops.store.namespace("system")
+    body = system.read_blob(stored.layers[1].pieces[0].digest)
+    assert body is not None
+    monkeypatch.setattr(libraries, "FETCH_S", 0.3)
+    for piece in stored.pieces():
+        system._connection.run(
+            [("DEL", f"ef:{{system}}:blob:{piece.digest}"), ("HDEL", "ef:{system}:blobs", piece.digest)]
+        )
+    with pytest.raises(NotHereYet, match="waiting for a part of image"):
+        pops.drivers["b"].prepare("vision", "f", function(name, image.id), None, print)
+    pops.engine.images.load(
+        docker_archive([BASE], f"{PREFIX}/base:1")
+    )  # the engine gets the lower layer in another way
+    system.put_blob(body)
+    assert pops.drivers["b"].prepare("vision", "f", function(name, image.id), None, print).image == image.id
 
 
 def test_a_name_with_a_digest_is_that_image(pops: Pops, made: Callable[[str], Any]) -> None:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import docker.types
 import pytest
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
-from edgeflow.runner import images
+from edgeflow.runner import images, secret_files
 from edgeflow.runner.docker import DockerDriver
 from edgeflow.runner.driver import CannotStart, Prepared, StartSpec
 from edgeflow.runner.venvs import BuildFailed
@@ -280,3 +281,42 @@ def test_a_folder_with_wrong_requirements_shows_the_last_lines(
         images.build_image(engine, tmp_path, "test/wrong", prefix="edgeflow-test")
     assert "test-wrong" in str(failed.value)
     assert any("requirement" in line.lower() for line in failed.value.last_lines)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another account first")
+def test_secrets_written_by_an_agent_that_is_not_root_are_read_by_their_group(
+    engine: Any, built: Callable[[str], str], tmp_path: Path
+) -> None:
+    """As in the compose file, where the control process is uid 10001 and may give files to nobody else."""
+    tmp_path.chmod(0o755)
+    home = tmp_path / "i"
+    home.mkdir()
+    os.chown(home, 10_001, 10_001)
+    for parent in home.parents:
+        if parent.stat().st_mode & 0o001 == 0:
+            parent.chmod(parent.stat().st_mode | 0o011)
+    folder = home / secret_files.FOLDER
+    child = os.fork()
+    if child == 0:
+        os.setgroups([])
+        os.setgid(10_001)
+        os.setuid(10_001)
+        try:
+            secret_files.write(folder, {"token": b"hunter2"}, reader=65534)
+        finally:
+            os._exit(0 if (folder / "token").exists() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert (folder / "token").stat().st_mode & 0o777 == 0o440 and folder.stat().st_mode & 0o777 == 0o750
+
+    def read(groups: list[int]) -> str:
+        mount = docker.types.Mount("/run/secrets", str(folder), type="bind", read_only=True)
+        command = ["sh", "-c", "cat /run/secrets/token 2>/dev/null || echo refused"]
+        output = engine.containers.run(
+            built("function"), command, entrypoint="", user="65534:65534", group_add=groups, mounts=[mount], cap_drop=["ALL"],
+            network_mode="none", remove=True,
+        )  # fmt: skip
+        return str(output.decode().strip())
+
+    assert secret_files.groups(folder, 65534) == [10_001]
+    assert read([10_001]) == "hunter2"
+    assert read([]) == "refused"

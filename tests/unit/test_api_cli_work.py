@@ -1,7 +1,9 @@
 """The commands about work (invoke, dlq, replay, quota, get ...) over two served PoPs with stores in memory."""
 
 import json
+import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -380,6 +382,20 @@ class TestSecrets:
     def test_wrong_use(self) -> None:
         assert "names no secret" in run("secret", "set", "token", input=b"x", status=1).stderr
         assert "is empty" in run("secret", "set", "vision/token", input=b"", status=1).stderr
+
+
+class TestFailures:
+    def test_the_last_failure_of_a_function_is_shown(self, stores: dict[str, FakeStore]) -> None:
+        failure = {
+            "reason": "timeout",
+            "detail": "the handler did not return within 500 ms",
+            "at_ms": int(time.time() * 1000) - 5000,
+        }
+        stores["chicago"].local.documents = {
+            "function_stats": {"vision/detect": {"failed": 1, "last_failure": failure}}
+        }
+        shown = run("get", "functions").stdout
+        assert re.search(r"timeout [56] s ago: the handler did not return within 500 ms", shown)
 
 
 class TestQuestions:

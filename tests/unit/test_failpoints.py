@@ -36,12 +36,16 @@ def test_the_points_are_those_in_the_code_each_once() -> None:
     assert _names_in_code() == Counter(failpoints.POINTS.keys())
 
 
-def test_the_sweep_has_each_of_them() -> None:
-    sweep = ast.parse((Path(__file__).parents[1] / "faults" / "test_sweep.py").read_text())
-    lists = [
-        node.value for node in sweep.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SWEPT"
+def _list_in(file: str, name: str) -> tuple[str, ...]:
+    tree = ast.parse((Path(__file__).parents[1] / "faults" / file).read_text())
+    (found,) = [
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name
     ]
-    assert [ast.literal_eval(one) for one in lists] == [tuple(failpoints.POINTS)]
+    return tuple(ast.literal_eval(found))
+
+
+def test_the_sweeps_have_each_of_them() -> None:
+    assert (*_list_in("test_sweep.py", "SWEPT"), *_list_in("test_rollouts.py", "STEPS")) == tuple(failpoints.POINTS)
 
 
 def test_an_armed_point_kills_one_process_at_that_pass(tmp_path: Path) -> None:

@@ -49,10 +49,11 @@ def test_all_functions_are_placed_here_and_images_are_left_out(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (project.folder / "edgeflow.yaml").write_text(
-        "namespace: a\nfunctions:\n  one: {build: ., subscribe: x, place: {pops: [la]}}\n  two: {image: 'some:1', subscribe: x, place: {pops: [ny]}}\n"
+        "namespace: a\nfunctions:\n  one: {build: ., subscribe: x, place: {pops: [la]}, scale: {min: 0, max: 4}}\n  two: {image: 'some:1', subscribe: x, place: {pops: [ny]}}\n"
     )
     functions = project.resolved()["functions"]
     assert list(functions) == ["one"] and functions["one"]["place"]["pops"] == ["dev"]
+    assert functions["one"]["scale"] == {"instances": 1}
     assert functions["one"]["source"] == {
         "folder": str(project.folder),
         "requirements": hashlib.sha256(new.REQUIREMENTS.encode()).hexdigest(),
