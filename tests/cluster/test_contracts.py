@@ -1,4 +1,4 @@
-"""Programs that know nothing of edgeflow, as functions of a real cluster (processes). `tests/docker/test_contracts.py` does the same with images."""
+"""Programs that know nothing of edgeflow, as functions of a real cluster (processes). `tests/docker/test_contract_images.py` does the same with images."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
