@@ -44,16 +44,18 @@ def wired_rules(contract: object, wiring: Wiring) -> Iterator[Finding]:
 
 def mqtt_rules(function: Mapping[str, Any]) -> Iterator[Finding]:
     """What a function of the contract `mqtt` cannot have, from the data of the YAML form."""
-    scale, retry = function.get("scale"), function.get("retry")
-    instances = scale.get("instances") if isinstance(scale, Mapping) else None
-    if isinstance(instances, int) and instances != 1:
-        yield ("scale", "instances"), f"{instances} programs would each hear every event; write 1"
-    for name in ("min", "max"):
-        if isinstance(scale, Mapping) and name in scale:
+    scale, retry, limits = function.get("scale"), function.get("retry"), function.get("limits")
+    for name, value in scale.items() if isinstance(scale, Mapping) else ():
+        if name == "instances" and isinstance(value, int) and value != 1:
+            yield ("scale", name), f"{value} programs would each hear every event; write 1"
+        elif name in ("min", "max", "pool"):
             yield (
                 ("scale", name),
                 "the one program hears the broker itself, so it does not follow the work; remove the field",
             )
+    for name in ("outputs", "output_bytes"):
+        if isinstance(limits, Mapping) and limits.get(name) is not None:
+            yield ("limits", name), "nothing is committed with `contract: mqtt`; remove the field"
     if retry is not None:
         yield (
             ("retry",),

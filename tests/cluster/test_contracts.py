@@ -1,4 +1,4 @@
-"""Programs that know nothing of edgeflow, as functions of a real cluster (processes). `tests/docker/test_contracts.py` does the same with images."""
+"""Programs that know nothing of edgeflow, as functions of a real cluster (processes). `tests/docker/test_contract_images.py` does the same with images."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +16,8 @@ pytestmark = [pytest.mark.usefixtures("programs"), pytest.mark.timeout(400)]
 
 @pytest.fixture(scope="module")
 def cluster(programs: None) -> Iterator[LocalCluster]:
-    with LocalCluster(["la"]) as one:
+    # More functions than a small machine has room for; each does next to nothing.
+    with LocalCluster(["la"], settings={"runner": {"cpus": 64}}) as one:
         yield one
 
 

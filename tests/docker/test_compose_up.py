@@ -59,6 +59,8 @@ class Compose:
     command: list[str]
     home: Path
     app: Path
+    made: list[str] = field(default_factory=list)
+    """Names of images that are removed at the end."""
     name: str = field(default_factory=lambda: f"edgeflow-test-{secrets.token_hex(3)}")
 
     def __post_init__(self) -> None:
@@ -114,6 +116,9 @@ def compose(engine: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
         yield project
     finally:
         project.run("down", "--volumes", "--timeout", "30")
+        for name in project.made:
+            with contextlib.suppress(docker.errors.ImageNotFound):
+                engine.images.remove(name)
 
 
 def client(compose: Compose, pop: str) -> Client:
@@ -208,28 +213,24 @@ def test_an_image_that_was_pushed_elsewhere_runs_where_it_is_placed(
     built, _ = engine.images.build(fileobj=context, custom_context=True, tag=name, rm=True)
     archive = b"".join(built.save(named=True))
     engine.images.remove(name, force=True)
-    try:
-        with Operator.from_home("ny", home=compose.home) as ny, Operator.from_home("la", home=compose.home) as la:
-            pushed = ny.push_image(lambda: iter([archive]), [], len(archive))
-            assert pushed["names"] == [name] and pushed["loaded"] is False and pushed["id"] == built.id
-            assert pushed["here"] == pushed["stored"] > 10_000_000
-            wait_until(lambda: la.image(built.id), "the image is known at la", deadline_s=20)
-            resolved = resolve(parse(PUSHED % name), {}, applied_ms=int(time.time() * 1000))
-            applied = la.apply_manifest(resolved)
-            assert applied["missing_images"] == []
-            wait_until(lambda: is_ready(la, "pushed", "shout"), "the function is ready at la", deadline_s=60)
-            there = la.image(built.id) or {}
-            assert there["loaded"] is True and there["used_by"] == ["pushed/shout"]
-            assert 0 < there["here"] < 0.15 * there["stored"], "the engine had the other layers"
-            seen = Listener(compose, "ny", "pushed/loud")
-            ny.publish("pushed/words", "from an archive")
-            wait_until(lambda: b"FROM AN ARCHIVE" in seen.data(), "the result arrives at ny", deadline_s=30)
-            (container,) = compose.functions(engine, "shout")
-            assert container.attrs["Image"] == built.id
-    finally:
-        for tag in (f"edgeflow/loaded:{built.id[7:31]}", name):
-            with contextlib.suppress(docker.errors.DockerException):
-                engine.images.remove(tag)
+    compose.made.append(f"edgeflow/loaded:{built.id[7:31]}")
+    with Operator.from_home("ny", home=compose.home) as ny, Operator.from_home("la", home=compose.home) as la:
+        pushed = ny.push_image(lambda: iter([archive]), [], len(archive))
+        assert pushed["names"] == [name] and pushed["loaded"] is False and pushed["id"] == built.id
+        assert pushed["here"] == pushed["stored"] > 10_000_000
+        wait_until(lambda: la.image(built.id), "the image is known at la", deadline_s=20)
+        resolved = resolve(parse(PUSHED % name), {}, applied_ms=int(time.time() * 1000))
+        applied = la.apply_manifest(resolved)
+        assert applied["missing_images"] == []
+        wait_until(lambda: is_ready(la, "pushed", "shout"), "the function is ready at la", deadline_s=60)
+        there = la.image(built.id) or {}
+        assert there["loaded"] is True and there["used_by"] == ["pushed/shout"]
+        assert 0 < there["here"] < 0.15 * there["stored"], "the engine had the other layers"
+        seen = Listener(compose, "ny", "pushed/loud")
+        ny.publish("pushed/words", "from an archive")
+        wait_until(lambda: b"FROM AN ARCHIVE" in seen.data(), "the result arrives at ny", deadline_s=30)
+        (container,) = compose.functions(engine, "shout")
+        assert container.attrs["Image"] == built.id
 
 
 def is_ready(client: Operator, namespace: str, name: str) -> bool:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
+from http.client import HTTPConnection
 from typing import Any
 
 import pytest
@@ -11,14 +12,16 @@ from edgeflow.core.ceheaders import BATCH, STRUCTURED, decode, encode
 from edgeflow.core.events import make_event
 from edgeflow.errors import BadOutput, BadRequest, NotFound, Reject, StaleAttempt
 from edgeflow.runner import contracts, pairs
-from edgeflow.sdk.adapters import answers, requests
+from edgeflow.sdk.adapters import answers, http, requests
 from edgeflow.sdk.adapters.effects import Effects
 from edgeflow.sdk.adapters.mqtt import LISTENING
+from edgeflow.sdk.adapters.ports import free_port
 from edgeflow.sdk.adapters.setting import VARIABLE, Setting
 from edgeflow.sdk.context import Context, FunctionInfo
 from edgeflow.sdk.inputs import Input
 from edgeflow.sdk.log import Log
 from edgeflow.sdk.outcome import Later, Outcome
+from edgeflow.sdk.runtime import Stop
 from edgeflow.sdk.stored import Value
 from edgeflow.sdk.testing import _MemoryPort
 
@@ -79,6 +82,25 @@ def test_joined_events_are_a_batch_even_when_one_has_come() -> None:
     assert batch[1]["data_base64"] == "/w=="
     alone = requests.content(requests.events_of({"words": heard(), "faces": None}), joined=True)
     assert len(json.loads(alone.body)) == 1 and alone.content_type == BATCH
+
+
+def test_a_window_is_told() -> None:
+    ctx, _ = context(window=(1_700_000_000_000, 1_700_000_010_000))
+    given = requests.content([heard()], joined=True)
+    text = "2023-11-14T22:13:20.000Z/2023-11-14T22:13:30.000Z"
+    assert requests.headers(given, ctx)["Edgeflow-Window"] == text
+    assert requests.variables(given, ctx)["EDGEFLOW_WINDOW"] == text
+
+
+def test_a_program_that_is_away_for_too_long_ends_its_instance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "AWAY_S", 0.0)
+    stop = Stop()
+    adapter = http.Http(Setting("http", http_port=free_port()), stop, lambda: (FunctionInfo("app", "f"), Log({})))
+    for is_over in (False, True):
+        with pytest.raises(Later, match="does not accept connections"):
+            adapter._connected()
+        assert stop.requested is is_over
+    assert adapter.exit_status(0) == 1 and "has not accepted connections" in adapter.failed
 
 
 def test_an_invocation_as_environment_variables() -> None:
@@ -261,10 +283,8 @@ def test_bad_requests_are_refused_by_name(
 
 
 def test_the_server_speaks_http(effects: Effects) -> None:
-    import http.client
-
     ctx, outcome = context()
-    connection = http.client.HTTPConnection("127.0.0.1", effects.port, timeout=10)
+    connection = HTTPConnection("127.0.0.1", effects.port, timeout=10)
     with effects.of(ctx, ()):
         for target, headers, status in (("/ekv/a", MINE, 204), ("/ekv/a", {}, 400)):
             connection.request("PUT", target, body=b"v", headers=headers)

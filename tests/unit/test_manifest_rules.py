@@ -320,6 +320,8 @@ def test_a_contract_is_part_of_the_content_and_checked_again() -> None:
         ("subscribe: a, retry: {attempts: 2}", "retry: nothing is tried again with `contract: mqtt`"),
         ("subscribe: a, context: {m: k}", "context: a program of `contract: mqtt` is handed nothing"),
         ("subscribe: a, scale: {instances: 2}", "scale.instances: 2 programs would each hear every event"),
+        ("subscribe: a, scale: {max: 2}", "scale.max: the one program hears the broker itself"),
+        ("subscribe: a, limits: {outputs: 2}", "limits.outputs: nothing is committed with `contract: mqtt`"),
         ("subscribe: a, stdio: {content_type: a/b}", "stdio: belongs to `contract: stdio`"),
     ],
 )

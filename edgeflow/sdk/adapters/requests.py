@@ -18,7 +18,7 @@ from edgeflow.sdk.inputs import Input
 INPUT = "input"
 """Extension attribute of an event in a batch: the input that it came in by."""
 INVOCATION, ATTEMPT, DEADLINE = "Edgeflow-Invocation", "Edgeflow-Attempt", "Edgeflow-Deadline"
-KEY, CHANNEL = "Edgeflow-Key", "Edgeflow-Channel"
+KEY, WINDOW, CHANNEL = "Edgeflow-Key", "Edgeflow-Window", "Edgeflow-Channel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,8 @@ def headers(given: Content, ctx: Context) -> dict[str, str]:
     found |= {INVOCATION: ctx.invocation_id, ATTEMPT: str(ctx.attempt), DEADLINE: deadline_text(ctx)}
     if ctx.key is not None:
         found[KEY] = encode(ctx.key)
+    if ctx.window is not None:
+        found[WINDOW] = window_text(ctx.window)
     return found
 
 
@@ -73,6 +75,8 @@ def variables(given: Content, ctx: Context) -> dict[str, str]:
     found["EDGEFLOW_DEADLINE"] = deadline_text(ctx)
     if ctx.key is not None:
         found["EDGEFLOW_KEY"] = ctx.key
+    if ctx.window is not None:
+        found["EDGEFLOW_WINDOW"] = window_text(ctx.window)
     # A variable cannot hold a zero byte.
     return {name: value.replace("\0", "") for name, value in found.items()}
 
@@ -80,6 +84,11 @@ def variables(given: Content, ctx: Context) -> dict[str, str]:
 def deadline_text(ctx: Context) -> str:
     """When the agent gives the attempt up, as RFC 3339."""
     return time_text(int(ctx.deadline * 1000))
+
+
+def window_text(window: tuple[int, int]) -> str:
+    """Start and end of a window, as an ISO 8601 interval."""
+    return "/".join(time_text(end_ms) for end_ms in window)
 
 
 def encode_type(content_type: str) -> str:

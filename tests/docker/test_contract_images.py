@@ -39,7 +39,8 @@ class Pop:
     def containers(self, function: str, **labels: str) -> list[Any]:
         wanted = {"cluster": self.id, "function": function, **labels}
         filters = {"label": [f"edgeflow.{name}={value}" for name, value in wanted.items()]}
-        return list(self.engine.containers.list(all=True, filters=filters))
+        # One that is removed meanwhile is not there.
+        return list(self.engine.containers.list(all=True, filters=filters, ignore_removed=True))
 
     def apply(self, folder: Path, namespace: str, functions: dict[str, Any], **more: Any) -> None:
         file = folder / f"{namespace}.yaml"
@@ -97,15 +98,19 @@ def launcher(engine: Any, built: Callable[[str], str], tmp_path_factory: pytest.
 
 @pytest.fixture(scope="module")
 def pop(programs: None, engine: Any, built: Callable[[str], str], launcher: Path) -> Iterator[Pop]:
-    settings = {"mode": "docker", "runner": {"image_prefix": PREFIX, "launcher": str(launcher)}}
-    with LocalCluster(["la"], settings=settings) as cluster:
-        known = PopSettings.load(cluster.home.root / "pops" / "la" / "pop.json")
-        try:
+    # More functions than a small machine has room for; each does next to nothing.
+    settings = {"mode": "docker", "runner": {"image_prefix": PREFIX, "launcher": str(launcher), "cpus": 64}}
+    cluster_id = ""
+    try:
+        with LocalCluster(["la"], settings=settings) as cluster:
+            cluster_id = PopSettings.load(cluster.home.root / "pops" / "la" / "pop.json").cluster
             access = cluster.pop("la")
             with Client(access.api_url, access.token) as client:
-                yield Pop(cluster, client, Target(access.api_url, access.token), engine, known.cluster)
-        finally:
-            stop_all(known.cluster, grace_s=5, client=engine)
+                yield Pop(cluster, client, Target(access.api_url, access.token), engine, cluster_id)
+    finally:
+        # Behind the end of the control process, which would start others in their place.
+        if cluster_id:
+            stop_all(cluster_id, grace_s=5, client=engine)
 
 
 def foreign() -> dict[str, Any]:
