@@ -80,7 +80,9 @@ def write(folder: Path) -> None:
 
 def functions(pop: str) -> dict[str, Any]:
     """The manifest of them."""
-    commands = {"http": ["python", "server.py"], "stdio": ["cat"], "mqtt": ["python", "echo.py"]}
+    # The interpreter that runs the same program directly.
+    python = sys.executable
+    commands = {"http": [python, "server.py"], "stdio": ["cat"], "mqtt": [python, "echo.py"]}
     made: dict[str, Any] = {}
     for name in CONTRACTS:
         made[name] = {

@@ -35,6 +35,9 @@ ROOT = Path(__file__).parents[2]
 POLL_S = 0.01
 LIMIT_S = 60.0
 
+ROOM = {"cpus": 64, "memory_bytes": 64 * 2**30}
+"""What instances may be allowed together: more than a small machine has, so that four fit beside the others."""
+
 Say = Callable[[str], None]
 
 
@@ -141,7 +144,9 @@ def undisturbed() -> Iterator[None]:
 @contextmanager
 def world(pops: Sequence[str], say: Say, engine: Any = None) -> Iterator[World]:
     """A cluster of these PoPs in a folder of its own; with `engine`, functions are its containers."""
-    settings = None if engine is None else {"mode": "docker", "runner": {"image_prefix": PREFIX}}
+    settings: dict[str, Any] = {"runner": dict(ROOM)}
+    if engine is not None:
+        settings = {"mode": "docker", "runner": {**ROOM, "image_prefix": PREFIX}}
     cluster = LocalCluster(pops, settings=settings)
     id, client = "", None
     try:
