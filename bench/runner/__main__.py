@@ -40,7 +40,7 @@ FULL = Plan(
     rounds=3, counts=Counts(warm=100, paused=15, gone=8, burst=200), seconds=1.0, idle_s=5.0, base_bytes=60_000_000, own_bytes=2_000_000,
 )  # fmt: skip
 QUICK = Plan(
-    rounds=1, counts=Counts(warm=20, paused=4, gone=2, burst=120), seconds=0.3, idle_s=1.0, base_bytes=12_000_000, own_bytes=400_000,
+    rounds=1, counts=Counts(warm=20, paused=4, gone=3, burst=120), seconds=0.3, idle_s=1.0, base_bytes=12_000_000, own_bytes=400_000,
 )  # fmt: skip
 
 

@@ -138,14 +138,13 @@ def measure(world: World, folder: Path, rounds: int, seconds: float, say: Say) -
         }
         ours = {name: (over_mqtt(f"{NAMESPACE}/{name}/0", f"{NAMESPACE}/{name}/1"), WINDOW) for name in CONTRACTS}
         found: dict[tuple[str, str], list[tuple[Flood, Flood]]] = {}
-        for number in range(rounds + 1):
+        # Each drive has a warm-up of its own.
+        for number in range(1, rounds + 1):
             for name in CONTRACTS:
                 for side, (make, window) in (("edgeflow", ours[name]), ("direct", direct[name])):
-                    say(f"contract {name}, {side}, round {number}" if number else f"contract {name}, {side}, warm-up")
-                    lasts_s = seconds if number else min(0.2, seconds)
-                    pair = (_drive(make, lasts_s, 1), _drive(make, lasts_s, window))
-                    if number:
-                        found.setdefault((name, side), []).append(pair)
+                    say(f"contract {name}, {side}, round {number} of {rounds}")
+                    pair = (_drive(make, seconds, 1), _drive(make, seconds, window))
+                    found.setdefault((name, side), []).append(pair)
     return {name: {side: cell(found[name, side]) for side in ("edgeflow", "direct")} for name in CONTRACTS}
 
 
