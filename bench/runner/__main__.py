@@ -68,9 +68,9 @@ def measure(plan: Plan, docker: bool, say: Say) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(prefix="edgeflow-bench-"))
     try:
         _processes(plan, folder, document, say)
-        engine, reason = engine_or_reason() if docker else (None, "no Docker engine (--no-docker)")
+        engine, reason = engine_or_reason() if docker else (None, "--no-docker")
         if engine is None:
-            document["modes"]["containers"] = {"note": reason}
+            document["modes"]["containers"] = {"note": "no Docker engine", "reason": reason}
         else:
             document["machine"]["docker"] = engine.version().get("Version")
             document["modes"]["containers"] = _containers(plan, engine, folder, say)

@@ -171,7 +171,7 @@ def engine_or_reason() -> tuple[Any, str]:
     try:
         return images.engine(), ""
     except EdgeflowError as error:
-        return None, f"no Docker engine ({error.message})"
+        return None, error.message
 
 
 @contextmanager
