@@ -115,10 +115,11 @@ class RunnerSettings(_Section):
     unused_hours: float = Field(default=168.0, gt=0)
     """Hours (a week) for which images, pieces of them, bundles and environments are kept that no manifest and no kept revision refers to."""
     cpus: float | None = Field(default=None, gt=0)
-    """CPUs that all instances of the PoP together may be allowed (`limits.cpus`, paused ones not counted); None = four times the machine's, since few reach
+    """CPUs that all instances of the PoP together may be allowed (`limits.cpus`, paused ones not counted); None = 16 times the machine's, since few reach
     their limit at the same time. What does not fit waits."""
     memory_bytes: int | None = Field(default=None, gt=0)
-    """Memory (bytes) that all instances of the PoP together may be allowed (`limits.memory`); None = the machine's. What does not fit waits."""
+    """Memory (bytes) that all instances of the PoP together may be allowed (`limits.memory`); None = four times the machine's, for the same reason. What does not fit
+    waits."""
     launcher: Path = Path("/opt/edgeflow/launch")
     """Docker mode: the static program that starts the programs of `contract: stdio` inside their containers; the agent's image has it."""
     start_deadline_s: float = 120.0

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from edgeflow.settings import RunnerSettings
 
-CPUS_TIMES = 4
-"""`limits.cpus` is a ceiling that few instances reach at the same time: unless the settings say otherwise they may add up to so many times the machine's."""
+CPUS_TIMES, MEMORY_TIMES = 16, 4
+"""Limits are ceilings that few instances reach, and fewer at the same time: unless the settings say otherwise they may add up to so many times what the
+machine has."""
 GIB = 1024**3
 
 
@@ -28,7 +29,7 @@ class Room:
     def of(cls, settings: RunnerSettings) -> "Room":
         """By the settings, else by the machine."""
         machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return cls(settings.cpus or CPUS_TIMES * (os.cpu_count() or 1), settings.memory_bytes or machine)
+        return cls(settings.cpus or CPUS_TIMES * (os.cpu_count() or 1), settings.memory_bytes or MEMORY_TIMES * machine)
 
     def clear(self) -> None:
         """Nothing is taken."""

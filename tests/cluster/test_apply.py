@@ -140,13 +140,15 @@ def test_a_removed_manifest_ends_its_functions(
 
 
 def test_a_wrong_manifest_changes_nothing(target: Target, tmp_path: Path) -> None:
-    file = write(tmp_path, "six", {"up": ("subscribe: one/words, place: {pops: [paris]}, scale: {max: 3}", UPPER)})
+    file = write(
+        tmp_path, "six", {"up": ("subscribe: one/words, place: {pops: [paris]}, scale: {concurrency: 3}", UPPER)}
+    )
     with pytest.raises(BadManifest) as caught:
         apply_file(file, target)
     for words in (
         "'one' is another namespace" if "one" in _namespaces(target) else "paris",
         "PoP 'paris' does not exist",
-        "scale.max: not available",
+        "scale.concurrency: not available",
     ):
         assert words in caught.value.message
     assert "six" not in _namespaces(target)

@@ -55,12 +55,11 @@ def test_a_change_returns_when_the_proxy_has_it(config):
 
     def serve():
         deadline_s = time.monotonic() + 10
-        while (version := linkfile.load_links(config).version) in told or linkfile.load_links(config).links[
-            0
-        ].delay_ms != 5:
+        while (control := linkfile.load_links(config)).links[0].delay_ms != 5:
             assert time.monotonic() < deadline_s
-        told.append(version)
-        proxy.tell(version)
+            time.sleep(0.001)
+        told.append(control.version)
+        proxy.tell(control.version)
 
     serving = threading.Thread(target=serve)
     serving.start()
