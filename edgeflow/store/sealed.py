@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,9 +65,18 @@ class Sealer:
 
     def __init__(self, key: str, cluster: str) -> None:
         self._cluster = cluster
-        self._key = _derive(key, b"edgeflow secrets 1")
-        self.key_id = _derive(key, b"edgeflow secrets key id")[:4].hex()
+        self._cluster_key = key
+
+    # Made when there is a secret: a PoP that has none does not load the library (7 MiB) for it.
+
+    @cached_property
+    def _key(self) -> bytes:
+        return _derive(self._cluster_key, b"edgeflow secrets 1")
+
+    @cached_property
+    def key_id(self) -> str:
         """Names the key without saying anything about it."""
+        return _derive(self._cluster_key, b"edgeflow secrets key id")[:4].hex()
 
     @classmethod
     def load(cls, key_file: Path | None, cluster: str) -> "Sealer | None":
@@ -85,7 +95,7 @@ class Sealer:
 
     def seal(self, namespace: str, name: str, data: bytes) -> bytes:
         """The document that is kept in place of `data`."""
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # loaded when there is a secret
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
         nonce = os.urandom(_NONCE_BYTES)
         sealed = AESGCM(self._key).encrypt(nonce, data, self._place(namespace, name))

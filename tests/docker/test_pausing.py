@@ -55,7 +55,7 @@ def test_a_container_that_sleeps_is_frozen_and_woken_by_the_first_event(
     labels = [f"edgeflow.cluster={known.cluster}", "edgeflow.function=f"]
 
     def states() -> list[str]:
-        return [one.status for one in engine.containers.list(all=True, filters={"label": labels})]
+        return [one.status for one in engine.containers.list(all=True, ignore_removed=True, filters={"label": labels})]
 
     access = cluster.pop("la")
     apply_file(tmp_path / "edgeflow.yaml", Target(access.api_url, access.token), timeout_s=120)
@@ -76,12 +76,17 @@ def test_a_container_that_sleeps_is_frozen_and_woken_by_the_first_event(
         assert took_ms[2] < 1000
         # One that sleeps is asked to leave as any other: it does so by itself, at once.
         wait_until(lambda: states() == ["paused"], "it sleeps", 30)
-        (sleeper,) = engine.containers.list(all=True, filters={"label": labels})
+        (sleeper,) = engine.containers.list(all=True, ignore_removed=True, filters={"label": labels})
         (tmp_path / "edgeflow.yaml").write_text(f"namespace: naps\nfunctions:\n  f: {{{fields}, env: {{A: b}}}}\n")
         asked_s = time.monotonic()
         apply_file(tmp_path / "edgeflow.yaml", Target(access.api_url, access.token), timeout_s=120)
         wait_until(
-            lambda: sleeper.id not in [one.id for one in engine.containers.list(all=True, filters={"label": labels})],
+            lambda: (
+                sleeper.id
+                not in [
+                    one.id for one in engine.containers.list(all=True, ignore_removed=True, filters={"label": labels})
+                ]
+            ),
             "the old one leaves",
             30,
         )

@@ -19,7 +19,7 @@ from edgeflow.sdk.client import Client, Gap, ReceivedEvent
 Wait = Callable[..., Any]
 EVENTS = 150
 LAST = "last"
-IDLE_LIMIT_MB = 75
+IDLE_LIMIT_MB = 85
 
 
 @pytest.fixture(scope="module")

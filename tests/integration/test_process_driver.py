@@ -252,8 +252,12 @@ def test_unused_environments_go_but_never_one_that_runs(tmp_path: Path) -> None:
     python = venvs.ensure(b"")
     mark = python.parent.parent / "edgeflow.json"
     later_s = time.time() + 3600
-    child = subprocess.Popen([python, "-c", "input()"], stdin=subprocess.PIPE)
+    child = subprocess.Popen(
+        [python, "-c", "print('up', flush=True); input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert child.stdout is not None
     try:
+        assert child.stdout.readline() == b"up\n"
         assert venvs.remove_unused(later_s) == 0 and mark.exists()
     finally:
         child.communicate(b"\n")
