@@ -418,7 +418,7 @@ def stop_all(
     """End and remove all function containers of a cluster, or of one PoP of it. Returns how many there were."""
     client = client or images.engine()
     labels = [f"{_LABEL}cluster={cluster}", *([f"{_LABEL}pop={pop}"] if pop else [])]
-    containers = client.containers.list(all=True, filters={"label": labels})
+    containers = client.containers.list(all=True, ignore_removed=True, filters={"label": labels})
     # The program of a pair ends with its adapter, which has to finish first.
     waited = [one for one in containers if one.labels.get(_LABEL + "role") != pairs.PROGRAM]
     for container in waited:
@@ -427,7 +427,7 @@ def stop_all(
     deadline_s = time.monotonic() + grace_s
     ids = {one.id for one in waited}
     while time.monotonic() < deadline_s:
-        running = client.containers.list(filters={"label": labels, "status": "running"})
+        running = client.containers.list(ignore_removed=True, filters={"label": labels, "status": "running"})
         if not ids & {one.id for one in running}:
             break
         time.sleep(0.1)

@@ -43,7 +43,9 @@ class ContainerPop:
     def containers(self, function: str | None = None) -> list[Any]:
         """The function containers of this PoP, or of one function, ended ones too."""
         labels = [f"edgeflow.cluster={self.id}", *([f"edgeflow.function={function}"] if function else [])]
-        return list(self.engine.containers.list(all=True, filters={"label": labels}, ignore_removed=True))
+        return list(
+            self.engine.containers.list(all=True, ignore_removed=True, filters={"label": labels}, ignore_removed=True)
+        )
 
     def state(self, namespace: str, function: str) -> dict[str, Any]:
         """What the API says of a function."""
@@ -65,7 +67,7 @@ def container_pop(engine: Any, *, docker_host: str | None = None, **runner: Any)
             with Operator(access.api_url, access.token, retry_s=30.0) as client:
                 yield ContainerPop(cluster, client, engine, known.cluster)
         labels = [f"edgeflow.cluster={known.cluster}"]
-        assert engine.containers.list(all=True, filters={"label": labels}) == [], (
+        assert engine.containers.list(all=True, ignore_removed=True, filters={"label": labels}) == [], (
             "the end of the cluster ends its containers"
         )
     finally:

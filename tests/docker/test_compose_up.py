@@ -87,14 +87,14 @@ class Compose:
 
     def container(self, engine: Any, service: str) -> Any:
         labels = [f"com.docker.compose.project={self.name}", f"com.docker.compose.service={service}"]
-        (container,) = engine.containers.list(all=True, filters={"label": labels})
+        (container,) = engine.containers.list(all=True, ignore_removed=True, filters={"label": labels})
         return container
 
     def functions(self, engine: Any, name: str | None = None) -> list[Any]:
         """Containers of all functions, or of one."""
         cluster = json.loads((self.home / "docker" / "cluster.json").read_text())["cluster"]
         labels = [f"edgeflow.cluster={cluster}", *([f"edgeflow.function={name}"] if name else [])]
-        return list(engine.containers.list(all=True, filters={"label": labels}))
+        return list(engine.containers.list(all=True, ignore_removed=True, filters={"label": labels}))
 
 
 @pytest.fixture(scope="module")
@@ -281,5 +281,10 @@ def test_down_leaves_nothing_behind(compose: Compose, engine: Any) -> None:
     assert compose.functions(engine)
     compose.run("down", "--volumes", "--timeout", "30")
     assert compose.functions(engine) == []
-    assert engine.containers.list(all=True, filters={"label": f"com.docker.compose.project={compose.name}"}) == []
+    assert (
+        engine.containers.list(
+            all=True, ignore_removed=True, filters={"label": f"com.docker.compose.project={compose.name}"}
+        )
+        == []
+    )
     assert [volume.name for volume in engine.volumes.list() if volume.name.startswith(compose.name)] == []
