@@ -43,9 +43,7 @@ class ContainerPop:
     def containers(self, function: str | None = None) -> list[Any]:
         """The function containers of this PoP, or of one function, ended ones too."""
         labels = [f"edgeflow.cluster={self.id}", *([f"edgeflow.function={function}"] if function else [])]
-        return list(
-            self.engine.containers.list(all=True, ignore_removed=True, filters={"label": labels}, ignore_removed=True)
-        )
+        return list(self.engine.containers.list(all=True, ignore_removed=True, filters={"label": labels}))
 
     def state(self, namespace: str, function: str) -> dict[str, Any]:
         """What the API says of a function."""
