@@ -41,7 +41,7 @@ from edgeflow import function
 def handle(ctx, words):
     return words.data.upper()
 """
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 
 
 def free_ports(count: int) -> list[int]:
@@ -109,7 +109,7 @@ def compose(engine: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
     (folder / "home").mkdir()
     project = Compose(tried[0], folder / "home", folder / "app")
     try:
-        project.run("up", "--build", "--detach", timeout_s=500)
+        project.run("up", "--build", "--detach", timeout_s=700)
         app = project.container(engine, "app")
         status = app.wait(timeout=180)["StatusCode"]
         assert status == 0, app.logs().decode()[-3000:]
