@@ -13,7 +13,8 @@ from typing import Any
 
 from edgeflow.core.events import BlobRef, Event
 from edgeflow.core.wire import FrameReader, encode_frame
-from edgeflow.sdk.runtime import Instance, Stop
+from edgeflow.sdk.ending import Stop
+from edgeflow.sdk.runtime import Instance
 
 TIMEOUT_S = 10.0
 Message = dict[str, Any]

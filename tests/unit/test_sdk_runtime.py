@@ -19,10 +19,11 @@ from sdk_agent import FakeAgent, InstanceThread, Peer, item, start_process, stor
 
 from edgeflow.core.events import BlobRef
 from edgeflow.errors import BadHandler, BadOutput, EdgeflowError, NotFound, Reject
-from edgeflow.sdk import runtime
+from edgeflow.sdk import runtime, watchdog
 from edgeflow.sdk.failures import Failures
 from edgeflow.sdk.function import function
 from edgeflow.sdk.log import Log
+from edgeflow.sdk.raised import describe
 
 Start = Callable[..., tuple[Peer, InstanceThread]]
 
@@ -187,7 +188,7 @@ def test_a_raising_handler_fails_with_its_traceback_and_the_next_runs(start: Sta
     assert (failure["invocation"], failure["attempt"], failure["retry"]) == ("a", 4, True)
     assert failure["error"] == "ValueError: no face here"
     assert 'raise ValueError("no face here")' in failure["traceback"]
-    assert "sdk/runtime.py" not in failure["traceback"]
+    assert "edgeflow/sdk/" not in failure["traceback"]
     give(peer, item("b"))
     assert peer.expect("commit")["invocation"] == "b"
 
@@ -912,7 +913,7 @@ def test_what_comes_in_one_read_with_the_welcome_is_heard(agent: FakeAgent) -> N
 def test_kill_ends_the_process_although_nobody_reads_its_log(
     start: Start, wait_until: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "KILLED_S", 0.1)
+    monkeypatch.setattr(watchdog, "KILLED_S", 0.1)
     entered, go_on = threading.Event(), threading.Event()
 
     class Stuck:
@@ -1186,6 +1187,6 @@ def echo_plain(ctx: Any, frames: Any) -> bytes:
     ],
 )
 def test_an_error_that_comes_from_a_limit_names_it(error: Exception, limit: str) -> None:
-    text, _ = runtime.Instance.describe(error)
+    text, _ = describe(error)
     assert limit in text
-    assert "limits:" not in runtime.Instance.describe(RuntimeError("something else"))[0]
+    assert "limits:" not in describe(RuntimeError("something else"))[0]
