@@ -21,6 +21,8 @@ from typing import Literal
 
 import structlog
 
+from edgeflow.core.endings import signal_name
+
 log = structlog.get_logger()
 
 State = Literal["waiting", "starting", "running", "backoff", "failing", "off", "stopped"]
@@ -267,12 +269,7 @@ def describe_exit(returncode: int | None) -> str:
     """An exit status in words."""
     if returncode is None:
         return "unknown"
-    if returncode < 0:
-        try:
-            return f"killed by {signal.Signals(-returncode).name}"
-        except ValueError:
-            return f"killed by signal {-returncode}"
-    return f"exit status {returncode}"
+    return f"exit status {returncode}" if returncode >= 0 else f"killed by {signal_name(-returncode)}"
 
 
 def rotate_log(file: Path, *, limit_bytes: int = LOG_BYTES) -> None:

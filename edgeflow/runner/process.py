@@ -26,6 +26,7 @@ from typing import Any
 import structlog
 
 from edgeflow.core import failpoints
+from edgeflow.core.endings import how_ended
 from edgeflow.core.manifest import ResolvedFunction
 from edgeflow.errors import BadManifest
 from edgeflow.runner import bundles, secret_files
@@ -225,7 +226,7 @@ class ProcessDriver:
                 # Not reaped yet, so its id cannot belong to anyone else: end what it left behind.
                 _signal_session(child.pid, signal.SIGKILL)
             status = child.poll()
-            return None if status is None else _in_words(status)
+            return None if status is None else how_ended(status)
         if run["pid"] is None:
             found = _find_by_socket(run["socket"])
             if found is None:
@@ -362,15 +363,6 @@ def _has_exited(pid: int) -> bool:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
         return False
-
-
-def _in_words(status: int) -> str:
-    if status >= 0:
-        return f"exited with status {status}"
-    try:
-        return f"was ended by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"was ended by signal {-status}"
 
 
 def _boot_id() -> str:
