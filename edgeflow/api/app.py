@@ -22,6 +22,7 @@ from edgeflow.api import (
     images,
     instances,
     invocations,
+    joining,
     joins,
     live,
     metrics,
@@ -40,7 +41,7 @@ from edgeflow.api.auth import BearerAuth
 from edgeflow.api.context import Api
 
 MODULES = (
-    health, functions, instances, revisions, invocations, channels, consumers, blobs, ekv, policies, standing, joins, dead_letters, replays, pops, quotas, secrets, sets, images, metrics, mqtt, live,
+    health, functions, instances, revisions, invocations, channels, consumers, blobs, ekv, policies, standing, joins, dead_letters, replays, joining, pops, quotas, secrets, sets, images, metrics, mqtt, live,
 )  # fmt: skip
 VERSION = "1"
 
