@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from link_pops import Line
 
 from edgeflow.errors import Unavailable
 from edgeflow.host.local import LocalCluster
-from edgeflow.sdk.client import Client, Gap
+from edgeflow.sdk.client import Client, Gap, Weights
 from edgeflow.settings import PopSettings
 from edgeflow.store import Store
 
@@ -55,7 +56,8 @@ def ways(cluster: LocalCluster) -> Iterator[dict[str, Way]]:
 
 def connect(cluster: LocalCluster, ways: dict[str, Way], **options: Any) -> Client:
     members = [(f"http://127.0.0.1:{way.port}", cluster.pop(pop).token) for pop, way in ways.items()]
-    return Client.connect(members, retry_s=60, **options)
+    # How busy the PoPs of this machine are says nothing here.
+    return Client.connect(members, retry_s=60, weights=Weights(load=0), **options)
 
 
 def pop_of(ways: dict[str, Way], url: str) -> str:
@@ -127,7 +129,7 @@ class Traffic:
         texts = []
         for what, times in (("acknowledged", self.acked_s), ("received", [at for at, _ in self.got])):
             times = [since_s, *(at for at in times if at > since_s)]
-            texts.append(f"{what} again after {max(b - a for a, b in zip(times, times[1:], strict=False)):.2f} s")
+            texts.append(f"{what} again after {max((b - a for a, b in pairwise(times)), default=0.0):.2f} s")
         return ", ".join(texts)
 
 
@@ -142,7 +144,7 @@ def check_shown_once(cluster: LocalCluster, name: str, sent: list[str], wait_unt
                 repeated.update(one.event.id for one in released if one.event is not None and one.is_repeated)
                 return sorted(one.event.id for one in released if one.event is not None and not one.is_repeated)
 
-            wait_until(lambda: shown() == sorted([*sent, "the-end"]), f"{pop} shows each event once", 60)  # noqa: B023
+            wait_until(lambda: shown() == sorted([*sent, "the-end"]), f"{pop} shows each event once", 60)
     return len(repeated)
 
 
@@ -172,14 +174,14 @@ def test_its_pop_is_killed(cluster: LocalCluster, ways: dict[str, Way], wait_unt
 @pytest.mark.faults
 def test_its_pop_is_killed_and_comes_back(cluster: LocalCluster, ways: dict[str, Way], wait_until: Wait) -> None:
     with connect(cluster, ways) as client:
-        assert pop_of(ways, client.url) == "la"
+        wait_until(lambda: pop_of(ways, client.url) == "la", "the nearest PoP is used", 60)
         traffic = Traffic(client, "killed")
         traffic.flows(100, wait_until)
         at_s = time.monotonic()
         ways["la"].cut()
         signal_all(cluster, "la", signal.SIGKILL)
         traffic.flows(200, wait_until)
-        assert pop_of(ways, client.url) == "ny"
+        assert pop_of(ways, client.url) != "la"
         breaks = traffic.breaks(at_s)
         cluster.wait_ready(timeout_s=90)
         ways["la"].heal()
@@ -195,15 +197,14 @@ def test_its_pop_hangs(cluster: LocalCluster, ways: dict[str, Way], wait_until: 
     with connect(cluster, ways) as client:
         traffic = Traffic(client, "hangs")
         traffic.flows(100, wait_until)
-        assert pop_of(ways, client.url) == "la"
-        at_s = time.monotonic()
-        signal_all(cluster, "la", signal.SIGSTOP)
+        at_s, first = time.monotonic(), pop_of(ways, client.url)
+        signal_all(cluster, first, signal.SIGSTOP)
         try:
             traffic.flows(200, wait_until)
-            assert pop_of(ways, client.url) == "ny"
+            assert pop_of(ways, client.url) != first
             breaks = traffic.breaks(at_s)
         finally:
-            signal_all(cluster, "la", signal.SIGCONT)
+            signal_all(cluster, first, signal.SIGCONT)
         traffic.flows(50, wait_until)
         traffic.end()
     twice = check_shown_once(cluster, "hangs", traffic.sent, wait_until)
@@ -215,14 +216,14 @@ def test_its_pop_becomes_slow(cluster: LocalCluster, ways: dict[str, Way], wait_
     with connect(cluster, ways) as client:
         traffic = Traffic(client, "slow")
         traffic.flows(100, wait_until)
-        at_s = time.monotonic()
-        ways["la"].delay_s = 0.25
-        wait_until(lambda: pop_of(ways, client.url) == "ny", "the slow PoP is left", 60)
+        at_s, first = time.monotonic(), pop_of(ways, client.url)
+        ways[first].delay_s = 0.25
+        wait_until(lambda: pop_of(ways, client.url) != first, "the slow PoP is left", 60)
         left_s = time.monotonic() - at_s
         traffic.flows(100, wait_until)
         traffic.end()
         table = {pop_of(ways, row["url"]): row for row in client.known_pops()}
-        assert set(table) == set(POPS) and table["ny"]["current"]
+        assert set(table) == set(POPS) and not table[first]["current"]
     twice = check_shown_once(cluster, "slow", traffic.sent, wait_until)
     print(
         f"\nslow: left after {left_s:.2f} s, {traffic.breaks(at_s)}; {len(traffic.sent)} events, {twice} published twice"
@@ -233,16 +234,16 @@ def test_a_session_goes_on_at_another_pop(cluster: LocalCluster, ways: dict[str,
     with connect(cluster, ways) as client:
         session = client.ekv.session()
         session.put("sessions/k", b"0")
-        for turn, pop in enumerate(("la", "ny"), 1):
-            assert pop_of(ways, client.url) == pop
+        for turn in (1, 2):
+            first = pop_of(ways, client.url)
             session.put("sessions/k", str(turn).encode())
             session.counter("sessions/n").add(1)
-            if pop == "la":
-                ways["la"].cut()
+            if turn == 1:
+                ways[first].cut()
+                wait_until(lambda first=first: pop_of(ways, client.url) != first, "it went to another PoP", 60)
             found = session.get("sessions/k", wait_s=30)
             assert found is not None and found.data == str(turn).encode()
             assert session.counter("sessions/n").value(wait_s=30) == turn
-        assert pop_of(ways, client.url) == "ny"
 
 
 def test_a_token_that_one_pop_does_not_take_leaves_the_others(cluster: LocalCluster, ways: dict[str, Way]) -> None:
@@ -251,7 +252,7 @@ def test_a_token_that_one_pop_does_not_take_leaves_the_others(cluster: LocalClus
         for pop, way in ways.items()
     ]
     with Client.connect(members) as client:
-        assert pop_of(ways, client.url) == "ny"
+        assert pop_of(ways, client.url) != "la"
         client.publish("tokens/x", b"")
         assert [row["state"] for row in client.known_pops()][-1] == "refused"
 

@@ -30,8 +30,7 @@ from edgeflow.errors import (
     Unavailable,
     VersionMismatch,
 )
-from edgeflow.sdk import calls
-from edgeflow.sdk import subscription
+from edgeflow.sdk import calls, subscription
 from edgeflow.sdk.client import Client, Gap, ReceivedEvent, encode_data, parse_sse
 from edgeflow.store.records import DeadLetter, Result
 
