@@ -41,7 +41,7 @@ _chance = random.Random()
 """Of our own: the global generator belongs to the program that uses this, which may have seeded it."""
 
 PROTOCOL = 1
-PREFETCH_S = 0.002
+PREFETCH_S = 0.008
 PREFETCH_MAX = 64
 UNCONFIRMED_MAX = 64
 FLUSH_COMMITS = 32
