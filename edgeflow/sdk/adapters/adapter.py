@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from edgeflow.sdk.adapters.setting import Setting
 from edgeflow.sdk.context import FunctionInfo
+from edgeflow.sdk.ending import Stop
 from edgeflow.sdk.function import Handle
 from edgeflow.sdk.log import Log
-from edgeflow.sdk.runtime import Stop
 
 Facts = Callable[[], tuple[FunctionInfo, Log]]
 """What the agent said of this function, once it has, and the log."""
