@@ -5,6 +5,9 @@ What it is not: the control process (`edgeflow.api`), which has the HTTP API and
 What must stay true: SIGTERM finishes the round, gives claims back, stores cursors, then leaves; kill -9 at any point loses and doubles nothing.
 """
 
+import edgeflow.lean  # noqa: F401  (before whatever imports structlog)
+
+# isort: split
 import argparse
 import gc
 import json
