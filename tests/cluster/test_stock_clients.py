@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import FRAMES, Video
+from video import FRAMES, Video
 
 pytestmark = [pytest.mark.timeout(180)]
 Wait = Callable[..., Any]
