@@ -117,6 +117,8 @@ class Watch:
             if (now.pop, now.epoch) != (place.pop, place.epoch) or now.n < place.n:
                 return  # The store began again: the client comes back, and gets everything anew.
             found = await run_in_threadpool(self._handle.changes, place.n, self._prefix, PAGE)
+            if await run_in_threadpool(self._handle.changes_from) > place.n:
+                return  # A deletion behind its place was forgotten before it was told: the client gets everything anew.
             for change in found:
                 place = Place(place.pop, place.epoch, change.n)
                 yield _with_id(place, frame("change", change_document(change.key, change.info)))

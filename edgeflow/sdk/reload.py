@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgeflow.sdk.ending import EXIT_BAD_HANDLER, EXIT_KILLED, EXIT_NO_AGENT, EXIT_STOPPED
 from edgeflow.sdk.live import live
 from edgeflow.sdk.log import Log
-from edgeflow.sdk.runtime import EXIT_BAD_HANDLER, EXIT_KILLED, EXIT_NO_AGENT, EXIT_STOPPED
+from edgeflow.sdk.started import told
 from edgeflow.sdk.watching import Folder
 
 LEAVE_S = 1.0
@@ -254,11 +255,9 @@ def _in_words(status: int) -> str:
 
 def main() -> int:
     """Entry point of `python -m edgeflow.sdk.reload`; returns the exit status."""
-    socket_path, folder = os.environ.get("EDGEFLOW_SOCKET"), os.environ.get("EDGEFLOW_HANDLER")
-    if not socket_path or not folder:
-        missing = "EDGEFLOW_SOCKET" if not socket_path else "EDGEFLOW_HANDLER"
-        print(f"edgeflow: {missing} is not set; the runner starts this program, not a user", file=sys.stderr)
+    if (given := told("EDGEFLOW_SOCKET", "EDGEFLOW_HANDLER")) is None:
         return EXIT_BAD_HANDLER
+    socket_path, folder = given
     failures = os.environ.get("EDGEFLOW_FAILURES")
     return Keeper(socket_path, Path(folder), Path(failures) if failures else None).run()
 

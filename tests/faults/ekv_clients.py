@@ -427,6 +427,15 @@ class Watching:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
+    def missing(self, there: dict[str, str]) -> str:
+        """How what it holds differs from what is `there`, and where it is."""
+        differ = {
+            key: (self.held.get(key), there.get(key))
+            for key in self.held.keys() | there.keys()
+            if self.held.get(key) != there.get(key)
+        }
+        return f"(held, there) {differ}; behind {self._place or 'nothing'}, {self.connects} connections, {self.listings} listings"
+
     def stop(self) -> None:
         """Leave."""
         self._stopping = True

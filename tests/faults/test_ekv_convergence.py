@@ -11,7 +11,7 @@ import pytest
 from ekv_clients import Watching
 from ekv_world import POPS, EkvWorld, Figure, seed_of_the_run
 from histories import going_back
-from world import until
+from world import NotInTime, until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800), pytest.mark.usefixtures("programs")]
 
@@ -139,11 +139,10 @@ def test_all_pops_end_with_the_same_and_with_all_that_was_acknowledged(
     problems = world.problems()
     for watcher in watchers:
         there = {key: version for key, (version, _) in world.look(watcher.pop).registers.items()}
-        until(
-            lambda watcher=watcher, there=there: watcher.held == there,
-            f"a watcher at {watcher.pop} to be told of everything",
-            30,
-        )
+        try:
+            until(lambda watcher=watcher, there=there: watcher.held == there, "what is there", 30)
+        except NotInTime:
+            problems.append(f"a watcher at {watcher.pop} was not told: {watcher.missing(there)}")
         watcher.stop()
         problems += [f"a watcher at {watcher.pop} was led back: {step}" for step in going_back(watcher.told)]
     figure(

@@ -667,6 +667,30 @@ class TestWatching:
         assert "event: listing" in self.follow(http, "", "listed", {"Last-Event-ID": "chicago:1:1"})
         assert "event: listing" not in self.follow(http, "", "heartbeat", {"Last-Event-ID": "chicago:1:2"})
 
+    def test_a_deletion_that_is_forgotten_before_it_was_told_ends_the_stream(
+        self, http: httpx.Client, ns: FakeNamespace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ns.put("k", b"x")
+        ns.put("l", b"x")
+        first = self.follow(http, "", "listed")
+        assert '"key":"k"' in first
+        look = FakeNamespace.changes
+
+        def forgets(handle: FakeNamespace, *args: Any, **named: Any) -> Any:
+            # As a snapshot removes a key, or the upkeep a tombstone: between two looks of the watcher.
+            monkeypatch.setattr(FakeNamespace, "changes", look)
+            handle.delete("k")
+            handle.forgotten = handle.numbers.pop("k")
+            return look(handle, *args, **named)
+
+        monkeypatch.setattr(FakeNamespace, "changes", forgets)
+        text = self.follow(http, "", "nothing of this: the stream ends")
+        assert text.count("event: listed") == 1
+        last = text[text.rindex("id: ") :].split("\n")[0].removeprefix("id: ")
+        again = self.follow(http, "", "listed", {"Last-Event-ID": last})
+        assert again.index("event: listing") < again.index('"key":"l"')
+        assert '"key":"k"' not in again
+
     def test_where_to_begin(self, http: httpx.Client, ns: FakeNamespace) -> None:
         ns.put("old", b"x")
         version = ns.values["old"].version

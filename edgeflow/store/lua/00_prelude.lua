@@ -3,7 +3,8 @@
 --
 -- event  = {channel, prev, head, head_crc, digest, size, data, data_crc, content_type}   ("" = none; body is data or digest)
 -- value  = {key, version, digest, size, data, data_crc, content_type, deleted, expires (ms, 0 = never), base (the version that the writer saw)}
--- entry  = {v=1, k=kind, t=ms, x={end...}, ev={event...}, va={value...}, inc={increment...}, ty={typed operation...}}  (one log entry; 22_values.lua)
+-- entry  = {v=1, k=kind, t=ms, x={end...}, ev={event...}, va={value...}, inc={increment...}, ty={typed operation...}, id=name}  (one log entry; 22_values.lua)
+--          (id: the name that a client gave its event, by which it is known when it comes again, here or at another PoP)
 -- end    = {invocation, status, function, detail, reply, mark}  (reply: somebody waits for its outcome; mark: of several inputs)
 -- input  = {name, origin, epoch, seq, index, event}                                      (one arrival of an invocation)
 -- directive: what one event does to one function; made by core/routing.py, which says what each letter means

@@ -25,7 +25,7 @@ local function release_events(p, c, origin, epoch, seq, events, directives, via,
     end
     call('XADD', p .. 'release', next_number(p, c, 'release:n') .. '-0',
       'o', origin, 'h', string.format('%d', epoch), 's', string.format('%d', seq), 'i', string.format('%d', i - 1), 'v', via, 't', string.format('%d', c.now), 'e', cmsgpack.pack(event))
-    c.channels[channel] = (c.channels[channel] or 0) + 1
+    if via ~= 'repeated' then c.channels[channel] = (c.channels[channel] or 0) + 1 end
     local routed = directives and directives[i] or {}
     for j = 1, #routed do
       arrive(p, c, routed[j], {routed[j].s, origin, epoch, seq, i - 1, event})
@@ -43,10 +43,34 @@ local function note_results(p, c, origin, epoch, seq, entry)
   end
 end
 
--- Opens the gate for one entry: values first, then its events, so that who is told can read.
+-- What clients named themselves: `ids` keeps per name {status, epoch, seq, version, 0, origin}, the first event of that name that was released here
+-- (seq 0: one that waits in front of this PoP's log).
+local function note_id(p, c, id, origin, epoch, seq, version)
+  call('HSET', p .. 'ids', id, cmsgpack.pack({'again', epoch, seq, version, 0, origin}))
+  call('ZADD', p .. 'ids:at', c.now, id)
+end
+
+-- Whether another event of that name was released here before.
+local function is_repeated(p, c, id, origin, epoch, seq)
+  local packed = call('HGET', p .. 'ids', id)
+  if not packed then return false end
+  local known = cmsgpack.unpack(packed)
+  return known[3] > 0 and not ((known[6] or c.pop) == origin and known[2] == epoch and known[3] == seq)
+end
+
+-- Opens the gate for one entry: values first, then its events, so that who is told can read. A publish that a client repeated at another PoP is two
+-- entries: which of them was here first is this PoP's event, the other one keeps its place in the release stream (cursors name it) and is shown to nobody.
 local drain_waiting, release_values
 local function release_entry(p, c, origin, epoch, seq, entry, directives, via, own)
   c.entry_t = entry.t
+  if entry.id and not own then
+    if is_repeated(p, c, entry.id, origin, epoch, seq) then
+      directives, via = nil, 'repeated'
+      count(c, 'events_repeated')
+    else
+      note_id(p, c, entry.id, origin, epoch, seq, entry.va[1] and entry.va[1][VA_VERSION] or '')
+    end
+  end
   if #entry.va > 0 or entry.inc or entry.ty then release_values(p, c, origin, epoch, seq, entry, own) end
   note_results(p, c, origin, epoch, seq, entry)
   release_events(p, c, origin, epoch, seq, entry.ev, directives, via, own)
@@ -83,7 +107,7 @@ end
 -- Appends one entry to this PoP's own log and releases it here. All its data is readable: the caller made sure.
 -- ended: list of ends; events without prev, values and fields of maps without version: both are set here. Returns epoch, seq, the last version, and the number of the
 -- first of its events in the release stream (the others follow it without a gap).
-append = function(p, c, kind, ended, events, values, directives, via, increments, typed)
+append = function(p, c, kind, ended, events, values, directives, via, increments, typed, id)
   local epoch = own_epoch(p, c)
   local seq = (c.head_here or tonumber(call('HGET', p .. 'heads', c.pop .. ':' .. epoch)) or 0) + 1
   c.head_here = seq
@@ -111,7 +135,7 @@ append = function(p, c, kind, ended, events, values, directives, via, increments
     events[i][EV_PREV] = c.prevs[lane] or tonumber(call('HGET', p .. 'prev', lane)) or 0
     c.prevs[lane] = seq
   end
-  local entry = {v = 1, k = kind, t = c.now, x = ended, ev = events, va = values, inc = increments, ty = typed}
+  local entry = {v = 1, k = kind, t = c.now, x = ended, ev = events, va = values, inc = increments, ty = typed, id = id}
   store_entry(p, c, c.pop, epoch, seq, cmsgpack.pack(entry), entry)
   local released = c.numbers and c.numbers['release:n'] or tonumber(call('GET', p .. 'release:n')) or 0
   release_entry(p, c, c.pop, epoch, seq, entry, directives, via, true)
