@@ -41,9 +41,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 @pytest.fixture
 def wait_until() -> Callable[..., Any]:
-    """`wait_until(condition, what, deadline_s=10)`: polls until `condition()` is true and returns its value."""
+    """`wait_until(condition, what, deadline_s=30)`: polls until `condition()` is true and returns its value."""
 
-    def wait(condition: Callable[[], Any], what: str, deadline_s: float = 10.0, every_s: float = 0.02) -> Any:
+    def wait(condition: Callable[[], Any], what: str, deadline_s: float = 30.0, every_s: float = 0.02) -> Any:
         end_s = time.monotonic() + deadline_s
         while True:
             value = condition()
