@@ -334,6 +334,20 @@ class BadPolicy(BadRequest):
     hint = "docs/ekv.md, Policies, says what a rule is."
 
 
+class BadQuota(BadRequest):
+    """A quota is not valid."""
+
+    code = "bad-quota"
+    hint = "docs/limits.md, Quotas, says what a quota bounds."
+
+
+class BadSet(BadRequest):
+    """What is applied from a folder, or the record of it, is not valid."""
+
+    code = "bad-set"
+    hint = "docs/operations.md, A folder as one set, says what a folder holds."
+
+
 class Behind(Unavailable):
     """This PoP has not got yet what the session has seen, or the version that was asked for."""
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgeflow.core.endings import how_ended
 from edgeflow.sdk.ending import EXIT_BAD_HANDLER, EXIT_KILLED, EXIT_NO_AGENT, EXIT_STOPPED
 from edgeflow.sdk.live import live
 from edgeflow.sdk.log import Log
@@ -160,7 +161,7 @@ class Keeper:
             self._loading = None
             if not life.was_refused:
                 self._log.error(
-                    "code_refused", error=f"it {_in_words(status)} while it was loaded", hint="Modules of a handler may not end the process.",
+                    "code_refused", error=f"it {how_ended(status)} while it was loaded", hint="Modules of a handler may not end the process.",
                     file=None, line=None, shown="", old_code=self._serving is not None,
                 )  # fmt: skip
             if self._spare is None:
@@ -179,7 +180,7 @@ class Keeper:
         first_s, longest_s = RESTART_S
         wait_s = 0.0 if status == EXIT_KILLED else min(longest_s, first_s * 2**self._ends)
         self._ends += 1
-        self._log.error("code_ended", how=_in_words(status), again_in_s=wait_s)
+        self._log.error("code_ended", how=how_ended(status), again_in_s=wait_s)
         self._again_s = time.monotonic() + wait_s
 
     def _stop(self) -> None:
@@ -247,10 +248,6 @@ class Keeper:
                 except (OSError, ValueError):
                     pass
             os._exit(status)
-
-
-def _in_words(status: int) -> str:
-    return f"exited with status {status}" if status >= 0 else f"was ended by {signal.Signals(-status).name}"
 
 
 def main() -> int:
