@@ -11,6 +11,7 @@ from rich.table import Table
 from edgeflow.cli.console import out
 from edgeflow.cli.reach import Output, OutputOption, print_json
 from edgeflow.host.discover import Cluster, PopAccess, find
+from edgeflow.sdk.trust import trusted
 
 ASK_S = 3.0
 COLOURS = {
@@ -71,7 +72,9 @@ def _ask(pop: PopAccess) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Links and functions of a PoP by its API; empty while it does not answer (its state says so)."""
     try:
         headers = {"Authorization": f"Bearer {pop.token}"}
-        with httpx.Client(base_url=pop.api_url, headers=headers, timeout=ASK_S, trust_env=False) as client:
+        with httpx.Client(
+            base_url=pop.api_url, headers=headers, timeout=ASK_S, trust_env=False, verify=trusted(pop.api_url)
+        ) as client:
             peers = client.get("/v1/pops").raise_for_status().json()["items"]
             functions = client.get("/v1/functions").raise_for_status().json()["items"]
     except (httpx.HTTPError, OSError, ValueError, KeyError):

@@ -38,6 +38,7 @@ from edgeflow.sdk.subscription import FIRST_WAIT_S, LONGEST_WAIT_S, ApiError, Po
 from edgeflow.sdk.subscription import Gap as Gap
 from edgeflow.sdk.subscription import ReceivedEvent as ReceivedEvent
 from edgeflow.sdk.subscription import parse_sse as parse_sse
+from edgeflow.sdk.trust import trusted
 from edgeflow.sdk.values import Receipt as Receipt
 from edgeflow.sdk.values import Value as Value
 from edgeflow.sdk.values import ValueInfo as ValueInfo
@@ -85,7 +86,7 @@ class Client:
                 address.rstrip("/"),
                 httpx.Client(
                     base_url=address.rstrip("/"), headers={"Authorization": f"Bearer {secret}"}, timeout=timeout_s, transport=transport,
-                    trust_env=False,
+                    trust_env=False, verify=trusted(address),
                 ),
             )
             for address, secret in ((url, token), *others)
