@@ -327,6 +327,13 @@ class BadSession(BadRequest):
     hint = "Send the `Edgeflow-Session` of the last answer as it came; without one a session begins."
 
 
+class BadMember(BadRequest):
+    """The record of a PoP is not valid."""
+
+    code = "bad-member"
+    hint = "docs/members.md, says what a record has; `edgeflow pops list` shows those that can be read."
+
+
 class BadPolicy(BadRequest):
     """The policies of a namespace are not valid."""
 

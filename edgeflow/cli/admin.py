@@ -29,6 +29,10 @@ class Operator(Client):
         except NotFound:
             pass
 
+    def pop(self, name: str) -> Document:
+        """One PoP as this one sees it."""
+        return self._document("GET", f"/v1/pops/{_part(name)}")
+
     def instances(self, namespace: str | None = None) -> list[Document]:
         """The instances at this PoP and what they use."""
         items: list[Document] = self._call("GET", "/v1/instances", params=_given({"namespace": namespace})).json()[
