@@ -204,6 +204,7 @@ def test_half_a_pair_that_is_killed_is_replaced_whole(pop: Pop, wait_until: Call
     wait_until(replaced, "one new pair runs", deadline_s=40)
 
 
+@pytest.mark.usefixtures("soon_believed")
 def test_a_program_that_ends_is_reported_with_its_last_lines(
     pop: Pop, image: Callable[[str], str], tmp_path: Path
 ) -> None:
