@@ -138,11 +138,18 @@ class Identity:
         for name, port in document.get("ports", {}).items():
             kind, _, owner = name.partition(":")
             ports[kind, owner] = int(port)
-        return cls(document["cluster"], Path(document["run_root"]), tuple(document["pops"]), ports, document.get("host", ""))
+        return cls(
+            document["cluster"], Path(document["run_root"]), tuple(document["pops"]), ports, document.get("host", "")
+        )
 
     def save(self, home: Home) -> None:
         ports = {f"{kind}:{owner}": port for (kind, owner), port in self.ports.items()}
-        document: dict[str, Any] = {"cluster": self.cluster, "run_root": str(self.run_root), "pops": list(self.pops), "ports": ports}
+        document: dict[str, Any] = {
+            "cluster": self.cluster,
+            "run_root": str(self.run_root),
+            "pops": list(self.pops),
+            "ports": ports,
+        }
         if self.host:
             document["host"] = self.host
         write_json(home.identity_file, document)
