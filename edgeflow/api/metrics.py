@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from edgeflow.api.context import Api, ApiDep
 from edgeflow.api.problems import responses
+from edgeflow.store.drift import KIND, WHATS
 from edgeflow.store.records import Quota
 
 router = APIRouter(tags=["health"])
@@ -48,6 +49,13 @@ class _PopCollector(Collector):
         yield from self._namespaces()
         yield from self._functions()
         yield from self._links()
+        drift = CounterMetricFamily("edgeflow_drift", "Things that were found other than declared", labels=["what"])
+        counts = dict.fromkeys(WHATS, 0)
+        for document in self._api.store.local.docs(KIND).values():
+            counts[document["what"]] = counts.get(document["what"], 0) + document["count"]
+        for what, count in counts.items():
+            drift.add_metric([what], count)
+        yield drift
         streams = GaugeMetricFamily("edgeflow_streams", "Followers of channels over HTTP")
         streams.add_metric([], self._api.hub.subscribers())
         yield streams
@@ -167,6 +175,18 @@ class _PopCollector(Collector):
                 GaugeMetricFamily("edgeflow_link_round_trip_seconds", "Round trip time to the peer", labels=["peer"]),
                 0.001,
             ),
+            "rtt_p99_ms": (
+                GaugeMetricFamily(
+                    "edgeflow_link_round_trip_p99_seconds", "p99 of the last minute's round trips", labels=["peer"]
+                ),
+                0.001,
+            ),
+            "bandwidth_bytes_s": (
+                GaugeMetricFamily(
+                    "edgeflow_link_bandwidth_bytes_per_second", "What the line took when it was full", labels=["peer"]
+                ),
+                1.0,
+            ),
             "staleness_ms": (
                 GaugeMetricFamily(
                     "edgeflow_link_staleness_seconds", "Age of what arrives from the peer", labels=["peer"]
@@ -179,6 +199,12 @@ class _PopCollector(Collector):
             for field, (gauge, scale) in gauges.items():
                 if isinstance(document.get(field), int | float):
                     gauge.add_metric([peer], document[field] * scale)
+        members = GaugeMetricFamily(
+            "edgeflow_member", "1 for the state in which a PoP is seen here", labels=["member", "state"]
+        )
+        for pop, document in sorted(self._api.store.local.docs("member_state").items()):
+            members.add_metric([pop, str(document.get("state"))], 1)
+        yield members
         yield up
         yield from (gauge for gauge, _ in gauges.values())
         totals = {
@@ -189,6 +215,10 @@ class _PopCollector(Collector):
                 "edgeflow_link_snapshots", "Snapshots the peer has taken", labels=["peer"]
             ),
             "saved_bytes": CounterMetricFamily("edgeflow_link_saved_bytes", "Saved by deflating", labels=["peer"]),
+            "sent_bytes": CounterMetricFamily("edgeflow_link_sent_bytes", "Sent, before TLS", labels=["peer"]),
+            "received_bytes": CounterMetricFamily(
+                "edgeflow_link_received_bytes", "Received, after TLS", labels=["peer"]
+            ),
         }
         for peer, document in sorted(self._api.store.local.docs("link_state").items()):
             for field, total in totals.items():
