@@ -53,8 +53,9 @@ def judge(
     """The verdict on what all PoPs show. `acked`, `begun`: subjects of inputs. `subscriptions`: by PoP, for the ledger."""
     verdict = Verdict()
     results: set[str] = set()
+    superseded = sum(one.ledger.counters.get("results_superseded", 0) for one in seen.values())
     for pop, one in seen.items():
-        found = one.ledger.problems(subscriptions.get(pop))
+        found = one.ledger.problems(subscriptions.get(pop), superseded)
         gaps = [text for text in found if " gap" in text or " follows " in text]
         verdict.add(CONSERVATION, (text for text in found if text not in gaps))
         verdict.add(NO_GAP, [*gaps, *(f"{pop}: a client was told of {gap}" for gap in one.watcher.gaps)])

@@ -109,7 +109,11 @@ class Run:
                     watcher.close()
         report.problems, report.lost, report.doubled = verdict.problems, len(verdict.lost), len(verdict.doubled)
         report.acked = len(load.acked)
-        report.superseded = sum(one.ledger.counters.get("invocations_superseded", 0) for one in seen.values())
+        report.superseded = sum(
+            one.ledger.counters.get(name, 0)
+            for one in seen.values()
+            for name in ("invocations_superseded", "results_superseded")
+        )
         after = self.hands.links()[1]
         report.link_bytes = sum(count - carried.get(pair, 0) for pair, count in after.items())
         report.took_s = time.monotonic() - self._began_s
