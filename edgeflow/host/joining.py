@@ -19,9 +19,9 @@ from edgeflow.host.discover import Cluster, PopAccess
 from edgeflow.host.errors import AlreadyRunning, BadClusterSpec, NoCluster, StartTimeout
 from edgeflow.host.files import ensure_dir, read_json, write_file, write_json
 from edgeflow.host.invitation import Invitation, fingerprint, parse_invitation, seal, unseal
-from edgeflow.host.layout import Home, Identity, check_pops, draft
+from edgeflow.host.layout import Home, Identity, check_host, check_pops, draft
 from edgeflow.host.lifecycle import Say, silent, up
-from edgeflow.host.provision import SECRETS_KEY
+from edgeflow.host.provision import LOOPBACK, SECRETS_KEY
 
 ASK_S = 20.0
 POLL_S = 0.2
@@ -35,7 +35,7 @@ def join(
     *,
     pop: str | None = None,
     home: Path,
-    host: str = "127.0.0.1",
+    host: str = LOOPBACK,
     any_ports: bool = False,
     timeout_s: float = COMPLETE_S,
     say: Say = silent,
@@ -51,6 +51,8 @@ def join(
     if pop is not None and pop != name:
         raise BadToken(f"the token is for a PoP called {name!r}, not {pop!r}")
     check_pops((name,))
+    if host != LOOPBACK:
+        check_host(host)
     place = _place(Home(home.absolute()), name, invitation)
     if not place.identity_file.exists():
         ensure_dir(place.root)
@@ -166,15 +168,12 @@ def _unpack(place: Home, pop: str, host: str, answer: dict[str, Any]) -> None:
     settings = read_json(place.settings_file) or {}
     link = settings.setdefault("link", {})
     link.setdefault("peers", {}).update(answer["members"])
-    link.setdefault("advertise", {"host": host, "port": kept["ports"][f"link:{pop}"]})
-    if not host.startswith("127."):
-        for part in ("link", "api"):
-            settings.setdefault(part, {}).setdefault("host", "0.0.0.0")
     settings.setdefault("membership", {})["admitted"] = True
     write_json(place.settings_file, settings)
     ports = {}
     for name, port in kept["ports"].items():
         kind, _, owner = name.partition(":")
         ports[kind, owner] = port
-    Identity(answer["cluster"], Path(kept["run_root"]), (pop,), ports).save(place)
+    reached_at = "" if host == LOOPBACK else host
+    Identity(answer["cluster"], Path(kept["run_root"]), (pop,), ports, reached_at).save(place)
     (place.root / WAITING).unlink()
