@@ -12,6 +12,7 @@ from rich.table import Table
 from edgeflow.cli.console import out
 from edgeflow.cli.reach import Output, OutputOption, print_json
 from edgeflow.host.discover import Cluster, PopAccess, find
+from edgeflow.sdk.trust import trusted
 
 ASK_S = 3.0
 SHOWN_MS = 3_600_000
@@ -78,7 +79,9 @@ def _drift(pop: PopAccess) -> list[dict[str, Any]]:
     """What the PoP found other than declared; empty while it does not answer."""
     try:
         headers = {"Authorization": f"Bearer {pop.token}"}
-        with httpx.Client(base_url=pop.api_url, headers=headers, timeout=ASK_S, trust_env=False) as client:
+        with httpx.Client(
+            base_url=pop.api_url, headers=headers, timeout=ASK_S, trust_env=False, verify=trusted(pop.api_url)
+        ) as client:
             return list(client.get("/v1/drift").raise_for_status().json()["items"])
     except (httpx.HTTPError, OSError, ValueError, KeyError):
         return []
@@ -88,7 +91,9 @@ def _ask(pop: PopAccess) -> tuple[list[dict[str, Any]], list[dict[str, Any]], di
     """Links and functions of a PoP, and how it sees the members, by its API; empty while it does not answer (its state says so)."""
     try:
         headers = {"Authorization": f"Bearer {pop.token}"}
-        with httpx.Client(base_url=pop.api_url, headers=headers, timeout=ASK_S, trust_env=False) as client:
+        with httpx.Client(
+            base_url=pop.api_url, headers=headers, timeout=ASK_S, trust_env=False, verify=trusted(pop.api_url)
+        ) as client:
             peers = client.get("/v1/pops").raise_for_status().json()["items"]
             functions = client.get("/v1/functions").raise_for_status().json()["items"]
     except (httpx.HTTPError, OSError, ValueError, KeyError):
