@@ -35,6 +35,7 @@ from edgeflow.flow.gateway import Gateway
 from edgeflow.flow.instances import Instances
 from edgeflow.flow.letters import announce
 from edgeflow.flow.overload import Manifests, Overload
+from edgeflow.flow.popload import PopLoad
 from edgeflow.flow.publisher import Publisher
 from edgeflow.flow.reactor import READ, Reactor, Timer
 from edgeflow.flow.replies import Replies
@@ -85,6 +86,7 @@ class DataProcess:
         self._manifests = Manifests(self._store)
         self._policies = PolicyBook(self._store)
         self._overload = Overload(self._store, settings)
+        self._load = PopLoad(self._store, self._reactor, settings.limits.inbox_pending)
         self._sessions: dict[str, BrokerSession] = {}
         self._accounts = Accounts(self._reactor, settings)
         self._instances = Instances(
@@ -327,6 +329,7 @@ class DataProcess:
         self._instances.write_documents()
         self._introduction.look()
         self._overload.look(self._gateways)
+        self._load.look(self._gateways)
         self._store.record_heads()
 
     def _tidy(self) -> None:
