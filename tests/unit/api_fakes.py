@@ -308,9 +308,6 @@ class FakeLocal:
     def get_doc(self, kind: str, id: str) -> dict[str, Any] | None:
         return self.docs(kind).get(id)
 
-    def put_doc(self, kind: str, id: str, document: dict[str, Any], *, wake: bool = True) -> None:
-        self.documents.setdefault(kind, {})[id] = document
-
 
 class FakeClient:
     """Stands for the connection of a blocking read."""
