@@ -36,6 +36,7 @@ local function release_late(p, c, name, origin, epoch, seq, entry)
     entry.inc, entry.ty = nil, nil
     call('HSET', p .. 'held:' .. name, 'e', cmsgpack.pack(entry))
   else
+    if entry.sh then owners.settle(p, c, origin, epoch, seq, entry.sh) end
     note_results(p, c, origin, epoch, seq, entry)
     call('DEL', p .. 'held:' .. name)
     call('SREM', p .. 'late', name)
