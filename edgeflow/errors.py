@@ -327,11 +327,32 @@ class BadSession(BadRequest):
     hint = "Send the `Edgeflow-Session` of the last answer as it came; without one a session begins."
 
 
+class BadMember(BadRequest):
+    """The record of a PoP is not valid."""
+
+    code = "bad-member"
+    hint = "docs/members.md, says what a record has; `edgeflow pops list` shows those that can be read."
+
+
 class BadPolicy(BadRequest):
     """The policies of a namespace are not valid."""
 
     code = "bad-policy"
     hint = "docs/ekv.md, Policies, says what a rule is."
+
+
+class BadQuota(BadRequest):
+    """A quota is not valid."""
+
+    code = "bad-quota"
+    hint = "docs/limits.md, Quotas, says what a quota bounds."
+
+
+class BadSet(BadRequest):
+    """What is applied from a folder, or the record of it, is not valid."""
+
+    code = "bad-set"
+    hint = "docs/operations.md, A folder as one set, says what a folder holds."
 
 
 class Behind(Unavailable):

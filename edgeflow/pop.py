@@ -19,6 +19,8 @@ from pathlib import Path
 
 import structlog
 
+from edgeflow import __version__
+from edgeflow.cluster.introduction import Introduction
 from edgeflow.cluster.manager import Links
 from edgeflow.core.channels import SYSTEM_NAMESPACE
 from edgeflow.core.failpoints import hit
@@ -38,6 +40,7 @@ from edgeflow.settings import PopSettings
 from edgeflow.store import OwnRelease, Store
 from edgeflow.store.client import LOCAL, Wakeups
 from edgeflow.store.mailbox import MAIL
+from edgeflow.store.members import MemberBook
 from edgeflow.store.policies import PolicyBook
 
 log = structlog.get_logger(__name__)
@@ -93,7 +96,11 @@ class DataProcess:
         self._pushed_s = 0.0
         self._is_company_due = False
         self._discovery = Discovery(self._gateways.__contains__, self._create_namespace)
-        self._links = Links(settings, self._store, self._reactor, self._mirrored)
+        self._book = MemberBook(self._store, settings.pop, settings.link.peers)
+        self._links = Links(settings, self._store, self._reactor, self._mirrored, book=self._book)
+        self._introduction = Introduction(
+            settings, self._book, self._links, lambda: self._released(SYSTEM_NAMESPACE), __version__
+        )
         self._instances.covering.passed = self._links.passed
         self._instances.covering.staleness_ms = self._links.staleness_ms
         self._instances.reads.passed = self._links.passed
@@ -227,6 +234,7 @@ class DataProcess:
         if name == SYSTEM_NAMESPACE:
             self._reactor.call_soon(self._sync_namespaces)
             self._reactor.call_soon(self._look_at_policies)
+            self._reactor.call_soon(self._links.meet)
 
     def _look_at_policies(self) -> None:
         self._policies.look()
@@ -314,6 +322,7 @@ class DataProcess:
         for publisher in self._publishers.values():
             publisher.store_cursor()
         self._instances.write_documents()
+        self._introduction.look()
         self._overload.look(self._gateways)
         self._store.record_heads()
 

@@ -68,7 +68,33 @@ class LinkSettings(_Section):
     key: Path
     """PEM of this PoP's private key (0600)."""
     peers: dict[str, Peer] = Field(default_factory=dict)
-    """The other PoPs by id. Of a pair, the smaller id dials."""
+    """The other PoPs by id, as they were at the start of this PoP; who joins later is known by its member record. Of a pair, the smaller id dials."""
+    advertise: Peer | None = None
+    """Where other PoPs reach this one's listener; None = `host` and `port`."""
+
+
+class LocationSettings(_Section):
+    lat: float = Field(ge=-90, le=90)
+    """Latitude in degrees."""
+    lon: float = Field(ge=-180, le=180)
+    """Longitude in degrees."""
+    name: str = ""
+    """What people call the place."""
+
+
+class MembershipSettings(_Section):
+    suspect_ms: int = Field(default=2000, gt=0)
+    """A PoP of which nothing was heard for this long (ms) is `suspect`. It is asked four times a second."""
+    down_ms: int = Field(default=6000, gt=0)
+    """After this long (ms) it is `down`, and what it owned may be taken over: longer than a restart of its processes takes, and than most hiccups of a network."""
+    admitted: bool = False
+    """This PoP came with a token (`edgeflow pops join`): others have recorded it, and it waits for that record before it says anything of itself."""
+    location: LocationSettings | None = None
+    """Where this PoP is; None = unknown. Clients that say where they are are ranked by it."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Free words about this PoP, for people and for programs that choose among PoPs."""
+    cost: float = Field(default=0.0, ge=0)
+    """What the use of this PoP costs, in units of one's own: weighs when clients choose among PoPs."""
 
 
 class ApiSettings(_Section):
@@ -193,6 +219,7 @@ class PopSettings(_Section):
     link: LinkSettings
     api: ApiSettings
     public: PublicSettings
+    membership: MembershipSettings = Field(default_factory=MembershipSettings)
     runner: RunnerSettings = Field(default_factory=RunnerSettings)
     limits: Limits = Field(default_factory=Limits)
 

@@ -13,7 +13,8 @@ from typing import Any
 from edgeflow.cluster.manager import Links
 from edgeflow.flow.reactor import Reactor
 from edgeflow.host.certs import ensure_ca, ensure_pop_certificate
-from edgeflow.settings import PopSettings
+from edgeflow.settings import Peer, PopSettings
+from edgeflow.store import Store
 
 
 def free_port() -> int:
@@ -221,6 +222,36 @@ class RedisServer:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+
+class LinkedPair:
+    """PoPs a and b with real stores; a dials b through a line that can be cut."""
+
+    def __init__(self, folder: Path, **limits: int) -> None:
+        ports = {"a": free_port(), "b": free_port()}
+        self.line = Line(ports["b"])
+        self.settings: dict[str, PopSettings] = {}
+        self.redis: dict[str, RedisServer] = {}
+        self.stores: dict[str, Store] = {}
+        self.pops: dict[str, LinkPop] = {}
+        for name in ports:
+            settings = make_settings(folder, name, ports, **limits)
+            if name == "a":
+                peers = {"b": Peer(host="127.0.0.1", port=self.line.port)}
+                settings = settings.model_copy(update={"link": settings.link.model_copy(update={"peers": peers})})
+            self.settings[name] = settings
+            self.redis[name] = RedisServer(folder / name / "redis", settings.store.redis_socket).start()
+            self.stores[name] = Store.open(settings)
+            self.pops[name] = LinkPop(settings, self.stores[name]).start()
+
+    def stop(self) -> None:
+        for pop in self.pops.values():
+            pop.stop()
+        self.line.close()
+        for store in self.stores.values():
+            store.close()
+        for redis in self.redis.values():
+            redis.kill()
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """An agent's end of the instance protocol that does only what a test tells it, and an instance in a thread or a process of its own."""
 
+import hashlib
 import os
 import socket
 import subprocess
@@ -13,7 +14,8 @@ from typing import Any
 
 from edgeflow.core.events import BlobRef, Event
 from edgeflow.core.wire import FrameReader, encode_frame
-from edgeflow.sdk.runtime import Instance, Stop
+from edgeflow.sdk.ending import Stop
+from edgeflow.sdk.runtime import Instance
 
 TIMEOUT_S = 10.0
 Message = dict[str, Any]
@@ -228,6 +230,9 @@ class InstanceThread:
         self.exits.append(status)
 
 
+Start = Callable[..., tuple[Peer, InstanceThread]]
+
+
 def start_process(path: str, folder: Path, source: str) -> subprocess.Popen[str]:
     """An instance as the runner starts one."""
     (folder / "handler.py").write_text(source)
@@ -235,3 +240,27 @@ def start_process(path: str, folder: Path, source: str) -> subprocess.Popen[str]
     return subprocess.Popen(
         [sys.executable, "-m", "edgeflow.sdk.runtime"], env=environment, stderr=subprocess.PIPE, text=True
     )
+
+
+def echo(ctx: Any, frames: Any) -> bytes:
+    return bytes(frames.data)
+
+
+def give(peer: Peer, *items: dict[str, Any]) -> None:
+    peer.expect("claim")
+    peer.send({"t": "work", "items": list(items)})
+
+
+def quicken(peer: Peer, thread: InstanceThread) -> None:
+    """Runs one invocation, so that the instance claims many at once."""
+    give(peer, item("first"))
+    peer.send(peer.committed(peer.expect("commit")))
+    thread.instance.prefetch = lambda: 64  # type: ignore[method-assign]
+
+
+def digest_of(body: bytes) -> str:
+    return "sha256:" + hashlib.sha256(body).hexdigest()
+
+
+def referring(body: bytes) -> dict[str, Any]:
+    return stored_event(ref=BlobRef(digest_of(body), len(body)))

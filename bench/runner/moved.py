@@ -4,14 +4,11 @@ What it is: two made images, pushed at one PoP and asked for at the other, and r
 What must stay true: what moved is what the other PoP has after it and had not before, as the PoP itself counts its pieces (deflated).
 """
 
-import hashlib
-import io
-import json
 import os
-import tarfile
 import time
 from typing import Any
 
+from bench.archives import docker_archive, tar
 from bench.machine import memory_mib, usage, used
 from bench.runner.world import Failed, World, until
 from edgeflow.cli.admin import Operator
@@ -21,27 +18,6 @@ MIB_IN_MB = 2**20 / 1e6
 PROCESSES: tuple[ProcessName, ...] = ("data", "control", "broker", "redis")
 
 
-def tar(files: dict[str, bytes]) -> bytes:
-    """An archive."""
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        for name, data in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            archive.addfile(entry, io.BytesIO(data))
-    return out.getvalue()
-
-
-def archive(layers: list[bytes], name: str) -> bytes:
-    """What `docker save` writes of an image with these layers."""
-    ids = ["sha256:" + hashlib.sha256(one).hexdigest() for one in layers]
-    config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": ids}}
-    paths = [f"l{number}/layer.tar" for number in range(len(layers))]
-    about = [{"Config": "config.json", "RepoTags": [name], "Layers": paths}]
-    named = {"config.json": json.dumps(config).encode(), "manifest.json": json.dumps(about).encode()}
-    return tar({**dict(zip(paths, layers, strict=True)), **named})
-
-
 def images(world: World, other: str, base_bytes: int, own_bytes: int) -> dict[str, Any]:
     """Push two images at the measured PoP, have each at `other`; bytes that came there."""
     base = tar({"base": os.urandom(base_bytes)})
@@ -49,7 +25,7 @@ def images(world: World, other: str, base_bytes: int, own_bytes: int) -> dict[st
     moved, took_s = [], []
     with Operator(access.api_url, access.token) as there:
         for name in ("bench/one:1", "bench/two:1"):
-            data = archive([base, tar({"own": os.urandom(own_bytes)})], name)
+            data = docker_archive([base, tar({"own": os.urandom(own_bytes)})], name)
             pushed = world.client.push_image(lambda data=data: iter([data]), [], len(data))  # type: ignore[misc]
             before = until(lambda pushed=pushed: there.image(pushed["id"]), "the image is known at the other PoP")  # type: ignore[misc]
             started_s = time.monotonic()

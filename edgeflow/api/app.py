@@ -33,13 +33,14 @@ from edgeflow.api import (
     replays,
     revisions,
     secrets,
+    sets,
     standing,
 )
 from edgeflow.api.auth import BearerAuth
 from edgeflow.api.context import Api
 
 MODULES = (
-    health, functions, instances, revisions, invocations, channels, consumers, blobs, ekv, policies, standing, joins, dead_letters, replays, pops, quotas, secrets, images, metrics, mqtt, live,
+    health, functions, instances, revisions, invocations, channels, consumers, blobs, ekv, policies, standing, joins, dead_letters, replays, pops, quotas, secrets, sets, images, metrics, mqtt, live,
 )  # fmt: skip
 VERSION = "1"
 

@@ -307,7 +307,7 @@ async def replicated(api: Api, namespace: str, receipt: Receipt, copies: int, wa
 
 def check_copies(api: Api, copies: int) -> None:
     """Raises BadParameter when there are not as many other PoPs as shall have a write."""
-    others = len(api.settings.link.peers)
+    others = len(api.members.fresh().others())
     if copies > others:
         raise BadParameter(f"durability: replicated:{copies} is more than the {others} other PoPs that there are")
 

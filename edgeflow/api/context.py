@@ -20,6 +20,7 @@ from edgeflow.errors import NotFound
 from edgeflow.runner.usage import Usage
 from edgeflow.settings import PopSettings
 from edgeflow.store.client import Store
+from edgeflow.store.members import MemberBook
 from edgeflow.store.policies import PolicyBook
 from edgeflow.store.replica import ReplicatedNamespace
 from edgeflow.store.sealed import Sealer, SecretBook
@@ -70,6 +71,7 @@ class Api:
     """How many images are being pushed or loaded."""
     policies: PolicyBook = field(init=False)
     secrets: SecretBook = field(init=False)
+    members: MemberBook = field(init=False)
     stands: dict[str, Any] = field(default_factory=dict)
     """What `consistency.stand` has found last, by namespace."""
     asking: dict[str, Any] = field(default_factory=dict)
@@ -77,6 +79,7 @@ class Api:
 
     def __post_init__(self) -> None:
         self.policies = PolicyBook(self.store)
+        self.members = MemberBook(self.store, self.settings.pop, self.settings.link.peers)
         sealer = Sealer.load(self.settings.runner.secrets_key_file, self.settings.cluster)
         self.secrets = SecretBook(lambda: self.namespace_for_write(SYSTEM_NAMESPACE), sealer)
 

@@ -423,14 +423,8 @@ def _current(handle: ReplicatedNamespace, key: str) -> _Found | None:
     if value is not None:
         return _Found(value, None if value.digest is not None else value.data)
     info = handle.head(key)
-    if info is None or info.kind == "register":
-        return None
-    content: Any
-    if info.kind == "counter":
-        content = handle.count_value(key)
-    else:
-        content = handle.set_members(key) if info.kind == "set" else handle.map_fields(key)
-    return None if content is None else _typed(info, content)
+    content = None if info is None else handle.typed_content(key, info.kind)
+    return None if info is None or content is None else _typed(info, content)
 
 
 def _typed(info: ValueInfo, content: Any) -> _Found:

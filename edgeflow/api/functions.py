@@ -179,7 +179,7 @@ def get_function(api: ApiDep, namespace: str, name: str) -> FunctionView:
 def _read(api: Api, content_type: str | None, body: bytes) -> dict[str, Any]:
     """The resolved manifest in a request body. Raises BadManifest or UnsupportedMediaType."""
     kind = (content_type or "application/json").partition(";")[0].strip().lower()
-    pops = [api.settings.pop, *api.settings.link.peers]
+    pops = api.members.fresh().pops()
     try:
         text = body.decode()
     except UnicodeDecodeError:

@@ -167,6 +167,18 @@ class _PopCollector(Collector):
                 GaugeMetricFamily("edgeflow_link_round_trip_seconds", "Round trip time to the peer", labels=["peer"]),
                 0.001,
             ),
+            "rtt_p99_ms": (
+                GaugeMetricFamily(
+                    "edgeflow_link_round_trip_p99_seconds", "p99 of the last minute's round trips", labels=["peer"]
+                ),
+                0.001,
+            ),
+            "bandwidth_bytes_s": (
+                GaugeMetricFamily(
+                    "edgeflow_link_bandwidth_bytes_per_second", "What the line took when it was full", labels=["peer"]
+                ),
+                1.0,
+            ),
             "staleness_ms": (
                 GaugeMetricFamily(
                     "edgeflow_link_staleness_seconds", "Age of what arrives from the peer", labels=["peer"]
@@ -179,6 +191,12 @@ class _PopCollector(Collector):
             for field, (gauge, scale) in gauges.items():
                 if isinstance(document.get(field), int | float):
                     gauge.add_metric([peer], document[field] * scale)
+        members = GaugeMetricFamily(
+            "edgeflow_member", "1 for the state in which a PoP is seen here", labels=["member", "state"]
+        )
+        for pop, document in sorted(self._api.store.local.docs("member_state").items()):
+            members.add_metric([pop, str(document.get("state"))], 1)
+        yield members
         yield up
         yield from (gauge for gauge, _ in gauges.values())
         totals = {
@@ -189,6 +207,10 @@ class _PopCollector(Collector):
                 "edgeflow_link_snapshots", "Snapshots the peer has taken", labels=["peer"]
             ),
             "saved_bytes": CounterMetricFamily("edgeflow_link_saved_bytes", "Saved by deflating", labels=["peer"]),
+            "sent_bytes": CounterMetricFamily("edgeflow_link_sent_bytes", "Sent, before TLS", labels=["peer"]),
+            "received_bytes": CounterMetricFamily(
+                "edgeflow_link_received_bytes", "Received, after TLS", labels=["peer"]
+            ),
         }
         for peer, document in sorted(self._api.store.local.docs("link_state").items()):
             for field, total in totals.items():

@@ -73,7 +73,7 @@ class MoveView(BaseModel):
 
 
 def _pops(api: Api) -> list[str]:
-    return [api.settings.pop, *api.settings.link.peers]
+    return api.members.fresh().pops()
 
 
 def _view(namespace: str, policies: Policies, version: str | None) -> PoliciesView:

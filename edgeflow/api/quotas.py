@@ -15,6 +15,7 @@ from edgeflow.api.bodies import SmallBody, parse_json
 from edgeflow.api.context import Api, ApiDep
 from edgeflow.api.problems import Reserved, responses
 from edgeflow.core.channels import SYSTEM_NAMESPACE
+from edgeflow.core.quotas import DEFAULT_BURST_S
 from edgeflow.errors import NotFound
 from edgeflow.store.client import QUOTA_KEYS
 from edgeflow.store.records import Quota
@@ -30,7 +31,11 @@ class QuotaRequest(BaseModel):
     events_per_s: float | None = Field(default=None, gt=0, le=1e9, allow_inf_nan=False)
     bytes_per_s: float | None = Field(default=None, gt=0, le=1e12, allow_inf_nan=False)
     burst_s: float = Field(
-        default=2.0, ge=0.1, le=3600, allow_inf_nan=False, description="So many seconds' worth may come at once"
+        default=DEFAULT_BURST_S,
+        ge=0.1,
+        le=3600,
+        allow_inf_nan=False,
+        description="So many seconds' worth may come at once",
     )
 
     @model_validator(mode="after")

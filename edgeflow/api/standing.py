@@ -62,7 +62,7 @@ async def get_receipt(
     if seq < 1 or epoch < 1:
         raise BadParameter("epoch, seq: a receipt of a write has numbers from 1 on")
     at = pop if pop is not None else api.settings.pop
-    if at not in (api.settings.pop, *api.settings.link.peers):
+    if at not in await run_in_threadpool(lambda: api.members.fresh().pops()):
         raise BadParameter(f"pop: {at[:40]!r} is no PoP of this cluster")
     await run_in_threadpool(api.namespace, namespace)
     wait_s = DEFAULT_WAIT_S if wait is None else parse_duration_s(wait, "wait")

@@ -372,7 +372,7 @@ class TailHub:
             position = position_of(entry)
             place = Place(entry.n, position.mark, behind)
             channel = channel_of(entry)
-            if channel is None or any(matches(pattern, channel) for pattern in patterns):
+            if not entry.is_repeated and (channel is None or any(matches(pattern, channel) for pattern in patterns)):
                 step = (position.log, position.seq) if position.seq > 0 else None
                 if step is None or not covers(known, *step):
                     frame = self._encode(handle, entry)

@@ -29,6 +29,10 @@ class Operator(Client):
         except NotFound:
             pass
 
+    def pop(self, name: str) -> Document:
+        """One PoP as this one sees it."""
+        return self._document("GET", f"/v1/pops/{_part(name)}")
+
     def instances(self, namespace: str | None = None) -> list[Document]:
         """The instances at this PoP and what they use."""
         items: list[Document] = self._call("GET", "/v1/instances", params=_given({"namespace": namespace})).json()[
@@ -147,6 +151,41 @@ class Operator(Client):
     def clear_quota(self, namespace: str) -> None:
         """Remove the quota of a namespace. Raises NotFound."""
         self._call("DELETE", f"/v1/namespaces/{_part(namespace)}/quota")
+
+    # -- what was applied -----------------------------------------------------------------------------------------------
+
+    def manifest(self, namespace: str) -> Document | None:
+        """The resolved manifest of a namespace, or None."""
+        return self._found(f"/v1/functions/{_part(namespace)}")
+
+    def sets(self) -> list[Document]:
+        """The sets: {name, parts, at_ms, by, source}."""
+        items: list[Document] = self._document("GET", "/v1/sets")["items"]
+        return items
+
+    def set_record(self, name: str) -> tuple[Document, str] | None:
+        """One set and its ETag, or None."""
+        try:
+            answer = self._call("GET", f"/v1/sets/{_part(name)}")
+        except NotFound:
+            return None
+        return answer.json(), answer.headers["etag"]
+
+    def put_set(self, name: str, record: Mapping[str, Any], tag: str | None, by: str) -> str:
+        """Say what a set holds, if its record still has that ETag (None: if there is none); its new ETag. Raises VersionMismatch."""
+        headers = {
+            "content-type": "application/json",
+            "Edgeflow-By": header_value(by),
+            **({"if-match": tag} if tag else {}),
+        }
+        answer = self._call(
+            "PUT", f"/v1/sets/{_part(name)}", content=json.dumps(dict(record)).encode(), headers=headers
+        )
+        return str(answer.headers["etag"])
+
+    def forget_set(self, name: str) -> None:
+        """Forget a set; what it holds stays. Raises NotFound."""
+        self._call("DELETE", f"/v1/sets/{_part(name)}")
 
     # -- images --------------------------------------------------------------------------------------------------------
 

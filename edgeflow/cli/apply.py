@@ -179,27 +179,67 @@ def apply_file(
     Raises BadManifest, BuildFailed, NotApplied (a function fails, or is not ready after `timeout_s` seconds) and Unavailable.
     """
     with PopApi(target) as api:
-        pops = api.pops()
-        here, mode = pops[0]["id"], pops[0]["mode"]
-        known = [pop["id"] for pop in pops]
-        manifest = read(file, known_pops=known, known_namespaces=api.namespaces(), default_pop=here)
-        with _last_lines_shown():
-            artifacts, archives = make(manifest, file.parent, mode, say)
-        for digest, data in archives.items():
-            api.put_bundle(digest, data)
-        resolved = manifests.resolve(manifest, artifacts, applied_ms=int(time.time() * 1000), default_pop=here)
-        answer = api.put_manifest(resolved)
-        for id in sorted({one.image_id for one in artifacts.values() if one.image_id} & set(answer["missing_images"])):
-            push_built(target, id, say)
-        functions = {
-            name: FunctionProgress(pop=function["place"]["pops"][0], revision=answer["revisions"][name])
-            for name, function in resolved["functions"].items()
-        }
-        applied = Applied(manifest.namespace, answer["status"], answer["version"], functions)
-        say(f"{manifest.namespace}: {applied.status} at {here}")
+        site = Site.of(api)
+        prepared = prepare(read(file, **site.known), file.parent, site, say)
+        applied = hand_over(api, target, prepared, site, say)
         if wait:
-            _wait(api, applied, timeout_s, show)
+            wait_ready(api, applied, timeout_s, show)
     return applied
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a manifest is handed to, and what there is to check it against."""
+
+    here: str
+    mode: Mode
+    pops: tuple[str, ...]
+    namespaces: tuple[str, ...]
+
+    @classmethod
+    def of(cls, api: PopApi) -> Self:
+        """As the PoP says."""
+        pops = api.pops()
+        return cls(pops[0]["id"], pops[0]["mode"], tuple(pop["id"] for pop in pops), tuple(api.namespaces()))
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """Arguments of `read`."""
+        return {"known_pops": list(self.pops), "known_namespaces": list(self.namespaces), "default_pop": self.here}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A manifest that is valid and built, and not applied yet."""
+
+    resolved: dict[str, Any]
+    archives: dict[str, bytes]
+    image_ids: frozenset[str]
+    """Images that were built here."""
+
+
+def prepare(manifest: manifests.Manifest, folder: Path, site: Site, say: Say) -> Prepared:
+    """Build what a manifest names. Raises BadManifest and BuildFailed; nothing has changed anywhere then."""
+    with _last_lines_shown():
+        artifacts, archives = make(manifest, folder, site.mode, say)
+    resolved = manifests.resolve(manifest, artifacts, applied_ms=int(time.time() * 1000), default_pop=site.here)
+    return Prepared(resolved, archives, frozenset(one.image_id for one in artifacts.values() if one.image_id))
+
+
+def hand_over(api: PopApi, target: Target, prepared: Prepared, site: Site, say: Say) -> Applied:
+    """Hand a prepared manifest to the PoP."""
+    for digest, data in prepared.archives.items():
+        api.put_bundle(digest, data)
+    resolved = prepared.resolved
+    answer = api.put_manifest(resolved)
+    for id in sorted(prepared.image_ids & set(answer["missing_images"])):
+        push_built(target, id, say)
+    functions = {
+        name: FunctionProgress(pop=function["place"]["pops"][0], revision=answer["revisions"][name])
+        for name, function in resolved["functions"].items()
+    }
+    say(f"{resolved['namespace']}: {answer['status']} at {site.here}")
+    return Applied(resolved["namespace"], answer["status"], answer["version"], functions)
 
 
 def read(
@@ -218,6 +258,13 @@ def read(
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadManifest(f"{file} cannot be read: {error}", hint="The manifest is a UTF-8 text file.") from None
+    return read_text(text, file, known_pops=known_pops, known_namespaces=known_namespaces, default_pop=default_pop)
+
+
+def read_text(
+    text: str, file: Path, *, known_pops: list[str] | None = None, known_namespaces: list[str] | None = None, default_pop: str | None = None
+) -> manifests.Manifest:  # fmt: skip
+    """Check the text of a manifest that stands in `file`, and that its folders are there. Raises BadManifest."""
     return manifests.parse(
         text, name=str(file), known_pops=known_pops, known_namespaces=known_namespaces or (), default_pop=default_pop,
         look=lambda folder, needs_handler: bundles.look(file.parent / folder, needs_handler),
@@ -236,7 +283,7 @@ def make(
     engine = _engine(say) if mode == "docker" and any(one.build for one in manifest.functions.values()) else None
     for name, function in manifest.functions.items():
         if function.build is None:
-            if mode == "embedded":
+            if mode == "embedded" and function.image is not None:
                 raise BadManifest(
                     f"functions.{name}.image: this cluster runs functions as processes, not as containers",
                     hint="Give `build: <folder>` instead, or start the cluster with `edgeflow up --mode docker`.",
@@ -310,7 +357,7 @@ def _engine(say: Say) -> Any:
         return None
 
 
-def _wait(
+def wait_ready(
     api: PopApi, applied: Applied, timeout_s: float, show: Callable[[Mapping[str, FunctionProgress]], None]
 ) -> None:
     """Until all functions are ready. Raises NotApplied."""
@@ -363,10 +410,20 @@ def _not_applied(applied: Applied, names: list[str], how: str) -> NotApplied:
 # ------------------------------------------------------------------ commands
 
 File = Annotated[Path, typer.Option("--file", "-f", help="The manifest.")]
+Declared = Annotated[
+    Path,
+    typer.Option(
+        "--file", "-f", help="The manifest, or a folder of manifests, policies and quotas (docs/operations.md)."
+    ),
+]
+SetOption = Annotated[
+    str | None,
+    typer.Option("--set", help="Name of the set that a folder is; the folder's own if not given.", metavar="NAME"),
+]
 
 
 def apply(
-    file: File = Path("edgeflow.yaml"),
+    file: Declared = Path("edgeflow.yaml"),
     pop: Annotated[
         str | None, typer.Option(help="Hand it to this PoP (default: the first); functions without `place:` run there.")
     ] = None,
@@ -374,10 +431,26 @@ def apply(
     timeout: Annotated[float, typer.Option(help="Longest wait in seconds.")] = 900.0,
     url: Annotated[str | None, typer.Option(help="The API of a PoP, instead of the cluster of this folder.")] = None,
     token_file: Annotated[Path | None, typer.Option(help="File with the bearer token for --url.")] = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove what was applied from this folder before and is not there any more.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change, as `diff` does.")] = False,
+    set_: SetOption = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before removing.")] = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Build and start the functions of a manifest."""
+    """Build and start the functions of a manifest, or apply all that a folder holds."""
+    from edgeflow.cli import folders
+
     target = find_target(pop, url, token_file)
+    if dry_run or set_ is not None or prune or folders.is_set(file):
+        with _Progress(err) as progress:
+            options = folders.Options(prune=prune, set_=set_, yes=yes, wait=wait, timeout_s=timeout)
+            if dry_run:
+                folders.show_plan(folders.compare(file, target, options, progress.say), output)
+            else:
+                folders.show_applied(folders.apply_set(file, target, options, progress.say, progress.show), output)
+        return
     with _Progress(err) as progress:
         applied = apply_file(file, target, wait=wait, timeout_s=timeout, say=progress.say, show=progress.show)
     if output is Output.JSON:

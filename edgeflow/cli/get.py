@@ -1,19 +1,34 @@
-"""`edgeflow get`: what the cluster has: functions, channels, PoPs, pending joins, invocations, replays."""
+"""`edgeflow get`: what the cluster has: functions, channels, PoPs, what is applied, pending joins, invocations, replays."""
 
 import json
+import sys
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
+import yaml
 
-from edgeflow.cli.reach import AnyPopOption, Output, OutputOption, client_of, clients_of, print_json, show
+from edgeflow.cli.admin import Operator
+from edgeflow.cli.reach import AnyPopOption, Output, OutputOption, PopOption, client_of, clients_of, print_json, show
 from edgeflow.cli.replay import find_replay, progress_text
 from edgeflow.core.events import time_text
+from edgeflow.core.manifest_written import written
+from edgeflow.core.quotas import written_quota
 from edgeflow.errors import NotFound
 
 app = typer.Typer(help="Show functions, channels, PoPs, pending joins, invocations and replays.", no_args_is_help=True)
 
 UNDER_WAY = frozenset({"turn", "ready", "delayed", "claimed"})
+
+
+class ManifestOutput(StrEnum):
+    """How manifests are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+
 
 NamespaceOption = Annotated[str | None, typer.Option("--namespace", "-n", help="Only this namespace.")]
 
@@ -114,6 +129,54 @@ def joins(namespace: NamespaceOption = None, pop: AnyPopOption = None, output: O
     show(output, sorted(items, key=lambda item: item["due_ms"]), columns, empty="no joins wait")
 
 
+@app.command("manifests")
+def manifests(
+    namespace: NamespaceOption = None,
+    pop: PopOption = None,
+    output: Annotated[
+        ManifestOutput,
+        typer.Option("--output", "-o", help="`yaml` can be applied again; `json` is what the PoPs read."),
+    ] = ManifestOutput.TABLE,
+) -> None:
+    """What is applied: manifests, policies and quotas. With -o yaml as files that can be applied again, one document after the other."""
+    with client_of(pop) as client:
+        names = (
+            [namespace]
+            if namespace
+            else [one["namespace"] for one in client.namespaces() if one["namespace"] != "system"]
+        )
+        items = [item for name in names if (item := _declared(client, name)) is not None]
+    if output is ManifestOutput.YAML:
+        documents = [document for item in items for document in _as_written(item)]
+        sys.stdout.write(
+            "---\n".join(yaml.safe_dump(one, sort_keys=False, allow_unicode=True, width=120) for one in documents)
+        )
+        return
+    columns = {
+        "NAMESPACE": lambda item: item["namespace"],
+        "FUNCTIONS": lambda item: ", ".join(sorted(item["manifest"]["functions"])) if item["manifest"] else None,
+        "APPLIED": lambda item: time_text(item["manifest"]["applied_ms"]) if item["manifest"] else None,
+        "POLICIES": lambda item: len(item["policies"]) or None,
+        "QUOTA": lambda item: ", ".join(f"{name} {value:g}" for name, value in item["quota"].items()) or None,
+    }
+    show(Output(output.value), items, columns, empty="nothing is applied; `edgeflow apply -f edgeflow.yaml` does so")
+
+
+@app.command("sets")
+def sets(pop: PopOption = None, output: OutputOption = Output.TABLE) -> None:
+    """The sets: what was applied together from one folder, by whom and from where."""
+    with client_of(pop) as client:
+        items = client.sets()
+    columns = {
+        "SET": lambda item: item["name"],
+        "PARTS": lambda item: ", ".join(f"{part['kind']} of {part['namespace']}" for part in item["parts"]),
+        "APPLIED": lambda item: time_text(item["at_ms"]),
+        "BY": lambda item: item["by"],
+        "FROM": lambda item: item["source"],
+    }
+    show(output, items, columns, empty="there are no sets; `edgeflow apply -f <folder>/` makes one")
+
+
 @app.command("invocation")
 def invocation(
     id_: Annotated[str, typer.Argument(help="Id of the invocation", metavar="ID")],
@@ -212,6 +275,27 @@ def replay(
     }
     shown = items if output is Output.JSON else [item for item in items if not item["same"]]
     show(output, shown, columns, empty=f"all {len(items)} are the same" if items else "nothing to compare yet")
+
+
+def _declared(client: Operator, namespace: str) -> dict[str, Any] | None:
+    """What is declared for a namespace, None when nothing is."""
+    quota = client.quota(namespace)
+    try:
+        rules = client.policies(namespace)["rules"]
+    except NotFound:
+        rules = []
+    found = {
+        "namespace": namespace, "manifest": client.manifest(namespace), "policies": rules, "quota": written_quota(quota or {}),
+    }  # fmt: skip
+    return found if found["manifest"] or rules or quota else None
+
+
+def _as_written(item: dict[str, Any]) -> list[dict[str, Any]]:
+    """The documents that declare it."""
+    found = [written(item["manifest"])] if item["manifest"] else []
+    rules = [{name: value for name, value in rule.items() if name != "term"} for rule in item["policies"]]
+    settings = {name: value for name, value in (("policies", rules), ("quota", item["quota"])) if value}
+    return [*found, {"namespace": item["namespace"], **settings}] if settings else found
 
 
 def _waiting(inbox: dict[str, int]) -> int:

@@ -1,14 +1,12 @@
-"""`edgeflow link`: the network between PoPs: delay it, cut it, heal it."""
+"""`edgeflow link`: the network between PoPs: delay it, cut it, heal it. `edgeflow lab` can do more to it."""
 
 from typing import Annotated
 
 import typer
 
 from edgeflow.cli.console import err
-from edgeflow.host import compose
 from edgeflow.host.discover import find
-from edgeflow.host.errors import BadClusterSpec
-from edgeflow.host.linkfile import change_link
+from edgeflow.lab.hands import hands_on
 
 app = typer.Typer(
     no_args_is_help=True, help="Delay, cut and heal the links between PoPs (a user-space proxy, always in their path)."
@@ -42,17 +40,6 @@ def heal(between: Between) -> None:
 
 
 def _change(between: str, *, delay_ms: float | None = None, cut: bool | None = None) -> None:
-    a, comma, b = between.partition(",")
-    if not (a and comma and b) or "," in b:
-        raise BadClusterSpec(f"--between {between!r} does not name two PoPs.", hint="For example: --between chicago,la")
-    cluster = find()
-    cluster.pop(a), cluster.pop(b)
-    if cluster.wan_config is not None:
-        change_link(cluster.wan_config, a, b, delay_ms=delay_ms, cut=cut)
-        return
-    arguments = ["python3", "-m", "edgeflow.host.wan", "--config", "/wan/wan.json", "--between", between]
-    if delay_ms is not None:
-        arguments += ["--delay-ms", str(delay_ms)]
-    if cut is not None:
-        arguments += ["--cut" if cut else "--no-cut"]
-    compose.run(cluster.home, ["exec", "-T", "wan", *arguments], quiet=True)
+    hands = hands_on(find(), anyway=True)
+    a, b = hands.pair(between)
+    hands.change(a, b, delay_ms=delay_ms, cut=cut)

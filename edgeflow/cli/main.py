@@ -23,9 +23,11 @@ from edgeflow.cli import (
     images,
     invoke,
     kv,
+    lab,
     link,
     logs,
     new,
+    pops,
     publish,
     quota,
     replay,
@@ -101,6 +103,8 @@ app.command(rich_help_panel=CLUSTER)(doctor.doctor)
 app.command(rich_help_panel=CLUSTER)(logs.logs)
 app.command(rich_help_panel=CLUSTER)(top.top)
 app.add_typer(link.app, name="link", rich_help_panel=CLUSTER)
+app.add_typer(pops.app, name="pops", rich_help_panel=CLUSTER)
+app.add_typer(lab.app, name="lab", rich_help_panel=CLUSTER)
 app.command(rich_help_panel=DATA)(apply.apply)
 app.command(rich_help_panel=DATA)(apply.build)
 app.command(rich_help_panel=DATA)(revisions.diff)

@@ -1,19 +1,16 @@
 """`edgeflow quota`: how much a namespace may send to each PoP."""
 
-import re
 from typing import Annotated, Any
 
 import typer
 
 from edgeflow.cli.reach import Output, OutputOption, PopOption, client_of, print_json, show
-from edgeflow.errors import NotFound
+from edgeflow.core.quotas import size_per_s
+from edgeflow.errors import BadQuota, NotFound
 
 app = typer.Typer(help="How much a namespace may send to each PoP.", no_args_is_help=True)
 
 NamespaceArgument = Annotated[str, typer.Argument(help="The namespace", metavar="NAMESPACE")]
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)(k|M|G|Ki|Mi|Gi)?")
-_FACTORS = {None: 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
 @app.command("set")
@@ -83,10 +80,10 @@ def clear_quota(namespace: NamespaceArgument, pop: PopOption = None) -> None:
 
 
 def _bytes(text: str) -> float:
-    found = _SIZE.fullmatch(text)
-    if found is None:
-        raise typer.BadParameter(f"--bytes-per-s {text!r} is not a size; write a number with k, M, G, Ki, Mi or Gi")
-    return float(found[1]) * _FACTORS[found[2]]
+    try:
+        return size_per_s(text)
+    except BadQuota as error:
+        raise typer.BadParameter(error.message) from None
 
 
 def _text(quota: dict[str, Any]) -> str:

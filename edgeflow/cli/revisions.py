@@ -1,13 +1,12 @@
 """`edgeflow history`, `rollback` and `diff`: what functions were, going back to it, and what applying would change."""
 
-import json
-import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from edgeflow.cli.apply import PopApi, find_target, make, read
+from edgeflow.cli import folders
+from edgeflow.cli.apply import Declared, SetOption, find_target
 from edgeflow.cli.reach import (
     Output,
     OutputOption,
@@ -19,10 +18,7 @@ from edgeflow.cli.reach import (
     said_by,
     show,
 )
-from edgeflow.core import manifest as manifests
 from edgeflow.core.events import time_text
-
-VALUE_CHARS = 60
 
 FunctionArgument = Annotated[
     str, typer.Argument(help="<namespace>/<function>, or the function's name alone", metavar="FUNCTION")
@@ -69,35 +65,9 @@ def rollback(
 
 
 def diff(
-    file: Annotated[Path, typer.Option("--file", "-f", help="The manifest.")] = Path("edgeflow.yaml"),
-    pop: PopOption = None,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """What applying a manifest would change, without changing anything."""
-    with PopApi(find_target(pop)) as api:
-        pops = api.pops()
-        here = pops[0]["id"]
-        manifest = read(
-            file, known_pops=[one["id"] for one in pops], known_namespaces=api.namespaces(), default_pop=here
-        )
-        artifacts, _ = make(manifest, file.parent, pops[0]["mode"], lambda line: errors.print(f"[dim]{line}[/dim]"))
-        resolved = manifests.resolve(manifest, artifacts, applied_ms=int(time.time() * 1000), default_pop=here)
-        answer = api.put_manifest(resolved, dry_run=True)
-    if output is Output.JSON:
-        print_json(answer)
-        return
-    if not answer["changes"]:
-        errors.print(
-            f"{manifest.namespace}: nothing"
-            if answer["status"] == "unchanged"
-            else f"{manifest.namespace}: channel policies"
-        )
-    for change in answer["changes"]:
-        print(f"{change['change']} {manifest.namespace}/{change['function']}")
-        for field in change["fields"]:
-            print(f"    {field['field']}: {_short(field['before'])} -> {_short(field['after'])}")
-
-
-def _short(value: Any) -> str:
-    text = "-" if value is None else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= VALUE_CHARS else text[: VALUE_CHARS - 3] + "..."
+    file: Declared = Path("edgeflow.yaml"), pop: PopOption = None, set_: SetOption = None, output: OutputOption = Output.TABLE
+) -> None:  # fmt: skip
+    """What applying a manifest or a folder would change, without changing anything."""
+    options = folders.Options(set_=set_)
+    plan = folders.compare(file, find_target(pop), options, lambda line: errors.print(f"[dim]{line}[/dim]"))
+    folders.show_plan(plan, output)

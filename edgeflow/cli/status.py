@@ -19,12 +19,15 @@ COLOURS = {
     "starting": "yellow",
     "degraded": "yellow",
     "connecting": "yellow",
+    "joining": "yellow",
+    "draining": "yellow",
+    "suspect": "yellow",
     "building": "yellow",
 }
 
 
 def status(output: OutputOption = Output.TABLE) -> None:
-    """Show each PoP: its state, its addresses, its links and its functions."""
+    """Show each PoP: its state, its addresses and its functions; and how each PoP sees each other."""
     document = cluster_document(find())
     if output is Output.JSON:
         print_json(document)
@@ -46,7 +49,7 @@ def cluster_document(cluster: Cluster) -> dict[str, Any]:
 
 
 def _pop_document(pop: PopAccess) -> dict[str, Any]:
-    links, functions = _ask(pop)
+    links, functions, members = _ask(pop)
     return {
         "id": pop.id,
         "state": pop.state,
@@ -63,19 +66,20 @@ def _pop_document(pop: PopAccess) -> dict[str, Any]:
             name: {key: entry[key] for key in ("pid", "state", "restarts")} for name, entry in pop.processes.items()
         },
         "links": links,
+        "members": members,
         "functions": functions,
     }
 
 
-def _ask(pop: PopAccess) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Links and functions of a PoP by its API; empty while it does not answer (its state says so)."""
+def _ask(pop: PopAccess) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, str]]:
+    """Links and functions of a PoP, and how it sees the members, by its API; empty while it does not answer (its state says so)."""
     try:
         headers = {"Authorization": f"Bearer {pop.token}"}
         with httpx.Client(base_url=pop.api_url, headers=headers, timeout=ASK_S, trust_env=False) as client:
             peers = client.get("/v1/pops").raise_for_status().json()["items"]
             functions = client.get("/v1/functions").raise_for_status().json()["items"]
     except (httpx.HTTPError, OSError, ValueError, KeyError):
-        return [], []
+        return [], [], {}
     links = [
         {"peer": peer["id"], **(peer.get("link") or {"state": peer["state"]})} for peer in peers if not peer.get("self")
     ]
@@ -91,7 +95,7 @@ def _ask(pop: PopAccess) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         for function in functions
         if function["at"] == pop.id
     ]
-    return links, here
+    return links, here, {peer["id"]: peer["member"]["state"] for peer in peers}
 
 
 def _print(document: dict[str, Any]) -> None:
@@ -99,8 +103,8 @@ def _print(document: dict[str, Any]) -> None:
         f"cluster {document['cluster']}  mode {document['mode']}  {_coloured(document['state'])}  home {escape(document['home'])}"
     )
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("PoP", "state", "API", "MQTT", "restarts", "links", "functions"):
-        table.add_column(column, overflow="fold", no_wrap=column in ("PoP", "state", "API", "MQTT", "links"))
+    for column in ("PoP", "state", "API", "MQTT", "restarts", "functions"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("PoP", "state", "API", "MQTT"))
     for pop in document["pops"]:
         restarts = [f"{name} {entry['restarts']}" for name, entry in pop["processes"].items() if entry["restarts"]]
         table.add_row(
@@ -109,13 +113,16 @@ def _print(document: dict[str, Any]) -> None:
             pop["api"]["url"],
             f"{pop['mqtt']['host']}:{pop['mqtt']['port']}",
             ", ".join(restarts) or "-",
-            "\n".join(f"{link['peer']} {_coloured(str(link['state']))}{_rtt(link)}" for link in pop["links"]) or "-",
             "\n".join(
                 f"{entry['namespace']}/{entry['function']} {_coloured(entry['state'])}" for entry in pop["functions"]
             )
             or "-",
         )
-    (out if out.is_terminal else Console(width=200)).print(table)
+    console = out if out.is_terminal else Console(width=200)
+    console.print(table)
+    if any(pop["members"] for pop in document["pops"]):
+        console.print()
+        console.print(_matrix(document["pops"]))
     for pop in document["pops"]:
         if pop["reason"] and pop["state"] != "ready":
             out.print(f"{pop['id']}: {escape(pop['reason'])}")
@@ -124,10 +131,33 @@ def _print(document: dict[str, Any]) -> None:
                 out.print(f"{entry['namespace']}/{entry['function']}: {escape(entry['reason'])}")
 
 
+def _matrix(pops: list[dict[str, Any]]) -> Table:
+    """Per PoP a row: how it sees each member, how long a round trip takes, and how many of its entries the member has not got."""
+    everyone = sorted({member for pop in pops for member in pop["members"]})
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("seen by", no_wrap=True)
+    for member in everyone:
+        table.add_column(member, no_wrap=True)
+    for pop in pops:
+        links = {link["peer"]: link for link in pop["links"]}
+        cells = [
+            "." if member == pop["id"] else _seen(pop["members"].get(member), links.get(member)) for member in everyone
+        ]
+        table.add_row(pop["id"], *cells)
+    return table
+
+
+def _seen(state: str | None, link: dict[str, Any] | None) -> str:
+    if state is None:
+        return "-"
+    behind = (link or {}).get("entries_behind") or 0
+    return f"{_coloured(state)}{_rtt(link or {})}" + (f" {behind} behind" if behind else "")
+
+
 def _coloured(state: str) -> str:
     return f"[{COLOURS.get(state, 'red')}]{escape(state)}[/]"
 
 
 def _rtt(link: dict[str, Any]) -> str:
-    rtt_ms = link.get("rtt_ms")
+    rtt_ms = link.get("rtt_p50_ms", link.get("rtt_ms"))
     return f" ({rtt_ms:.1f} ms)" if isinstance(rtt_ms, int | float) else ""

@@ -19,8 +19,9 @@ import structlog
 from edgeflow.cluster import tls
 from edgeflow.cluster.calls import Answerer, Done
 from edgeflow.cluster.dial import Dial
+from edgeflow.cluster.measures import Measures
 from edgeflow.cluster.ports import Handle, Heads, LinkStore, Reactor
-from edgeflow.cluster.session import CALL_ANSWERS_BYTES, Session, last_words
+from edgeflow.cluster.session import CALL_ANSWERS_BYTES, Gossip, Session, last_words
 from edgeflow.cluster.snapshots import Imports
 from edgeflow.cluster.standing import Standing
 from edgeflow.cluster.tail import Tail
@@ -58,6 +59,11 @@ class Site:
     on_pong: Callable[[], None] = lambda: None
     wants: Wants = field(default_factory=Wants)
     imports: Imports = field(default_factory=Imports)
+    members: set[str] = field(default_factory=set)
+    """All that are or were PoPs of the cluster: of these entries are taken."""
+    gossip: Gossip | None = None
+    run: str = ""
+    """Names this life of the process."""
     clock: Callable[[], float] = time.monotonic
 
 
@@ -109,6 +115,9 @@ class Connection:
             self._fail(error)
 
     def on_data(self, data: bytes) -> None:
+        if self._link is not None:
+            self._link.measures.received_bytes += len(data)
+
         def step(session: Session) -> None:
             was_open, pongs = session.is_open, session.pongs
             try:
@@ -130,6 +139,8 @@ class Connection:
             output = session.output(self._site.clock())
 
         self.guard(step)
+        if self._link is not None:
+            self._link.measures.sent_bytes += len(output)
         return output
 
     def on_closed(self, reason: str) -> None:
@@ -189,6 +200,7 @@ class Link:
         self.since_ms = int(time.time() * 1000)
         self.last_error = ""
         self.relayed = self.snapshots = self.saved_bytes = 0
+        self.measures = Measures()
 
     def start(self) -> None:
         """Begins to dial, if this side dials."""
@@ -196,7 +208,11 @@ class Link:
             self._timer = None
             self._dial = Dial(self._site.reactor, self._address, self._dialled)
 
-    def stop(self) -> None:
+    def readdress(self, address: Peer) -> None:
+        """Where the peer is from the next dial on."""
+        self._address = address
+
+    def stop(self, reason: str = "this PoP stops") -> None:
         """Closes and does not come back."""
         self._is_stopped = True
         if self._timer is not None:
@@ -205,7 +221,7 @@ class Link:
             self._dial.give_up()
         for connection in (self._handshake, self._connection):
             if connection is not None and connection.stream is not None:
-                connection.stream.close("this PoP stops")
+                connection.stream.close(reason)
 
     def notify(self, namespaces: Iterable[str]) -> None:
         """Something was appended to these namespaces; it is sent before the loop waits again."""
@@ -220,10 +236,16 @@ class Link:
             self._plan_flush()
 
     @property
+    def silent_s(self) -> float | None:
+        """How long ago the peer was heard; None while the link is not up."""
+        session = self._connection.session if self._connection is not None else None
+        return self._site.clock() - session.heard_s if session is not None and session.is_open else None
+
+    @property
     def is_heard(self) -> bool:
         """Whether the link is up and the peer was heard just now: on a dead line it takes longer until the connection is given up."""
-        session = self._connection.session if self._connection is not None else None
-        return session is not None and session.is_open and self._site.clock() - session.heard_s < HEARD_S
+        silent_s = self.silent_s
+        return silent_s is not None and silent_s < HEARD_S
 
     @property
     def relays(self) -> bool:
@@ -274,11 +296,18 @@ class Link:
         session = self._connection.session if self._connection else None
         sender = session.sender if session else None
         now_s = self._site.clock()
+        p50_ms, p99_ms = self.measures.quantiles()
+        width_bytes_s = self.measures.bandwidth_bytes_s
         stale_s = now_s - self._behind_since_s if self._behind_since_s is not None else 0.0
         return {
             "state": self.state,
             "since_ms": self.since_ms,
             "rtt_ms": _two_digits(session.rtt_ms) if session and session.rtt_ms is not None else None,
+            "rtt_p50_ms": _two_digits(p50_ms) if p50_ms is not None else None,
+            "rtt_p99_ms": _two_digits(p99_ms) if p99_ms is not None else None,
+            "bandwidth_bytes_s": _two_digits(width_bytes_s) if width_bytes_s is not None else None,
+            "sent_bytes": self.measures.sent_bytes,
+            "received_bytes": self.measures.received_bytes,
             "entries_behind": self._entries_behind,
             "bytes_behind": sender.bytes_behind if sender else 0,
             "staleness_ms": sender.staleness_ms(now_s) if sender else round(stale_s * 1000),
@@ -304,7 +333,7 @@ class Link:
         return Session(
             self._site.store, tail=self._site.tail, me=settings.pop, cluster=settings.cluster, peer=self.peer, limits=settings.limits,
             wants=self._site.wants, standing=self._site.standing, answerer=self._site.answerer, heads=self._site.heads(), now_s=self._site.clock(),
-            members=[settings.pop, *settings.link.peers], imports=self._site.imports,
+            members=self._site.members, imports=self._site.imports, measures=self.measures, gossip=self._site.gossip, run=self._site.run,
         )  # fmt: skip
 
     def came_up(self) -> None:

@@ -20,6 +20,9 @@ from edgeflow.core.wire import Message as Frame
 from edgeflow.errors import ProtocolError
 
 VERSION = 2
+"""Of what both sides must understand; another one is refused."""
+MINOR = 1
+"""Of what may be added: fields that have defaults. A peer with any other one is understood."""
 WINDOW_BYTES = 4 * 1024 * 1024
 """Payload bytes that may be under way without an ack."""
 CHUNK_WINDOW_BYTES = 3 * 1024 * 1024
@@ -45,12 +48,17 @@ _MAX_INT = 2**53
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """First message of both sides: who I am, and how far I have each log (`logs`: namespace -> [[origin, epoch, seq], ...])."""
+    """First message of both sides: who I am, and how far I have each log (`logs`: namespace -> [[origin, epoch, seq], ...]).
+
+    `minor` is the version of what may be added, `run` names this life of the process.
+    """
 
     v: int
     cluster: str
     pop: str
     logs: dict[str, list[tuple[str, int, int]]]
+    minor: int = 0
+    run: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,12 +222,13 @@ class Ping:
 class Pong:
     """The answer to a ping. With `state` number `n`, which went before it, it says all that was written at the sender by now.
 
-    `ages`: how long ago (PoP, namespace, ms) the sender had all that those PoPs had written.
+    `ages`: how long ago (PoP, namespace, ms) the sender had all that those PoPs had written. `heard`: how long ago (PoP, ms) it heard them at all.
     """
 
     at: int
     n: int
     ages: list[tuple[str, str, int]]
+    heard: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,6 +395,7 @@ _SPECIAL: dict[str, Callable[[Any], Any]] = {
     "origins": _ORIGINS,
     "about": _ORIGINS,
     "ages": _list_of(_tuple_of(_text, _namespace, _number)),
+    "heard": lambda value: tuple(_list_of(_tuple_of(_text, _number))(value)),
     "firsts": _CURSORS,
     "cursors": _CURSORS,
     "lanes": _list_of(_tuple_of(_text, _number, _text, _number)),

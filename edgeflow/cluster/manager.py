@@ -1,10 +1,11 @@
 """All links of a PoP: the listener, one link per peer, the second hand, and what `link_state` says.
 
 What it is: the one class of this package that the data process uses.
-What it is not: membership. Peers come from the settings.
-What must stay true: what happens to one link, or to a stranger at the listener, does not touch the others.
+What it is not: membership. Who the peers are is told (`roster.py`), and looked at once a second.
+What must stay true: what happens to one link, or to a stranger at the listener, does not touch the others; a member that left holds nothing back.
 """
 
+import secrets
 import socket
 import ssl
 import time
@@ -18,8 +19,10 @@ from edgeflow.cluster import tls
 from edgeflow.cluster.calls import Done
 from edgeflow.cluster.desk import Desk
 from edgeflow.cluster.link import Connection, Link, Site
+from edgeflow.cluster.membership import Membership
 from edgeflow.cluster.ports import Handle, Heads, LinkStore, Reactor
 from edgeflow.cluster.relays import Relays
+from edgeflow.cluster.roster import Book, Roster
 from edgeflow.cluster.standing import Stand, Standing
 from edgeflow.cluster.tail import Tail
 from edgeflow.cluster.upkeep import Kept, Upkeep
@@ -65,17 +68,21 @@ class Links:
 
     def __init__(
         self, settings: PopSettings, store: ManagedStore, reactor: Reactor, on_released: Callable[[str], None], *,
-        clock: Callable[[], float] = time.monotonic,
+        book: Book | None = None, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
+        """`book` has the members; without one they are those of the settings, for ever."""
         self._settings = settings
         self._store = store
         self._reactor = reactor
         self._on_released = on_released
-        others = [peer for peer in settings.link.peers if peer != settings.pop]
-        self._standing = Standing(settings.pop, others, lambda ns: Stand(*store.namespace(ns).standing()))
+        self._roster = Roster(settings, book)
+        self.membership = Membership(
+            settings.pop, settings.membership, self._roster.records, lambda: self._roster.peers(), clock
+        )
+        self._standing = Standing(settings.pop, self._roster.peers(), lambda ns: Stand(*store.namespace(ns).standing()))
         self._site = Site(
             settings, store, reactor, self._released, self._heads, Tail(store), self._standing, self._answer_call, self._on_pong,
-            clock=clock,
+            gossip=self.membership, run=secrets.token_hex(8), clock=clock,
         )  # fmt: skip
         self._desk = Desk(settings.pop, store, self._standing, self._site.wants, self, clock)
         self._links: dict[str, Link] = {}
@@ -86,7 +93,8 @@ class Links:
         self._timer: Handle | None = None
         self._beat_timer: Handle | None = None
         self._written: dict[tuple[str, str], dict[str, Any]] = {}
-        self._upkeep = Upkeep(settings.limits, settings.pop, bool(others))
+        self._upkeep = Upkeep(settings.limits, settings.pop, False)
+        self._client_context: ssl.SSLContext | None = None
 
     @property
     def port(self) -> int:
@@ -97,7 +105,7 @@ class Links:
         """Listens and dials. Raises Unavailable when the address cannot be bound or a certificate file cannot be used."""
         link = self._settings.link
         try:
-            client_context, self._server_context = tls.contexts(link)
+            self._client_context, self._server_context = tls.contexts(link)
         except OSError as error:
             raise Unavailable(
                 f"the link certificates cannot be used ({link.ca}, {link.cert}, {link.key}): {error}"
@@ -110,16 +118,44 @@ class Links:
             raise Unavailable(f"cannot listen for links on {link.host}:{link.port}: {error.strerror}") from error
         self._listener.setblocking(False)
         self._reactor.register(self._listener, EVENT_READ, self._accept)
-        for peer, address in link.peers.items():
-            if peer == self._settings.pop:
-                continue
-            self._links[peer] = Link(self._site, peer, address, client_context)
-        for gone in set(self._store.local.docs("link_state")) - set(self._links):
-            self._store.local.delete_doc("link_state", gone)
-        for one in self._links.values():
-            one.start()
+        for kind in ("link_state", "member_state"):
+            for id in self._store.local.docs(kind):
+                self._store.local.delete_doc(kind, id)
         self._tick()
         self._beat()
+
+    def meet(self) -> None:
+        """Makes the links of members that are new, and ends those of members that left."""
+        peers = self._roster.look()
+        if self._client_context is None:
+            return
+        left = self._roster.left()
+        self._site.members.update({self._settings.pop, *peers, *left})
+        self._standing.set_members(peers, left)
+        self._upkeep.has_peers = bool(peers)
+        for peer in [peer for peer in self._links if peer not in peers]:
+            link = self._links.pop(peer)
+            link.stop(f"{peer} has left")
+            log.info("link_removed", peer=peer)
+        for peer, address in peers.items():
+            known = self._links.get(peer)
+            if known is not None:
+                known.readdress(address)
+                continue
+            made = self._links[peer] = Link(self._site, peer, address, self._client_context)
+            made.start()
+        for kind, id in list(self._written):
+            if kind == "link_state" and id not in self._links:
+                self._forget(kind, id)
+
+    def has_all(self) -> bool:
+        """Whether all that the members which can be heard had written, bodies included, is readable here. Never without any of them, if there are members."""
+        heard = [peer for peer, link in self._links.items() if link.is_heard]
+        if not heard:
+            return not self._links
+        spaces = self._store.namespaces()
+        complete = all(self._standing.complete_s(name, peer) is not None for name in spaces for peer in heard)
+        return complete and len(self._site.wants) == 0
 
     def notify(self, namespaces: Iterable[str]) -> None:
         """Something was appended to this PoP's own logs of these namespaces."""
@@ -235,8 +271,14 @@ class Links:
     def _beat(self) -> None:
         self._beat_timer = self._reactor.call_later(BEAT_S, self._beat)
         try:
-            for link in self._links.values():
+            for peer, link in self._links.items():
                 link.beat()
+                silent_s = link.silent_s
+                if silent_s is not None:
+                    self.membership.heard(peer, silent_s)
+            self.membership.look()
+            for pop, document in self.membership.documents().items():
+                self._write("member_state", pop, document)
             self._desk.tick()
         except Exception:  # the next beat tries again; the loop goes on
             log.exception("link_beat_failed")
@@ -244,6 +286,7 @@ class Links:
     def _tick(self) -> None:
         self._timer = self._reactor.call_later(TICK_S, self._tick)
         try:
+            self.meet()
             self._site.tail.forget()
             heads = self._heads()
             self._standing.touch(heads)
@@ -271,8 +314,12 @@ class Links:
 
     def _write(self, kind: str, id: str, document: dict[str, Any]) -> None:
         if self._written.get((kind, id)) != document:
-            self._store.local.put_doc(kind, id, document, wake=kind == "link_state")
+            self._store.local.put_doc(kind, id, document, wake=kind in ("link_state", "member_state"))
             self._written[kind, id] = document
+
+    def _forget(self, kind: str, id: str) -> None:
+        self._store.local.delete_doc(kind, id)
+        self._written.pop((kind, id), None)
 
     def _lag(self, name: str, heads: Mapping[LogId, int]) -> dict[str, Any]:
         """The `lag` of a namespace; see docs/links.md."""
@@ -307,6 +354,8 @@ class Links:
             return sum(seq for stand in stands for log_id, seq in stand.items() if log_id[0] == pop)
 
         up = {peer: link.is_heard for peer, link in self._links.items()}
+        # What members still have of one that left comes as if the link to it were down.
+        up |= dict.fromkeys(set().union(*(self._standing.owed(ns) for ns in heads)), False)
         down = sorted(peer for peer, is_up in up.items() if not is_up)
         for peer, origins in self._relays.choose(up, reach, now_s).items():
             self._links[peer].relay(origins, down, heads)
@@ -346,6 +395,11 @@ class Links:
 
     def _link_of(self, peer: str) -> Link:
         link = self._links.get(peer)
+        if link is None and peer in self._roster.left():
+            raise LinkRefused(
+                f"{peer} has left this cluster",
+                hint="`edgeflow pops join` brings it back, as a new PoP with a new certificate.",
+            )
         if link is None:
             raise LinkRefused(f"{peer!r} is not a peer of {self._settings.pop}")
         if link.dials:

@@ -26,6 +26,9 @@ class Relays:
                 self._helpers.pop(pop, None)
             else:
                 self._down_since_s.setdefault(pop, now_s)
+        for pop in set(self._down_since_s) - set(up):  # no member any more, and nothing of it is missing here
+            del self._down_since_s[pop]
+            self._helpers.pop(pop, None)
         helping = [peer for peer, is_up in up.items() if is_up]
         wanted: dict[str, list[str]] = {peer: [] for peer in helping}
         for pop, since_s in sorted(self._down_since_s.items()):

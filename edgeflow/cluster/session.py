@@ -8,6 +8,7 @@ refused by name.
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
+from typing import Protocol
 
 import structlog
 
@@ -38,6 +39,7 @@ from edgeflow.cluster.linkproto import (
     encode,
     in_lists,
 )
+from edgeflow.cluster.measures import Measures
 from edgeflow.cluster.ports import Heads, LinkStore
 from edgeflow.cluster.receiver import Receiver
 from edgeflow.cluster.sender import Sender
@@ -62,6 +64,14 @@ CALL_ANSWERS_BYTES = 4 * 1024 * 1024
 OUTPUT_BYTES = 256 * 1024
 OPEN_PINGS = 100
 """Pings whose pong is still understood."""
+RUN_CHARS = 64
+
+
+class Gossip(Protocol):
+    """Who was heard when (edgeflow.cluster.membership)."""
+
+    def heard(self, pop: str, age_s: float = 0.0) -> None: ...
+    def hearsay(self, pops: Iterable[str]) -> list[tuple[str, int]]: ...
 
 
 class Session:
@@ -83,6 +93,9 @@ class Session:
         now_s: float,
         members: Collection[str] = (),
         imports: Imports | None = None,
+        measures: Measures | None = None,
+        gossip: Gossip | None = None,
+        run: str = "",
     ) -> None:
         self._store = store
         self._tail = tail
@@ -109,14 +122,22 @@ class Session:
         self._told_n = self._heard_n = 0
         self._pings: OrderedDict[int, float] = OrderedDict()
         self.pongs = 0
-        self.rtt_ms: float | None = None
+        self._measures = measures if measures is not None else Measures()
+        self._gossip = gossip
+        self.run = ""
+        """The life of the peer's process that this connection is with; empty when it does not say."""
         logs = {ns: [(*log_id, seq) for log_id, seq in logs.items()] for ns, logs in heads.items()}
-        self._answer(Hello(linkproto.VERSION, cluster, me, logs))
+        self._answer(Hello(linkproto.VERSION, cluster, me, logs, linkproto.MINOR, run))
 
     @property
     def is_open(self) -> bool:
         """Whether the peer's hello was accepted."""
         return self.sender is not None
+
+    @property
+    def rtt_ms(self) -> float | None:
+        """Smoothed round-trip time; None before the first."""
+        return self._measures.rtt_ms
 
     @property
     def queued_bytes(self) -> int:
@@ -182,6 +203,7 @@ class Session:
         if now_s - self.heard_s > SILENCE_S:
             raise LinkRefused(f"{self._peer} said nothing for {SILENCE_S:g} s")
         if self.sender is not None:
+            self._measures.second(now_s, busy=self.sender.bytes_behind > 0)
             self.sender.poll(heads, now_s)
             self.receiver.flush(now_s)
             self._ask(now_s)
@@ -201,7 +223,9 @@ class Session:
             case Blob():
                 self.receiver.on_blob(message, now_s)
             case Ack():
+                acked_bytes = sender.acked_bytes
                 sender.on_ack(message)
+                self._measures.acknowledged(sender.acked_bytes - acked_bytes)
             case Want():
                 for answer in sender.on_want(message):
                     self._answer(answer)
@@ -232,7 +256,8 @@ class Session:
                 self.calls.on_answer(message)
             case Ping():
                 self._tell()
-                self._answer(Pong(message.at, self._told_n, self._standing.ages(message.about, now_s)))
+                heard = tuple(self._gossip.hearsay(message.about)) if self._gossip is not None else ()
+                self._answer(Pong(message.at, self._told_n, self._standing.ages(message.about, now_s), heard))
             case Pong():
                 self._on_pong(message, now_s)
             case Hello():
@@ -240,11 +265,15 @@ class Session:
 
     def _greet(self, hello: Hello, now_s: float) -> None:
         if hello.v != linkproto.VERSION:
-            raise LinkRefused(f"{self._peer} speaks link version {hello.v}, this PoP speaks {linkproto.VERSION}")
+            raise LinkRefused(
+                f"{self._peer} speaks link version {hello.v}, this PoP speaks {linkproto.VERSION}",
+                hint="Bring both PoPs to neighbouring versions of edgeflow: those speak the same link version.",
+            )
         if hello.cluster != self._cluster:
             raise LinkRefused(f"{self._peer} belongs to cluster {hello.cluster!r}, this PoP to {self._cluster!r}")
         if hello.pop != self._peer:
             raise LinkRefused(f"the certificate says {self._peer!r}, the hello says {hello.pop!r}")
+        self.run = hello.run[:RUN_CHARS]
         self.sender = Sender(self._store, self._tail, self._me, self._limits, self._compare(hello), peer=self._peer)
         self.sender.poll(self._heads, now_s)
         self.sender.notify(self._early, now_s)
@@ -278,6 +307,10 @@ class Session:
             return  # too old, or never sent
         self._measure(now_s - asked_s)
         self.pongs += 1
+        if self._gossip is not None:
+            for pop, age_ms in message.heard:
+                if pop in self._about:
+                    self._gossip.heard(pop, now_s - asked_s + age_ms / 1000)
         if message.n == self._heard_n:
             self._standing.answered(self._peer, asked_s)
             for pop, ns, age_ms in message.ages:
@@ -314,8 +347,7 @@ class Session:
 
     def _measure(self, rtt_s: float) -> None:
         if 0 <= rtt_s < SILENCE_S:
-            rtt_ms = rtt_s * 1000
-            self.rtt_ms = rtt_ms if self.rtt_ms is None else 0.7 * self.rtt_ms + 0.3 * rtt_ms
+            self._measures.round_trip(rtt_s * 1000)
 
     def _answer(self, message: Message) -> None:
         self._answers += encode(message)

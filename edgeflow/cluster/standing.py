@@ -63,6 +63,7 @@ class Standing:
         self._me = me
         self._read = read
         self._peers = {peer: _Peer() for peer in peers}
+        self._left: set[str] = set()
         self._own: dict[str, Stand] = {}
         self._revisions: dict[str, int] = {}
         self._dirty: set[str] = set()
@@ -92,6 +93,12 @@ class Standing:
         for ns in fresh:
             told[ns] = self._revisions[ns]
         return {ns: self._own[ns] for ns in fresh}
+
+    def set_members(self, peers: Iterable[str], left: Iterable[str] = ()) -> None:
+        """Whose word counts from now on. One that is new holds everything back until it has spoken; one that left holds nothing back any more,
+        but for what others still have of it and this PoP has not."""
+        self._peers = {peer: self._peers.get(peer) or _Peer() for peer in peers}
+        self._left = set(left)
 
     # What peers say
 
@@ -163,7 +170,17 @@ class Standing:
         for known in self._peers.values():
             space = known.spaces.get(ns)
             floors.append(space.floor if space is not None else "")
-        return min(floors)
+        return "" if self.owed(ns) else min(floors)
+
+    def owed(self, ns: str) -> set[str]:
+        """PoPs that left, and of whose logs some member has more than this PoP."""
+        if not self._left:
+            return set()
+        own = self.own(ns).applied
+        stands = [known.spaces[ns].stand.applied for known in self._peers.values() if ns in known.spaces]
+        return {
+            log[0] for stand in stands for log, seq in stand.items() if log[0] in self._left and seq > own.get(log, 0)
+        }
 
     def complete_s(self, ns: str, peer: str) -> float | None:
         """As of when (own clock) all that `peer` had written is applied here; None = not known."""

@@ -120,12 +120,12 @@ def resolve(
 ) -> dict[str, Any]:
     """The resolved form (JSON-able) of a manifest whose functions have been built.
 
-    `artifacts`: what each function with `build:` became; those with `image:` need none. `applied_ms`: wall clock, ms since 1970.
+    `artifacts`: what each function with `build:` became; those with `image:` or `bundle:` need none. `applied_ms`: wall clock, ms since 1970.
     Raises BadManifest when a function has no artifact or no place.
     """
     functions: dict[str, Any] = {}
     for name, function in manifest.functions.items():
-        artifact = artifacts.get(name, Artifact(image=function.image))
+        artifact = artifacts.get(name, Artifact(function.bundle, function.image, image_id=function.image_id))
         if artifact.bundle is None and artifact.image is None and artifact.source is None:
             raise BadManifest(f"functions.{name}.build: was not built; run `edgeflow apply`, or give `image:`")
         pops = function.place.pops if function.place else [default_pop] if default_pop else []
@@ -241,10 +241,13 @@ def _cross_checks(data: Mapping[str, Any], context: dict[str, Any], default_pop:
 
 
 def _function_rules(function: Mapping[str, Any], default_pop: str | None) -> Iterator[Finding]:
-    if function.get("build") is None and function.get("image") is None:
+    given = [name for name in ("build", "bundle", "image") if function.get(name) is not None]
+    if not given:
         yield (), "has nothing to run; give the folder (`build: ./folder`) or an image (`image: name:tag`)"
-    if function.get("build") is not None and function.get("image") is not None:
-        yield ("image",), "stands beside build; keep one of them"
+    for name in given[1:]:
+        yield (name,), f"stands beside {given[0]}; keep one of them"
+    if function.get("image_id") is not None and function.get("image") is None:
+        yield ("image_id",), "says which image `image` means; without that remove it"
     yield from contract_rules(function)
     yield from scale_rules(function.get("scale"))
     if function.get("place") is None and default_pop is None:

@@ -15,6 +15,7 @@ from edgeflow.core.manifest_scalars import (
     QOS,
     Amount,
     Build,
+    Bundle,
     By,
     Command,
     ContextName,
@@ -25,6 +26,7 @@ from edgeflow.core.manifest_scalars import (
     Gpus,
     HttpPath,
     Image,
+    ImageId,
     InputName,
     Key,
     Lateness,
@@ -430,8 +432,12 @@ class Function(Part):
     """Contract `stdio`: how its output is taken."""
     build: Build | None = None
     """Folder with handler.py and requirements.txt (or a Dockerfile), relative to the manifest."""
+    bundle: Bundle | None = None
+    """Archive of a folder that the cluster has, by its SHA-256: what `edgeflow get manifests -o yaml` writes in place of `build`."""
     image: Image | None = None
     """Container image instead of a folder (Docker mode)."""
+    image_id: ImageId | None = None
+    """Which image that name means; without it the one that it means when the manifest is applied."""
     qos: Annotated[Literal[1], only(1, "it belongs to the channel: `subscribe: {channel: <channel>, qos: 0}`")] = 1
     """Durable subscription; `qos: 0` is written at the channel."""
     subscribe: Subscribe

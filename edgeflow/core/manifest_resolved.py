@@ -10,9 +10,9 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from edgeflow.core import channels, yamldoc
 from edgeflow.core import manifest_models as models
@@ -32,6 +32,7 @@ from edgeflow.core.manifest_scalars import (
     FunctionName,
     Gpus,
     Image,
+    ImageId,
     InputName,
     Key,
     Namespace,
@@ -41,14 +42,7 @@ from edgeflow.core.manifest_scalars import (
 from edgeflow.core.manifest_wiring import Wiring, as_wiring
 
 _HEX64 = re.compile(r"[0-9a-f]{64}")
-_IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
 _CAPTURE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")
-
-
-def _check_image_id(value: str) -> str:
-    if not _IMAGE_ID.fullmatch(value):
-        raise ValueError("is not the id of an image (sha256: and 64 hex digits); leave it out")
-    return value
 
 
 class ResolvedInput(models.Part):
@@ -175,7 +169,7 @@ class ResolvedFunction(models.Part):
     image: Image | None
     source: ResolvedSource | None = None
     """Only at PoPs of `edgeflow dev`."""
-    image_id: Annotated[str, AfterValidator(_check_image_id)] | None = None
+    image_id: ImageId | None = None
     """`sha256:<hex>`: which image that name meant when the manifest was applied; that one runs, whatever the name means later."""
     inputs: list[ResolvedInput] = Field(min_length=1)
     join: ResolvedJoin | None

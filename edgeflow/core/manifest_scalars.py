@@ -32,6 +32,8 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)(Ki|Mi|Gi|k|M|G)?")
 _SIZE_BYTES = {None: 1, "Ki": 1024, "Mi": 1024**2, "Gi": 1024**3, "k": 1000, "M": 1000**2, "G": 1000**3}
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_HEX64 = re.compile(r"[0-9a-f]{64}")
+_IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*")
 _MEDIA_TYPE = re.compile(r"[!-~]+/[!-~]+(;[ -~]*)?")
 _WORD = re.compile(r"\w+")
@@ -235,6 +237,19 @@ def _check_build(value: str, info: ValidationInfo) -> str:
         refuse(problem)
     if not value:
         refuse("is empty; name the folder with handler.py, as in ./detect")
+    return value
+
+
+def _check_bundle(value: str) -> str:
+    if not _HEX64.fullmatch(value):
+        refuse(f"{value[:80]!r} is not the SHA-256 of an archive (64 hex digits); give the folder: `build: ./folder`")
+    return value
+
+
+def check_image_id(value: str) -> str:
+    """The id of an image."""
+    if not _IMAGE_ID.fullmatch(value):
+        refuse("is not the id of an image (sha256: and 64 hex digits); leave it out")
     return value
 
 
@@ -492,6 +507,8 @@ Command = Annotated[list[str], PlainValidator(_check_command), _COMMAND_SCHEMA]
 HttpPath = Annotated[str, AfterValidator(_check_http_path)]
 MediaType = Annotated[str, AfterValidator(_check_media_type)]
 Build = Annotated[str, AfterValidator(_check_build)]
+Bundle = Annotated[str, AfterValidator(_check_bundle)]
+ImageId = Annotated[str, AfterValidator(check_image_id)]
 Pop = Annotated[str, AfterValidator(_check_pop)]
 POPS = BeforeValidator(_check_pops)
 QOS = BeforeValidator(_check_qos)

@@ -173,8 +173,8 @@ class RouteTable:
     _down: dict[str, tuple[Downstream, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def route(self, event: Event, now_ms: int, body: Body, cause: str = "") -> list[Directive]:
-        """Directives for `event` at this PoP at the time `now_ms`; empty when nothing here wants it. `cause`: the invocation that put it out, of a
-        function at several PoPs."""
+        """Directives for `event` at this PoP at the time `now_ms`; empty when nothing here wants it. `cause`: what names it wherever it
+        came from: the invocation of a function at several PoPs that put it out, or the name that a client gave it."""
         targets = self._targets(event.channel)
         if not targets:
             return []

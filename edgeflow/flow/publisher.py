@@ -82,7 +82,7 @@ class Publisher:
         batch = self._namespace.read_release(self._next, min(room, 64))
         self._dirty = len(batch) == min(room, 64)
         for released in batch:
-            if not self._take(released.n, None if released.via == "mqtt" else released.event):
+            if not self._take(released.n, None if released.via == "mqtt" or released.is_repeated else released.event):
                 self._advance()
                 return False  # `notify` comes at least once a second
         self._advance()

@@ -326,14 +326,8 @@ class Reads:
 def _typed(namespace: ReplicatedNamespace, key: str) -> Body | None:
     """A counter, a set or a map as JSON."""
     info = namespace.head(key)
-    if info is None or info.kind == "register":
-        return None
-    content: Any
-    if info.kind == "counter":
-        content = namespace.count_value(key)
-    else:
-        content = namespace.set_members(key) if info.kind == "set" else namespace.map_fields(key)
-    if content is None:
+    content = None if info is None else namespace.typed_content(key, info.kind)
+    if info is None or content is None:
         return None
     data = typed_json(info.kind, content)
     return {**_about(info), "size": len(data), "content_type": JSON, "data": data}

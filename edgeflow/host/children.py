@@ -21,9 +21,11 @@ from typing import Literal
 
 import structlog
 
+from edgeflow.core.endings import signal_name
+
 log = structlog.get_logger()
 
-State = Literal["waiting", "starting", "running", "backoff", "failing", "stopped"]
+State = Literal["waiting", "starting", "running", "backoff", "failing", "off", "stopped"]
 
 FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 5.0
@@ -33,6 +35,7 @@ QUICK_S = 5.0
 FAILING_ENDS = 3
 """So many ends in a row, each after less than QUICK_S or before it was ready, are called failing."""
 READY_POLL_S = 0.05
+HOLD_POLL_S = 0.1
 LOG_BYTES = 32 * 1024 * 1024
 LOG_CHECK_S = 10.0
 
@@ -73,6 +76,8 @@ class ChildSpec:
     ready: Callable[[], Awaitable[bool]] | None = None
     """Asked after each start until true; None = ready as soon as it runs."""
     env: Mapping[str, str] = field(default_factory=dict)
+    hold_file: Path | None = None
+    """While there is such a file it is not started again."""
 
     @property
     def label(self) -> str:
@@ -135,6 +140,9 @@ class Child:
 
     async def _keep_running(self) -> None:
         while not self._stopping.is_set():
+            if self._is_held():
+                await self._until_let_go()
+                continue
             began_s = time.monotonic()
             try:
                 process = await self._spawn()
@@ -149,6 +157,9 @@ class Child:
             self.pid = None
             if self._stopping.is_set():
                 break
+            if self._is_held():
+                self.restarts += 1
+                continue  # it did not end by itself
             ran_s = time.monotonic() - began_s
             delay_s = self._backoff.ended(ran_s, was_ready=was_ready)
             failing = self._backoff.failing
@@ -166,6 +177,16 @@ class Child:
                     await self._stopping.wait()
             self.restarts += 1
         self._set("stopped")
+
+    def _is_held(self) -> bool:
+        return self.spec.hold_file is not None and self.spec.hold_file.exists()
+
+    async def _until_let_go(self) -> None:
+        self._set("off")
+        while self._is_held() and not self._stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HOLD_POLL_S):
+                    await self._stopping.wait()
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         rotate_log(self.spec.log_file)
@@ -248,12 +269,7 @@ def describe_exit(returncode: int | None) -> str:
     """An exit status in words."""
     if returncode is None:
         return "unknown"
-    if returncode < 0:
-        try:
-            return f"killed by {signal.Signals(-returncode).name}"
-        except ValueError:
-            return f"killed by signal {-returncode}"
-    return f"exit status {returncode}"
+    return f"exit status {returncode}" if returncode >= 0 else f"killed by {signal_name(-returncode)}"
 
 
 def rotate_log(file: Path, *, limit_bytes: int = LOG_BYTES) -> None:

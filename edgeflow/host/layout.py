@@ -89,6 +89,10 @@ class Home:
     def config_file(self, pop: str) -> Path:
         return self.pop_dir(pop) / "pop.json"
 
+    def hold_file(self, pop: str) -> Path:
+        """While it exists none of the PoP's processes is started again: it is a machine that is off."""
+        return self.pop_dir(pop) / "hold"
+
     def secrets_dir(self, pop: str) -> Path:
         return self.pop_dir(pop) / "secrets"
 

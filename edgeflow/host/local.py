@@ -131,10 +131,14 @@ class LocalCluster:
         return wait_ready(self.home, timeout_s=timeout_s)
 
     def set_link(
-        self, a: str, b: str, *, delay_ms: float | None = None, cut: bool | None = None, kbit_s: float | None = None
-    ) -> None:
-        """Change the link between two PoPs: one-way delay, cut, width (0 = no bound). It is so when this returns."""
-        change_link(self.home.wan_file, a, b, delay_ms=delay_ms, cut=cut, kbit_s=kbit_s)
+        self, a: str, b: str, *, delay_ms: float | None = None, cut: bool | None = None, kbit_s: float | None = None,
+        one_way: bool = False,
+    ) -> None:  # fmt: skip
+        """Change the link between two PoPs: one-way delay, cut, width (0 = no bound). It is so when this returns.
+
+        `one_way`: only what goes from `a` to `b`.
+        """
+        change_link(self.home.wan_file, a, b, delay_ms=delay_ms, cut=cut, kbit_s=kbit_s, one_way=one_way)
 
     def kill_supervisor(self) -> int:
         """SIGKILL the supervisor (which ends its processes); its pid."""

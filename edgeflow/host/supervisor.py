@@ -113,6 +113,8 @@ class Pop:
             return "stopped"
         if "failing" in states:
             return "failing"
+        if "off" in states:
+            return "off"
         if self.ready:
             return "ready"
         return "degraded" if self.was_ready else "starting"
@@ -149,8 +151,9 @@ class Supervisor:
         states = {pop.state for pop in self.pops.values()}
         if self.wan is not None and self.wan.state == "failing":
             states.add("failing")
-        order = ("failing", "degraded", "starting", "ready", "stopped")
-        return next(state for state in order if state in states)
+        order = ("failing", "off", "degraded", "starting", "ready", "stopped")
+        worst = next(state for state in order if state in states)
+        return "degraded" if worst == "off" else worst
 
     def request_stop(self) -> None:
         self._stop.set()
@@ -243,6 +246,8 @@ class Supervisor:
             "control": lambda: probes.listens(api_port),
         }
         moved = asyncio.Event()
+        hold_file = self.home.hold_file(pop)
+        hold_file.unlink(missing_ok=True)  # a start of the cluster starts all of it
 
         def note() -> None:
             moved.set()
@@ -258,6 +263,7 @@ class Supervisor:
                     stop_s=STOP_S[name],
                     ready=readiness.get(name),
                     env={"PYTHONUNBUFFERED": "1"},
+                    hold_file=hold_file,
                 ),
                 note,
             )
@@ -352,6 +358,8 @@ def _child_document(child: Child) -> dict[str, Any]:
 
 
 def _waiting_for(missing: list[Child]) -> str:
+    if any(child.state == "off" for child in missing):
+        return "it was taken down, and stays so until `edgeflow lab resume`"
     ended = [
         f"{child.spec.name} ended ({child.last_exit})" for child in missing if child.state in ("backoff", "failing")
     ]

@@ -1,28 +1,31 @@
 """A user-space TCP proxy on the links between PoPs: gives a pair of PoPs a one-way delay, a narrow line, or cuts it.
 
-What it is: the wide area network of a cluster on one machine. It is always in the path; with delay 0 it only copies bytes.
+What it is: the wide area network of a cluster on one machine. It is always in the path; with delay 0 it only copies bytes. Each direction of a link has a delay, a
+width and a cut of its own.
 What it is not: a model of loss, or a part of the link protocol. It does not look into the (encrypted) bytes.
 What must stay true: bytes of a connection stay in order whatever the delay does; memory is bounded (a slow receiver slows its sender down);
 a cut holds bytes back as a dead line does, connections stay open, and nothing is lost or altered when it heals.
 
-It is controlled by a document (linkfile.py), which it looks at every POLL_S.
+It is controlled by a document (linkfile.py), which it looks at every POLL_S, and counts beside it what it carries.
 """
 
 import argparse
 import asyncio
 import contextlib
+import json
 import selectors
 import signal
 import socket
 import sys
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import structlog
 
 from edgeflow.host.errors import HostError
-from edgeflow.host.linkfile import Applied, Link, change_link, load_links
+from edgeflow.host.linkfile import Applied, Line, Link, carried_bytes, change_link, described, load_links, save_carried
 
 POLL_S = 0.02
 QUEUE_BYTES = 32 * 1024 * 1024
@@ -34,6 +37,8 @@ LINE_QUEUE_S = 0.25
 PACKET_BYTES = 1500
 DIAL_RETRY_S = 0.2
 DIAL_TRIES = 10
+COUNT_S = 0.5
+"""How often what was carried is written down."""
 
 log = structlog.get_logger()
 
@@ -45,20 +50,23 @@ class LinkState:
         self.link = link
         self.sides: set[Side] = set()
         self.free_s = {True: 0.0, False: 0.0}
-        """When the line has carried what was put on it, towards the answering PoP and back (loop time)."""
+        """When the line has carried what was put on it, by whether it comes from the answering PoP (loop time)."""
+        self.carried = {True: 0, False: 0}
+        """Bytes, the same way."""
 
     def update(self, link: Link) -> None:
         self.link = link
         for side in list(self.sides):
             side.forward()
 
-    @property
-    def delay_s(self) -> float:
-        return self.link.delay_ms / 1000.0
+    def line(self, *, dialled: bool) -> Line:
+        """The direction that begins at the answering PoP (`dialled`), or at the other."""
+        return self.link.line(self.link.b if dialled else self.link.a)
 
     @property
-    def bytes_per_s(self) -> float:
-        return self.link.kbit_s * 125.0
+    def is_cut(self) -> bool:
+        """Nothing passes in either direction."""
+        return self.line(dialled=False).cut and self.line(dialled=True).cut
 
 
 class Side(asyncio.Protocol):
@@ -79,6 +87,19 @@ class Side(asyncio.Protocol):
         self._has_ended = False
         """Its end of stream was passed on."""
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def line(self) -> Line:
+        """The direction that begins here."""
+        return self.state.line(dialled=self._dialled)
+
+    @property
+    def delay_s(self) -> float:
+        return self.line.delay_ms / 1000.0
+
+    @property
+    def bytes_per_s(self) -> float:
+        return self.line.kbit_s * 125.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -128,8 +149,8 @@ class Side(asyncio.Protocol):
             self._timer = None
         now_s = self._loop.time()
         while self._held and self._may_write():
-            due_s = self._held[0][0] + self.state.delay_s
-            if self.state.bytes_per_s:
+            due_s = self._held[0][0] + self.delay_s
+            if self.bytes_per_s:
                 due_s = max(due_s, self.state.free_s[self._dialled])
             if due_s > now_s:
                 self._timer = self._loop.call_at(due_s, self.forward)
@@ -142,7 +163,7 @@ class Side(asyncio.Protocol):
     def _take(self, now_s: float) -> bytes:
         """What goes on the line now: all of the next piece, or as much of it as a narrow line carries in one turn."""
         came_s, data = self._held.popleft()
-        rate = self.state.bytes_per_s
+        rate = self.bytes_per_s
         if rate:
             most = max(PACKET_BYTES, int(rate * SLICE_S))
             if len(data) > most:
@@ -153,7 +174,7 @@ class Side(asyncio.Protocol):
 
     def _may_write(self) -> bool:
         other = self.other
-        return other is not None and not self.state.link.cut and (other._is_writable or other._is_lost)
+        return other is not None and not self.line.cut and (other._is_writable or other._is_lost)
 
     def _write(self, data: bytes) -> None:
         other = self.other
@@ -164,6 +185,7 @@ class Side(asyncio.Protocol):
                 self.transport.close()
         elif data:
             other.transport.write(data)
+            self.state.carried[self._dialled] += len(data)
         elif self._is_lost or other._has_ended:
             # Nothing more will come from here, nor from there: what is still to be written is, then both are closed.
             other.transport.close()
@@ -176,11 +198,9 @@ class Side(asyncio.Protocol):
 
     def _throttle(self) -> None:
         """Stop reading when too much is held, go on when it is not."""
-        rate = self.state.bytes_per_s
-        most = min(QUEUE_BYTES, max(65536, int(rate * (LINE_QUEUE_S + self.state.delay_s)))) if rate else QUEUE_BYTES
-        should_read = self._held_bytes <= most and (
-            self.other is None or self.other._is_writable or self.state.delay_s > 0
-        )
+        rate = self.bytes_per_s
+        most = min(QUEUE_BYTES, max(65536, int(rate * (LINE_QUEUE_S + self.delay_s)))) if rate else QUEUE_BYTES
+        should_read = self._held_bytes <= most and (self.other is None or self.other._is_writable or self.delay_s > 0)
         if self.transport is None or self._is_lost or self.transport.is_closing() or should_read == self._is_reading:
             return
         self._is_reading = should_read
@@ -198,12 +218,18 @@ class Proxy:
         self._states: dict[tuple[str, str], LinkState] = {}
         self._servers: dict[tuple[str, str], asyncio.Server] = {}
         self._dials: set[asyncio.Task[None]] = set()
+        self._before: dict[tuple[str, str], int] = {}
+        """What was carried before this start, or over links that are no more."""
+        self._counted: dict[tuple[str, str], int] = {}
+        self._count_at_s = 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set. Raises OSError when a port cannot be bound at the start, or another proxy serves this document."""
         with contextlib.closing(Applied(self._config)) as applied:
+            self._before = carried_bytes(self._config)
             await self._follow(stop, applied)
             await self._close()
+            self._count()
 
     async def _follow(self, stop: asyncio.Event, applied: Applied) -> None:
         seen: tuple[int, int] | None = None
@@ -222,6 +248,7 @@ class Proxy:
                 log.warning("wan_config_unusable", config=str(self._config), error=str(error))
                 seen = None
             first = False
+            self._count_now_and_then()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
                     await stop.wait()
@@ -252,11 +279,33 @@ class Proxy:
                 delay_ms=link.delay_ms,
                 cut=link.cut,
                 kbit_s=link.kbit_s,
+                back=None if link.back is None else asdict(link.back),
                 port=link.listen_port,
             )
         for name in set(self._states) - {(link.a, link.b) for link in links}:
             self._servers.pop(name).close()
-            del self._states[name]
+            for pair, count in _carried(self._states.pop(name)).items():
+                self._before[pair] = self._before.get(pair, 0) + count
+
+    def _count_now_and_then(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= self._count_at_s:
+            self._count_at_s = now_s + COUNT_S
+            self._count()
+
+    def _count(self) -> None:
+        """Write down what was carried, if that is more than before."""
+        total = dict(self._before)
+        for state in self._states.values():
+            for pair, count in _carried(state).items():
+                total[pair] = total.get(pair, 0) + count
+        if total != self._counted:
+            try:
+                save_carried(self._config, total)
+            except OSError as error:
+                log.warning("wan_count_not_written", error=str(error))
+                return
+            self._counted = total
 
     async def _listen(self, state: LinkState) -> asyncio.Server:
         def accept() -> Side:
@@ -274,7 +323,7 @@ class Proxy:
         state = near.state
         loop = asyncio.get_running_loop()
         for attempt in range(DIAL_TRIES):
-            while state.link.cut:  # noqa: ASYNC110 - polled like the control document that ends it
+            while state.is_cut:  # noqa: ASYNC110 - polled like the control document that ends it
                 await asyncio.sleep(POLL_S)
             try:
                 _, far = await loop.create_connection(
@@ -301,6 +350,11 @@ class Proxy:
         await asyncio.gather(*self._dials, return_exceptions=True)
 
 
+def _carried(state: LinkState) -> dict[tuple[str, str], int]:
+    link = state.link
+    return {(link.a, link.b): state.carried[False], (link.b, link.a): state.carried[True]}
+
+
 async def serve(config: Path) -> None:
     """Run the proxy until SIGTERM or SIGINT."""
     stop = asyncio.Event()
@@ -316,12 +370,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="the control document")
     parser.add_argument("--between", help="two PoPs, comma-separated: change this link and leave")
     parser.add_argument("--delay-ms", type=float, help="one-way delay (ms) in each direction")
+    parser.add_argument("--kbit-s", type=float, help="width (kbit/s) of each direction; 0 = no bound")
     parser.add_argument("--cut", action=argparse.BooleanOptionalAction, default=None, help="cut or heal the link")
+    parser.add_argument("--one-way", action="store_true", help="only what goes from the first to the second")
+    parser.add_argument("--show", action="store_true", help="print the links and what they carried, and leave")
     args = parser.parse_args(argv)
+    if args.show:
+        print(json.dumps(described(args.config)))
+        return 0
     if args.between:
         a, _, b = args.between.partition(",")
         try:
-            change_link(args.config, a, b, delay_ms=args.delay_ms, cut=args.cut)
+            change_link(
+                args.config, a, b, delay_ms=args.delay_ms, cut=args.cut, kbit_s=args.kbit_s, one_way=args.one_way
+            )
         except HostError as error:
             print(f"{error.message} {error.hint}", file=sys.stderr)
             return 1

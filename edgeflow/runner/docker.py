@@ -12,7 +12,6 @@ Labels edgeflow.{cluster,pop,namespace,function,revision,instance,content} say w
 Logs stay with the engine (json-file, bounded); `logs` of a container that was removed are gone, its last lines are in the function's state.
 """
 
-import signal
 import threading
 import time
 from collections import defaultdict
@@ -25,6 +24,7 @@ import docker.errors
 import docker.types
 import structlog
 
+from edgeflow.core.endings import SIGNALS, how_ended
 from edgeflow.core.manifest import ResolvedFunction
 from edgeflow.errors import BadManifest, EdgeflowError
 from edgeflow.runner import bundles, egress, images, pairs, secret_files
@@ -398,12 +398,7 @@ class DockerDriver:
             return "ran out of memory (raise `limits: {memory: ...}`)"
         if state.get("Error"):
             return f"did not start: {state['Error']}"
-        if code > 128:
-            try:
-                return f"was ended by {signal.Signals(code - 128).name}"
-            except ValueError:
-                pass
-        return f"exited with status {code}"
+        return how_ended(128 - code if code - 128 in SIGNALS else code)
 
     def _ask(self, question: Callable[[], Any]) -> Any:
         try:

@@ -24,6 +24,7 @@ from edgeflow.runner.library import IMAGES, PIECES, ImageLibrary
 from edgeflow.runner.references import References, references
 from edgeflow.runner.venvs import Venvs
 from edgeflow.settings import PopSettings
+from edgeflow.store.members import MemberBook
 
 log = structlog.get_logger()
 
@@ -54,6 +55,7 @@ class Keeper:
         self._engine = engine
         self._clock_ms = clock_ms
         self._library = ImageLibrary(store, settings.pop, settings.limits.image_bytes)
+        self._members = MemberBook(store, settings.pop, settings.link.peers)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -96,7 +98,7 @@ class Keeper:
     def _is_my_turn(self, key: str) -> bool:
         """One PoP after the other, so that an image which several engines have is stored once."""
         info = self._store.namespace(SYSTEM_NAMESPACE).head(key)
-        rank = sorted([self._settings.pop, *self._settings.link.peers]).index(self._settings.pop)
+        rank = sorted(self._members.fresh().pops()).index(self._settings.pop)
         return info is not None and written_ms(info.version) + rank * TURN_MS <= self._clock_ms()
 
     # -- what is unused ------------------------------------------------------------------------------------------------

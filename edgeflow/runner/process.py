@@ -26,6 +26,7 @@ from typing import Any
 import structlog
 
 from edgeflow.core import failpoints
+from edgeflow.core.endings import how_ended
 from edgeflow.core.manifest import ResolvedFunction
 from edgeflow.errors import BadManifest
 from edgeflow.runner import bundles, secret_files
@@ -122,7 +123,7 @@ class ProcessDriver:
                 Observed(
                     instance=run["instance"], namespace=run["namespace"], function=run["function"], revision=run["revision"],
                     started_ms=run["started_ms"], running=ended is None, ended=ended,
-                    paused=ended is None and _is_stopped(run["pid"]), content=run.get("content", ""),
+                    paused=ended is None and is_stopped(run["pid"]), content=run.get("content", ""),
                 )
             )  # fmt: skip
         return observed
@@ -169,7 +170,7 @@ class ProcessDriver:
             Path(f"/proc/{child.pid}/autogroup").write_text(str(NICE))
         with self._lock:
             self._children[spec.instance] = child
-        _write(self._runs / f"{spec.instance}.json", {**run, "pid": child.pid, "start_ticks": _start_ticks(child.pid)})
+        _write(self._runs / f"{spec.instance}.json", {**run, "pid": child.pid, "start_ticks": start_ticks(child.pid)})
 
     def stop(self, instance: str) -> None:
         """SIGTERM: the SDK finishes the current invocation, gives the rest back and leaves."""
@@ -225,12 +226,12 @@ class ProcessDriver:
                 # Not reaped yet, so its id cannot belong to anyone else: end what it left behind.
                 _signal_session(child.pid, signal.SIGKILL)
             status = child.poll()
-            return None if status is None else _in_words(status)
+            return None if status is None else how_ended(status)
         if run["pid"] is None:
             found = _find_by_socket(run["socket"])
             if found is None:
                 return "did not start"
-            run |= {"pid": found, "start_ticks": _start_ticks(found)}
+            run |= {"pid": found, "start_ticks": start_ticks(found)}
             _write(self._runs / f"{run['instance']}.json", run)
             log.info("instance_adopted", instance=run["instance"], pid=found)
         return None if is_running(run) else "ended while the control process was away"
@@ -254,22 +255,29 @@ def log_files(state_dir: Path, namespace: str, function: str) -> list[Path]:
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def stop_all(state_dir: Path, grace_s: float = 10.0, on_wait: Callable[[int], None] = lambda left: None) -> int:
-    """End all instances of a PoP whose control process does not run any more. Returns how many there were.
-
-    SIGTERM, then SIGKILL after `grace_s` seconds. `on_wait` gets the number still running.
-    """
+def running(state_dir: Path) -> list[dict[str, Any]]:
+    """The run files of the instances of a PoP whose processes run."""
     runs = []
     for path in sorted(_run_folder(state_dir).glob("*.json")):
         run = _read(path)
         if run is None:
             continue
         if run["pid"] is None and (found := _find_by_socket(run["socket"])) is not None:
-            run |= {"pid": found, "start_ticks": _start_ticks(found)}
+            run |= {"pid": found, "start_ticks": start_ticks(found)}
         if is_running(run):
             runs.append(run)
-            send(run, signal.SIGTERM, group=False)
-            send(run, signal.SIGCONT, group=True)
+    return runs
+
+
+def stop_all(state_dir: Path, grace_s: float = 10.0, on_wait: Callable[[int], None] = lambda left: None) -> int:
+    """End all instances of a PoP whose control process does not run any more. Returns how many there were.
+
+    SIGTERM, then SIGKILL after `grace_s` seconds. `on_wait` gets the number still running.
+    """
+    runs = running(state_dir)
+    for run in runs:
+        send(run, signal.SIGTERM, group=False)
+        send(run, signal.SIGCONT, group=True)
     count, deadline_s = len(runs), time.monotonic() + grace_s
     while runs and time.monotonic() < deadline_s:
         time.sleep(0.05)
@@ -307,7 +315,7 @@ def is_running(run: dict[str, Any]) -> bool:
     return (
         run["boot"] == _boot_id()
         and run["pid"] is not None
-        and _start_ticks(run["pid"]) == run["start_ticks"] is not None
+        and start_ticks(run["pid"]) == run["start_ticks"] is not None
     )
 
 
@@ -357,20 +365,11 @@ def _has_exited(pid: int) -> bool:
         return False
 
 
-def _in_words(status: int) -> str:
-    if status >= 0:
-        return f"exited with status {status}"
-    try:
-        return f"was ended by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"was ended by signal {-status}"
-
-
 def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _start_ticks(pid: int) -> int | None:
+def start_ticks(pid: int) -> int | None:
     """Clock ticks from boot to the start of `pid`; None when it does not run (a zombie does not)."""
     try:
         # The command's name may hold spaces and parentheses: fields are counted from the last one.
@@ -380,7 +379,7 @@ def _start_ticks(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
-def _is_stopped(pid: int | None) -> bool:
+def is_stopped(pid: int | None) -> bool:
     """Whether a process stands still."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"

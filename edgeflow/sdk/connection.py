@@ -1,7 +1,7 @@
 """The instance's end of its socket: frames out in batches, frames in, requests that wait for their reply.
 
 What it is: the instance protocol's transport (docs/protocol.md) on one unix stream socket, and `AgentPort`, the `Port` of outcome.py on top of it.
-What it is not: the order of work (runtime.py).
+What it is not: the order of work (session.py).
 What must stay true: the handler's thread does its own reads, because a hand-over between threads costs more than a short handler takes; the
 watchdog reads only while nobody else waits; whoever reads what another thread waits for wakes it; `kill` ends the process whoever reads it; after
 a frame that was sent or read by half nothing more goes over the socket.

@@ -51,6 +51,11 @@ class FunctionInfo:
     any_channel: bool = False
     """Unit tests only: emit may use any channel."""
 
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """Who speaks, in each line of the log."""
+        return {"pop": self.pop, "namespace": self.namespace, "function": self.function, "instance": self.instance}
+
     def channel(self, name: str, captures: Callable[[], Mapping[str, str]] = dict) -> str:
         """The full name of a channel that may be published on: one of `publish`, or one that a template there can become.
 

@@ -39,6 +39,7 @@ from edgeflow.sdk.context import Context
 from edgeflow.sdk.inputs import BodyCache, Input
 from edgeflow.sdk.log import Log
 from edgeflow.sdk.outcome import Frame, Outcome
+from edgeflow.sdk.raised import describe
 from edgeflow.sdk.stored import ContextCache, Value
 
 _chance = random.Random()
@@ -92,12 +93,7 @@ class Direct:
         self._counts = {"processed": 0, "failed": 0, "repeated": 0}
         self._handler_us: deque[float] = deque(maxlen=SAMPLES)
         self._platform_us: deque[float] = deque(maxlen=SAMPLES)
-        self._log_fields = {
-            "pop": self._info.pop,
-            "namespace": self._info.namespace,
-            "function": self._info.function,
-            "instance": self._info.instance,
-        }
+        self._log_fields = self._info.log_fields
 
     def serve(self, connection: Connection) -> int:
         """Work until told to stop; returns the exit status: 0 stopped or drained, 1 no agent for too long."""
@@ -190,7 +186,7 @@ class Direct:
             BaseException
         ) as error:  # SystemExit too: a handler's sys.exit() is a failed event, not the end of the instance
             self._counts["failed"] += 1
-            text, trace = instance.describe(error)
+            text, trace = describe(error)
             log.error("handler_failed", event_id=event_id, error=text, retry=False, traceback=trace)
         else:
             self._counts["processed"] += 1

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeflow.errors import BadHandler
+from edgeflow.sdk.ending import EXIT_BAD_HANDLER, EXIT_STOPPED, Stop
 from edgeflow.sdk.failures import Failures
 from edgeflow.sdk.function import Handle, check_signature, load_handler
 from edgeflow.sdk.printed import Printed
-from edgeflow.sdk.runtime import EXIT_BAD_HANDLER, EXIT_STOPPED, Instance, Stop
+from edgeflow.sdk.runtime import Instance
 
 WARM_AFTER_S = 0.3
 """A spare begins to import packages when the instance that has just begun to serve has had the processor for so long."""

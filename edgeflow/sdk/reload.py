@@ -21,9 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgeflow.core.endings import how_ended
+from edgeflow.sdk.ending import EXIT_BAD_HANDLER, EXIT_KILLED, EXIT_NO_AGENT, EXIT_STOPPED
 from edgeflow.sdk.live import live
 from edgeflow.sdk.log import Log
-from edgeflow.sdk.runtime import EXIT_BAD_HANDLER, EXIT_KILLED, EXIT_NO_AGENT, EXIT_STOPPED
+from edgeflow.sdk.started import told
 from edgeflow.sdk.watching import Folder
 
 LEAVE_S = 1.0
@@ -159,7 +161,7 @@ class Keeper:
             self._loading = None
             if not life.was_refused:
                 self._log.error(
-                    "code_refused", error=f"it {_in_words(status)} while it was loaded", hint="Modules of a handler may not end the process.",
+                    "code_refused", error=f"it {how_ended(status)} while it was loaded", hint="Modules of a handler may not end the process.",
                     file=None, line=None, shown="", old_code=self._serving is not None,
                 )  # fmt: skip
             if self._spare is None:
@@ -178,7 +180,7 @@ class Keeper:
         first_s, longest_s = RESTART_S
         wait_s = 0.0 if status == EXIT_KILLED else min(longest_s, first_s * 2**self._ends)
         self._ends += 1
-        self._log.error("code_ended", how=_in_words(status), again_in_s=wait_s)
+        self._log.error("code_ended", how=how_ended(status), again_in_s=wait_s)
         self._again_s = time.monotonic() + wait_s
 
     def _stop(self) -> None:
@@ -248,17 +250,11 @@ class Keeper:
             os._exit(status)
 
 
-def _in_words(status: int) -> str:
-    return f"exited with status {status}" if status >= 0 else f"was ended by {signal.Signals(-status).name}"
-
-
 def main() -> int:
     """Entry point of `python -m edgeflow.sdk.reload`; returns the exit status."""
-    socket_path, folder = os.environ.get("EDGEFLOW_SOCKET"), os.environ.get("EDGEFLOW_HANDLER")
-    if not socket_path or not folder:
-        missing = "EDGEFLOW_SOCKET" if not socket_path else "EDGEFLOW_HANDLER"
-        print(f"edgeflow: {missing} is not set; the runner starts this program, not a user", file=sys.stderr)
+    if (given := told("EDGEFLOW_SOCKET", "EDGEFLOW_HANDLER")) is None:
         return EXIT_BAD_HANDLER
+    socket_path, folder = given
     failures = os.environ.get("EDGEFLOW_FAILURES")
     return Keeper(socket_path, Path(folder), Path(failures) if failures else None).run()
 

@@ -26,6 +26,7 @@ import httpx
 
 from edgeflow.core.tokens import parse_session
 from edgeflow.errors import BadRequest, EdgeflowError, NotFound, NotReplicated, Unavailable
+from edgeflow.sdk.stored import Version
 from edgeflow.sdk.subscription import FIRST_WAIT_S, LONGEST_WAIT_S, SILENCE_S, parse_sse
 
 SESSION_HEADER = "edgeflow-session"
@@ -84,17 +85,6 @@ class Value(ValueInfo):
     def text(self) -> str:
         """The body as UTF-8 text. Raises UnicodeDecodeError."""
         return self.data.decode()
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """One write of a value that is kept; not `current`: it lost to a write that had not seen it."""
-
-    version: str
-    size: int
-    content_type: str | None
-    current: bool
-    origin: str
 
 
 @dataclass(frozen=True, slots=True)

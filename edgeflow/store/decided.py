@@ -92,14 +92,10 @@ def read_value(handle: ReplicatedNamespace, key: str) -> Body:
     if info is None or (value is None and info.kind == "register"):
         # A value that came between the two looks is as good as one that comes now.
         return {"value": None, "seen": _positions(handle)}
-    content: Any = None
     data = value.data if isinstance(value, Value) and value.digest is None else None
+    content = handle.typed_content(key, info.kind)
     if info.kind == "counter":
-        content = str(handle.count_value(key) or 0)  # may be more than travels as a number
-    elif info.kind == "set":
-        content = handle.set_members(key)
-    elif info.kind == "map":
-        content = handle.map_fields(key)
+        content = str(content or 0)  # may be more than travels as a number
     found = {
         "key": key, "version": info.version, "size": info.size, "content_type": info.content_type, "digest": info.digest, "kind": info.kind,
         "origin": info.origin, "expires_ms": info.expires_ms, "data": data, "content": content,

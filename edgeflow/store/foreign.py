@@ -124,6 +124,7 @@ def _is_channel(value: bytes) -> bool:
 
 def _entry(entry: Mapping[bytes, Any], prefix: bytes) -> None:
     _need(_text(entry.get(b"k")) and _number(entry.get(b"t")), "its head")
+    _need(type(entry.get(b"id", b"")) is bytes and len(entry.get(b"id", b"")) <= 64, "the name of its event")
     for ended in _list(entry.get(b"x", []), "the list of ends"):
         _need(type(ended) is list and len(ended) in (5, 6), "an end")
         _row(ended[:5], "an end", _text, _text, _text, _bytes, _flag)

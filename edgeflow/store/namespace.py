@@ -4,6 +4,7 @@ What it is: the typed client of the Lua library for one `ef:{namespace}:` slot. 
 What must stay true: every write is one atomic call; a call is repeated after an outage in a way that cannot double its effect.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -57,6 +58,8 @@ from edgeflow.store.values import Values, deadline_of, pack_ops
 RING_SIZE = 1024
 """Redeliveries that are recognised per namespace; more than twice any receive maximum."""
 
+NAME_BYTES = 16
+"""What is kept of the id that a client gave its event: at every PoP, and in the log."""
 FULL_KEYS = "full/"
 """Keys `full/<namespace>/<pop>` of the system namespace: filters of the channels that a PoP has no room for."""
 FULL_EVERY_S = 1.0
@@ -190,8 +193,9 @@ class Namespace(Values):
         if taken:
             statuses, inboxes = msgpack.unpackb(writes.pop())
             woken.update(inboxes)
-            for packed, (*status, n) in zip(taken, statuses, strict=True):
-                results[packed.position] = self._receipt(packed.arrival, *status)
+            for packed, (status, epoch, seq, version, n, *origin) in zip(taken, statuses, strict=True):
+                at = LogId(origin[0] if origin else self.pop, epoch)
+                results[packed.position] = self._receipt(packed.arrival, status, at, seq, version)
                 if n:
                     released.append(OwnRelease(n, None if packed.arrival.via == "mqtt" else packed.arrival.event))
         claimed = []
@@ -242,7 +246,7 @@ class Namespace(Values):
         arrival.event = replace(arrival.event, data=data, ref=ref, datacontenttype=content_type)
         arrival.dataref = None
 
-    def _receipt(self, arrival: Arrival, status: str, epoch: int, seq: int, version: str) -> Receipt | Refusal:
+    def _receipt(self, arrival: Arrival, status: str, log: LogId, seq: int, version: str) -> Receipt | Refusal:
         if status == "full":
             text = f"the inbox of function {version} is full; {arrival.event.channel} takes no more until it has room"
             return Refusal(arrival.event.id, QueueFull(text, retry_after_s=seq / 1000))
@@ -255,7 +259,7 @@ class Namespace(Values):
             return Refusal(arrival.event.id, QuotaExceeded(text, retry_after_s=seq / 1000))
         waiting = status == "waiting" or (status == "again" and seq == 0 and arrival.ring is None)
         return Receipt(
-            class_="waiting" if waiting else "durable", origin=self.pop, epoch=epoch, seq=seq, id=arrival.event.id, version=version or None,
+            class_="waiting" if waiting else "durable", origin=log.origin, epoch=log.epoch, seq=seq, id=arrival.event.id, version=version or None,
             duplicate=status == "again",
         )  # fmt: skip
 
@@ -272,7 +276,8 @@ class Namespace(Values):
             if arrival.deduplicate:
                 # The same event may be handed to several functions by name, and published as well.
                 called = f"|{arrival.event.channel}" if table.invoked(arrival.event.channel) is not None else ""
-                item["id"] = f"{arrival.event.source}|{arrival.event.id}{called}"
+                name = f"{arrival.event.source}|{arrival.event.id}{called}"
+                item["id"] = hashlib.blake2b(name.encode(), digest_size=NAME_BYTES).digest()
             if arrival.ring is not None:
                 item["ring"] = arrival.ring
                 item["again"] = again or arrival.again

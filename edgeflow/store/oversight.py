@@ -478,7 +478,7 @@ def _letter(id: str, fields: Sequence[Any]) -> DeadLetter | None:
 
 
 def _in_replay(info: ReplayInfo, released: Released) -> bool:
-    if released.event is None or not matches(info.channel, released.event.channel):
+    if released.event is None or released.is_repeated or not matches(info.channel, released.event.channel):
         return False
     return (info.from_ms is None or released.released_ms >= info.from_ms) and (
         info.to_ms is None or released.released_ms <= info.to_ms

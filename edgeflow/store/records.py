@@ -205,6 +205,10 @@ class MapRemove:
 Write = Put | Delete | Increment | SetAdd | SetRemove | MapPut | MapRemove
 
 
+REPEATED = "repeated"
+"""How an event came that is shown to nobody, since the same one came before it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Released:
     """One entry of the release stream: an event, or a gap."""
@@ -214,6 +218,11 @@ class Released:
     gap: Mapping[str, Any] | None
     via: str
     released_ms: int
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether the client repeated this publish at another PoP, and that one was here first: nobody is shown this one."""
+        return self.via == REPEATED
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,7 +171,7 @@ class ReplicatedNamespace(OwnedNamespace, HomedNamespace, CachedBodies):
 
         def directives(table: RouteTable, seq: int, entry: dict[bytes, Any]) -> list[list[Directive]]:
             shared = entry.get(b"sh")
-            cause = shared[0][0].decode() if shared else ""
+            cause = (shared[0][0] if shared else entry.get(b"id", b"")).decode(errors="backslashreplace")
             # Most events of most logs go to no function here: only those that do are unpacked.
             return [
                 self.directives(unpack_event(fields, log.origin, log.epoch, seq, index), cause=cause)

@@ -315,6 +315,14 @@ class Values(Bodies):
 
     # -- counters, sets, maps ------------------------------------------------------------------------------------------
 
+    def typed_content(self, key: str, kind: str) -> Any:
+        """What is under a key of that type: of a counter its value, of a set its elements, of a map its fields. None when it is gone, or a plain value."""
+        if kind == "counter":
+            return self.count_value(key)
+        if kind == "set":
+            return self.set_members(key)
+        return self.map_fields(key) if kind == "map" else None
+
     def count_value(self, key: str) -> int | None:
         """A counter's value here, None when nothing has counted under that key."""
         fields = self._connection.one("HGETALL", f"{self.prefix}tally:{key}")
@@ -372,18 +380,12 @@ class Values(Bodies):
         while names := self._names("keys", "", after, _PAGE):
             for info in self.heads_of(names):
                 if info is not None:
-                    digest.update(msgpack.packb([info.key, info.kind, self._content(info)]))
+                    content = self.typed_content(info.key, info.kind)
+                    if info.kind == "register":
+                        content = [info.version, info.size, info.digest, info.content_type]
+                    digest.update(msgpack.packb([info.key, info.kind, content]))
             after = names[-1]
         return digest.hexdigest()
-
-    def _content(self, info: ValueInfo) -> Any:
-        if info.kind == "counter":
-            return self.count_value(info.key)
-        if info.kind == "set":
-            return self.set_members(info.key)
-        if info.kind == "map":
-            return self.map_fields(info.key)
-        return [info.version, info.size, info.digest, info.content_type]
 
 
 class _Folded:

@@ -1,16 +1,17 @@
-"""One three-PoP cluster with the real application for all tests of this folder that hurt or watch it."""
+"""One three-PoP cluster with the real application for all tests of this folder that hurt or watch it; one PoP for modules that need no more."""
 
 import contextlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edgeflow.cli.admin import Operator
 from edgeflow.cli.apply import Target, apply_file
 from edgeflow.host.local import LocalCluster
 from edgeflow.sdk.client import Client, Gap, ReceivedEvent
@@ -172,6 +173,20 @@ def video(programs: None) -> Video:
     running.client("ny").put("vision/models/person-of-interest", person.make_model(faces.portrait(0)))
     running.client("ny").put("vision/models/replacement-face", person.replacement_face(), content_type="image/jpeg")
     return running
+
+
+@pytest.fixture(scope="module")
+def cluster(programs: None) -> Iterator[LocalCluster]:
+    """One PoP, for the tests of a module."""
+    with LocalCluster(["la"]) as running:
+        yield running
+
+
+@pytest.fixture
+def client(cluster: LocalCluster) -> Iterator[Operator]:
+    access = cluster.pop("la")
+    with Operator(access.api_url, access.token) as one:
+        yield one
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,6 @@ from edgeflow.host.local import LocalCluster
 pytestmark = [pytest.mark.usefixtures("programs"), pytest.mark.timeout(180)]
 Wait = Callable[..., Any]
 SLOW = "import time\n\n@function\ndef handle(ctx, words):\n    began = time.time()\n    time.sleep({})\n    return {{'began': began}}"
-
-
-@pytest.fixture(scope="module")
-def cluster(programs: None) -> Iterator[LocalCluster]:
-    with LocalCluster(["la"]) as running:
-        yield running
-
-
-@pytest.fixture
-def client(cluster: LocalCluster) -> Iterator[Operator]:
-    access = cluster.pop("la")
-    with Operator(access.api_url, access.token) as one:
-        yield one
 
 
 class App:

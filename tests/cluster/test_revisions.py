@@ -1,7 +1,7 @@
 """Revisions that take over, or do not, on a real PoP."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,6 @@ pytestmark = [pytest.mark.usefixtures("programs"), pytest.mark.timeout(180)]
 Wait = Callable[..., Any]
 GOOD = "@function\ndef handle(ctx, words):\n    return words.text() + ' {}'"
 CRASHES = "import os\n\n@function\ndef handle(ctx, words):\n    os._exit(3)"
-
-
-@pytest.fixture(scope="module")
-def cluster(programs: None) -> Iterator[LocalCluster]:
-    with LocalCluster(["la"]) as running:
-        yield running
-
-
-@pytest.fixture
-def client(cluster: LocalCluster) -> Iterator[Operator]:
-    access = cluster.pop("la")
-    with Operator(access.api_url, access.token) as one:
-        yield one
 
 
 @pytest.fixture

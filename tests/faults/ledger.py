@@ -64,7 +64,7 @@ class Released:
     channel: str
     prev: int
     via: str
-    """"mqtt" for what came in over this PoP's broker."""
+    """"mqtt" for what came in over this PoP's broker, "repeated" for what came a second time from another PoP and is shown to nobody."""
     id: str
     subject: str
 
@@ -93,7 +93,7 @@ class Ledger:
 
     def subjects(self, channel: str) -> list[str]:
         """Subjects of the released events on a channel, in order."""
-        return [one.subject for one in self.released if one.channel == channel]
+        return [one.subject for one in self.released if one.channel == channel and one.via != "repeated"]
 
     def problems(self, subscriptions: Mapping[str, int]) -> list[str]:
         """What does not add up. `subscriptions`: how many inputs of functions at this PoP each channel feeds."""
@@ -131,7 +131,7 @@ class Ledger:
         equal(
             "arrivals, released events that feed functions here",
             count["arrivals"],
-            sum(subscriptions.get(one.channel, 0) for one in self.released),
+            sum(subscriptions.get(one.channel, 0) for one in self.released if one.via != "repeated"),
         )
         given_up = (
             count["invocations_dead"] + count["invocations_expired"]

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from edgeflow.host import wan
-from edgeflow.host.linkfile import Link, change_link, save_links
+from edgeflow.host.linkfile import Link, carried_bytes, change_link, save_links
 from edgeflow.host.ports import any_free
 
 
@@ -22,6 +22,12 @@ class Far:
         self.digest = hashlib.sha256()
         self.reading = asyncio.Event()
         self.reading.set()
+
+    async def has_heard(self, count):
+        deadline = time.monotonic() + 20
+        while self.received < count:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
 
     async def __call__(self, reader, writer):
         try:
@@ -152,6 +158,48 @@ def test_cut_holds_back_and_heals_without_loss(tmp_path):
         late_writer.close()
 
     through_proxy(tmp_path, work)
+
+
+def test_one_direction_is_cut_and_the_other_goes_on(tmp_path):
+    async def work(config, connect, far):
+        reader, writer = await connect()
+        await round_trip_ms(reader, writer)
+        await asyncio.to_thread(change_link, config, "b", "a", cut=True, one_way=True)
+        before = far.received
+        writer.write(b"heard")
+        await far.has_heard(before + 5)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(reader.read(1), 0.3)
+        late_reader, late_writer = await connect()  # a new connection is heard, and hears nothing
+        late_writer.write(b"late")
+        await far.has_heard(before + 9)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(late_reader.read(1), 0.3)
+        await asyncio.to_thread(change_link, config, "a", "b", cut=False)
+        assert await asyncio.wait_for(reader.readexactly(5), 20) == b"heard"
+        assert await asyncio.wait_for(late_reader.readexactly(4), 20) == b"late"
+        writer.close()
+        late_writer.close()
+
+    through_proxy(tmp_path, work)
+
+
+def test_what_is_carried_is_counted_in_each_direction_over_restarts_of_the_proxy(tmp_path):
+    async def work(config, connect, far):
+        far.echo = False
+        _, writer = await connect()
+        writer.write(b"x" * 1000)
+        wanted = 1000 + sum(before.values())
+        deadline = time.monotonic() + 20
+        while carried_bytes(config) != {("a", "b"): wanted, ("b", "a"): 0}:
+            assert time.monotonic() < deadline, carried_bytes(config)
+            await asyncio.sleep(0.02)
+        writer.close()
+
+    for _ in range(2):
+        before = carried_bytes(tmp_path / "wan.json")
+        through_proxy(tmp_path, work)
+    assert sum(before.values()) == 1000
 
 
 def test_a_narrow_line_carries_so_much_a_second_and_no_more(tmp_path):

@@ -9,15 +9,13 @@ from typing import Any
 
 import pytest
 from image_archives import digest, docker_archive, layer
-from link_pops import Line, LinkPop, RedisServer, free_port, make_settings
+from link_pops import LinkedPair
 
 from edgeflow.errors import NotFound
 from edgeflow.runner import library as libraries
 from edgeflow.runner.archives import BadImage, BytesSource, look, unpacked
 from edgeflow.runner.keeper import Keeper
 from edgeflow.runner.library import ImageAway, ImageLibrary, StoredImage
-from edgeflow.settings import Peer, PopSettings
-from edgeflow.store import Store
 
 Wait = Callable[..., Any]
 MIB = 1024 * 1024
@@ -32,26 +30,14 @@ def app(mark: str, size: int = MIB) -> list[bytes]:
     return [BASE, layer({"app": mark.encode() + os.urandom(size)})]
 
 
-class Pair:
-    """PoPs a and b; all that goes from b's listener to a and back runs through a line that counts and can be cut."""
+class Pair(LinkedPair):
+    """PoPs a and b with libraries of images; what goes over the line is counted."""
 
     def __init__(self, folder: Path) -> None:
-        ports = {"a": free_port(), "b": free_port()}
-        self.line = Line(ports["b"])
-        self.settings: dict[str, PopSettings] = {}
-        self.redis, self.stores, self.pops, self.libraries = {}, {}, {}, {}
-        for name in ports:
-            settings = make_settings(folder, name, ports)
-            if name == "a":
-                peers = {"b": Peer(host="127.0.0.1", port=self.line.port)}
-                settings = settings.model_copy(update={"link": settings.link.model_copy(update={"peers": peers})})
-            self.settings[name] = settings
-            self.redis[name] = RedisServer(folder / name / "redis", settings.store.redis_socket).start()
-            self.stores[name] = Store.open(settings)
-            self.pops[name] = LinkPop(settings, self.stores[name]).start()
-            self.libraries[name] = ImageLibrary(self.stores[name], name, GIB)
+        super().__init__(folder)
+        self.libraries = {name: ImageLibrary(store, name, GIB) for name, store in self.stores.items()}
         self._is_over = threading.Event()
-        self._threads = [threading.Thread(target=self._serve, args=(name,), daemon=True) for name in ports]
+        self._threads = [threading.Thread(target=self._serve, args=(name,), daemon=True) for name in self.pops]
         for thread in self._threads:
             thread.start()
 
@@ -76,13 +62,7 @@ class Pair:
         self._is_over.set()
         for thread in self._threads:
             thread.join(5)
-        for pop in self.pops.values():
-            pop.stop()
-        self.line.close()
-        for store in self.stores.values():
-            store.close()
-        for redis in self.redis.values():
-            redis.kill()
+        super().stop()
 
 
 @pytest.fixture

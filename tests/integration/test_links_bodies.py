@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from link_pops import Line, LinkPop, RedisServer, free_port, make_settings
+from link_pops import LinkedPair
 
 from edgeflow.core.events import make_event
 from edgeflow.core.policies import Policies, Rule
 from edgeflow.errors import BodyMissing, CorruptBlob
-from edgeflow.settings import Peer
-from edgeflow.store import Arrival, Store
+from edgeflow.store import Arrival
 from edgeflow.store.blobs import digest_of
 from edgeflow.store.replica import ReplicatedNamespace
 
@@ -23,23 +22,11 @@ MIB = 1024 * 1024
 pytestmark = pytest.mark.usefixtures("programs")
 
 
-class Pair:
-    """PoPs a and b with real stores; a dials b through a line that can be cut."""
+class Pair(LinkedPair):
+    """PoPs a and b with a namespace whose bodies travel."""
 
     def __init__(self, folder: Path, **limits: int) -> None:
-        ports = {"a": free_port(), "b": free_port()}
-        self.line = Line(ports["b"])
-        self.redis, self.stores, self.pops = {}, {}, {}
-        self.state_dirs: dict[str, Path] = {}
-        for name in ports:
-            settings = make_settings(folder, name, ports, **limits)
-            if name == "a":
-                peers = {"b": Peer(host="127.0.0.1", port=self.line.port)}
-                settings = settings.model_copy(update={"link": settings.link.model_copy(update={"peers": peers})})
-            self.state_dirs[name] = settings.state_dir
-            self.redis[name] = RedisServer(folder / name / "redis", settings.store.redis_socket).start()
-            self.stores[name] = Store.open(settings)
-            self.pops[name] = LinkPop(settings, self.stores[name]).start()
+        super().__init__(folder, **limits)
         self.stores["a"].create_namespace(NS)
 
     def ns(self, name: str) -> ReplicatedNamespace:
@@ -70,7 +57,7 @@ class Pair:
 
     def file(self, name: str, digest: str) -> Path:
         text = digest.removeprefix("sha256:")
-        return self.state_dirs[name] / "blobs" / NS / text[:2] / text
+        return self.settings[name].state_dir / "blobs" / NS / text[:2] / text
 
     def place(self, *rules: Rule) -> None:
         """Policies, known at both PoPs."""
@@ -80,15 +67,6 @@ class Pair:
 
     def policies_are_known(self) -> bool:
         return all(self.ns(name).placing_policies().rules for name in ("a", "b"))
-
-    def stop(self) -> None:
-        for pop in self.pops.values():
-            pop.stop()
-        self.line.close()
-        for store in self.stores.values():
-            store.close()
-        for redis in self.redis.values():
-            redis.kill()
 
 
 @pytest.fixture

@@ -112,7 +112,11 @@ def out(pop: Pop, *names: str, again: bool = False) -> None:
 def seen(pop: Pop, channel: str) -> list[str]:
     """Ids of the released events of a channel, in order."""
     released = pop.ns.read_release(0, 100_000)
-    return [one.event.id for one in released if one.event is not None and one.event.channel == f"{NAME}/{channel}"]
+    return [
+        one.event.id
+        for one in released
+        if one.event is not None and not one.is_repeated and one.event.channel == f"{NAME}/{channel}"
+    ]
 
 
 def assert_conserved(ns: ReplicatedNamespace) -> None:

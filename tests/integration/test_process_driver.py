@@ -120,7 +120,7 @@ def test_a_killed_instance_says_so_and_takes_its_children_along(
     os.kill(pid_of(settings), signal.SIGKILL)
     wait_until(lambda: not only(driver).running, "it ends")
     assert only(driver).ended == "was ended by SIGKILL"
-    wait_until(lambda: process._start_ticks(child) is None, "the child ends too")
+    wait_until(lambda: process.start_ticks(child) is None, "the child ends too")
 
 
 def _text(path: Path) -> str:
@@ -135,7 +135,7 @@ def test_another_control_process_adopts_what_runs(
     later = ProcessDriver(settings)
     assert only(later).running
     later.kill("vision.f-1")
-    wait_until(lambda: process._start_ticks(pid) is None, "it is killed")
+    wait_until(lambda: process.start_ticks(pid) is None, "it is killed")
     assert only(later).ended == "ended while the control process was away"
 
 
@@ -178,7 +178,7 @@ def test_stop_all_ends_everything(settings: PopSettings, driver: ProcessDriver, 
         driver.start(spec_of(settings, python, f"vision.f-{number}"))
     pids = [pid_of(settings, f"vision.f-{number}") for number in range(3)]
     assert stop_all(settings.state_dir, grace_s=5) == 3
-    assert all(process._start_ticks(pid) is None for pid in pids)
+    assert all(process.start_ticks(pid) is None for pid in pids)
     assert list((settings.state_dir / "instances").iterdir()) == []
 
 

@@ -120,6 +120,76 @@ def test_an_own_id_is_one_event_within_the_window_and_gets_the_same_receipt(pops
     assert ns.counters()["events_duplicate"] == 1
 
 
+def shown(ns: ReplicatedNamespace) -> list[tuple[str, str]]:
+    """(id, origin) of what subscribers are shown."""
+    return [(one.event.id, one.event.origin) for one in ns.read_release(0, 1000) if one.event and not one.is_repeated]
+
+
+def test_an_own_id_that_came_from_another_pop_is_known_here(pops: Callable[..., Pop]) -> None:
+    a, b = pops("a"), pops("b")
+    first = ingest(a.ns, event("x", id="mine"), deduplicate=True, put_key="k")[0]
+    replicate(a, b)
+    again = ingest(b.ns, event("x", id="mine"), deduplicate=True, put_key="k")[0]
+    assert again.duplicate and (again.origin, again.seq, again.version) == ("a", first.seq, first.version)
+    assert shown(b.ns) == [("mine", "a")] and b.ns.counters()["events_duplicate"] == 1
+
+
+def test_a_publish_that_was_repeated_at_another_pop_is_shown_and_handled_once_at_each(pops: Callable[..., Pop]) -> None:
+    a, b = pops("a"), pops("b")
+    for pop in (a, b):
+        install(pop.ns, f=function("x"))
+    for pop in (a, b):
+        ingest(pop.ns, event("x", id="mine"), deduplicate=True)
+    ingest(a.ns, event("x", id="next"), deduplicate=True)
+    replicate(a, b)
+    replicate(b, a)
+    assert shown(a.ns) == [("mine", "a"), ("next", "a")]
+    assert shown(b.ns) == [("mine", "b"), ("next", "a")]
+    for pop, ids in ((a, ["mine", "next"]), (b, ["mine", "next"])):
+        assert [work.inputs[0].event.id for work in claim(pop.ns, "f")] == ids
+        counters = pop.ns.counters()
+        assert (counters["events_repeated"], counters["arrivals"]) == (1, 2)
+        assert {one.name: one.events for one in pop.ns.channels()} == {f"{NAME}/x": 2}
+        # Both entries are in the stream, so that a cursor can name either.
+        assert sorted(released(pop.ns)) == ["mine", "mine", "next"]
+    assert a.ns.content_hash() == b.ns.content_hash()
+
+
+def test_events_that_clients_did_not_name_are_never_taken_for_repeated(pops: Callable[..., Pop]) -> None:
+    a, b = pops("a"), pops("b")
+    for pop in (a, b):
+        ingest(pop.ns, event("x", id="same"))
+    replicate(a, b)
+    assert shown(b.ns) == [("same", "b"), ("same", "a")]
+
+
+def test_a_repeated_publish_is_taken_where_the_body_of_the_first_one_has_not_come(pops: Callable[..., Pop]) -> None:
+    a, b = pops("a"), pops("b")
+    large = b"z" * 10_000
+    ingest(a.ns, event("x", large, id="mine"), deduplicate=True)
+    replicate(a, b)
+    assert shown(b.ns) == []
+    receipt = ingest(b.ns, event("x", large, id="mine"), deduplicate=True)[0]
+    # The body came with it, and opens the gate of the first one before it is its turn: whichever it is, it is one.
+    assert receipt.class_ == "durable" and [id for id, _ in shown(b.ns)] == ["mine"]
+
+
+def test_an_event_that_waits_for_its_value_gives_way_to_the_one_that_came_from_another_pop(
+    pops: Callable[..., Pop],
+) -> None:
+    a, b = pops("a"), pops("b")
+    assert ingest(b.ns, event("x", b"", id="mine"), deduplicate=True, dataref=f"ekv:{NAME}/late")[0].class_ == "waiting"
+    ingest(a.ns, event("x", b"v", id="mine"), deduplicate=True)
+    replicate(a, b)
+    assert shown(b.ns) == [("mine", "a")]
+    b.ns.put("late", b"v")
+    assert shown(b.ns) == [("mine", "a")] and b.ns.counters()["events_repeated"] == 1
+    ingest(b.ns, event("x", b"", id="other"), deduplicate=True, dataref=f"ekv:{NAME}/later")
+    b.ns.put("later", b"v")
+    again = ingest(b.ns, event("x", b"", id="other"), deduplicate=True)[0]
+    assert again.duplicate and again.class_ == "durable" and again.seq > 0
+
+
 def test_a_redelivery_in_the_ring_is_taken_once_and_the_same_message_id_of_a_new_message_is_not_mistaken(
     pops: Callable[..., Pop],
 ) -> None:

@@ -391,6 +391,13 @@ def make_api(folder: Path, store: Any | None = None, *, pop: str = "chicago", **
     return Api(settings, store, TOKEN, TailHub(store, encoder.event, encoder.gap), runner_alive=lambda: True)
 
 
+def empty_store(api: Api) -> FakeStore:
+    """Has the API stand on a new store."""
+    store = FakeStore()
+    api.store = store  # type: ignore[assignment]
+    return store
+
+
 @contextmanager
 def served(api: Api, port: int = 0) -> Iterator[str]:
     """The app on a real port of the loopback interface; its base URL."""

@@ -18,10 +18,10 @@ from edgeflow.sdk.adapters.mqtt import LISTENING
 from edgeflow.sdk.adapters.ports import free_port
 from edgeflow.sdk.adapters.setting import VARIABLE, Setting
 from edgeflow.sdk.context import Context, FunctionInfo
+from edgeflow.sdk.ending import Stop
 from edgeflow.sdk.inputs import Input
 from edgeflow.sdk.log import Log
 from edgeflow.sdk.outcome import Later, Outcome
-from edgeflow.sdk.runtime import Stop
 from edgeflow.sdk.stored import Value
 from edgeflow.sdk.testing import _MemoryPort
 

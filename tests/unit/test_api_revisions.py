@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from api_fakes import TOKEN, FakeStore, make_api, served
+from api_fakes import TOKEN, FakeStore
 
 from edgeflow.api.context import Api
 from edgeflow.api.revisions import KEPT
@@ -19,20 +19,6 @@ def manifest(**fields: str) -> dict[str, Any]:
     """{function: its fields}."""
     lines = [f"  {name}: {{image: i, place: {{pops: [chicago]}}, {text}}}" for name, text in fields.items()]
     return resolve(parse("namespace: vision\nfunctions:\n" + "\n".join(lines)), {}, applied_ms=1)
-
-
-@pytest.fixture(scope="module")
-def served_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, str]]:
-    api = make_api(tmp_path_factory.mktemp("api"))
-    with served(api) as url:
-        yield api, url
-
-
-@pytest.fixture
-def store(served_api: tuple[Api, str]) -> FakeStore:
-    store = FakeStore()
-    served_api[0].store = store  # type: ignore[assignment]
-    return store
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from api_fakes import TOKEN, FakeNamespace, FakeStore, make_api, served
+from api_fakes import TOKEN, FakeNamespace, FakeStore, empty_store, make_api, served
 
 from edgeflow.api.context import Api
 from edgeflow.core.events import BlobRef, Event
@@ -36,17 +36,9 @@ functions:
 INVOKE = "/v1/functions/vision/detect/invoke"
 
 
-@pytest.fixture(scope="module")
-def served_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, str]]:
-    api = make_api(tmp_path_factory.mktemp("api"), event_bytes=1000)
-    with served(api) as url:
-        yield api, url
-
-
 @pytest.fixture
 def store(served_api: tuple[Api, str]) -> FakeStore:
-    store = FakeStore()
-    served_api[0].store = store  # type: ignore[assignment]
+    store = empty_store(served_api[0])
     document = resolve(parse(MANIFEST), {}, applied_ms=1)
     store.namespace("system").put("manifests/vision", json.dumps(document).encode())
     return store

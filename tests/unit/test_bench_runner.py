@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from bench import archives
 from bench.generator import Flood, drive
 from bench.measures import Trips
-from bench.runner import contracts, moved, report, starts
+from bench.runner import contracts, report, starts
 from bench.runner.contracts import StdioGenerator
 from bench.runner.world import Failed, Heard, until
 
@@ -119,8 +120,8 @@ def test_the_rounds_of_a_contract_become_medians_and_sums() -> None:
 
 def test_made_images_share_their_base() -> None:
 
-    base, own = moved.tar({"base": b"b"}), moved.tar({"own": b"o"})
-    with tarfile.open(fileobj=io.BytesIO(moved.archive([base, own], "a:1"))) as archive:
+    base, own = archives.tar({"base": b"b"}), archives.tar({"own": b"o"})
+    with tarfile.open(fileobj=io.BytesIO(archives.docker_archive([base, own], "a:1"))) as archive:
         member = archive.extractfile("manifest.json")
         assert member is not None
         (about,) = json.load(member)

@@ -1,6 +1,4 @@
-import signal
-
-from edgeflow.host.children import Backoff, describe_exit, rotate_log
+from edgeflow.host.children import Backoff, rotate_log
 
 
 def test_first_restart_is_fast_and_later_ones_are_slower():
@@ -36,11 +34,6 @@ def test_ends_before_it_was_ready_are_failing_however_slow_the_machine():
 def test_a_long_crash_loop_does_not_overflow():
     backoff = Backoff(ends_in_row=100_000)
     assert backoff.ended(0.0) == 5.0
-
-
-def test_exit_in_words():
-    assert describe_exit(3) == "exit status 3"
-    assert describe_exit(-signal.SIGKILL) == "killed by SIGKILL"
 
 
 def test_log_is_cut_in_place(tmp_path):

@@ -1,4 +1,5 @@
 import contextlib
+import json
 import threading
 import time
 
@@ -101,3 +102,24 @@ def test_one_proxy_serves_a_document(config):
     with contextlib.closing(linkfile.Applied(config)), pytest.raises(BlockingIOError):
         linkfile.Applied(config)
     linkfile.Applied(config).close()
+
+
+def test_one_direction_changes_and_the_other_stays(config):
+    linkfile.change_link(config, "a", "b", delay_ms=10)
+    linkfile.change_link(config, "b", "a", cut=True, kbit_s=800, one_way=True)
+    link = linkfile.load_links(config).links[0]
+    assert link.line("a") == linkfile.Line(10, False, 0)
+    assert link.line("b") == linkfile.Line(10, True, 800)
+    linkfile.change_link(config, "a", "b", cut=False, kbit_s=0)
+    link = linkfile.load_links(config).links[0]
+    assert link.back is None and link.line("b") == link.line("a") == linkfile.Line(10, False, 0)
+
+
+def test_what_was_carried_and_the_links_can_be_told_to_somebody_else(config, capsys):
+    assert linkfile.carried_bytes(config) == {}
+    linkfile.save_carried(config, {("a", "b"): 7, ("b", "a"): 9, ("b", "c"): 1})
+    linkfile.change_link(config, "b", "a", cut=True, one_way=True)
+    assert wan.main(["--config", str(config), "--show"]) == 0
+    links, carried = linkfile.from_description(json.loads(capsys.readouterr().out))
+    assert links == linkfile.load_links(config).links
+    assert carried == {("a", "b"): 7, ("b", "a"): 9, ("b", "c"): 1} == linkfile.carried_bytes(config)

@@ -3,12 +3,13 @@
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from edgeflow.cli import new
 from edgeflow.core import manifest
-from edgeflow.sdk import connection, runtime
+from edgeflow.sdk import attempt, connection, session, welcome
 from edgeflow.sdk.function import load_handler
 from edgeflow.sdk.outcome import Outcome
 from edgeflow.sdk.testing import call, event
@@ -69,9 +70,13 @@ def test_the_manifest_snippets_are_valid() -> None:
         manifest.parse("namespace: vision\nfunctions:\n" + addition)
 
 
+def source_of(*modules: ModuleType) -> str:
+    return "".join(Path(str(module.__file__)).read_text() for module in modules)
+
+
 def test_every_message_is_on_the_protocol_page() -> None:
     page = (DOCS / "protocol.md").read_text()
-    source = Path(runtime.__file__).read_text() + Path(connection.__file__).read_text()
+    source = source_of(connection, session, welcome)
     kinds = (
         set(re.findall(r'"t": "(\w+)"', source))
         | set(re.findall(r'kind == "(\w+)"', source))
@@ -83,7 +88,7 @@ def test_every_message_is_on_the_protocol_page() -> None:
 
 def test_every_field_of_the_agent_is_on_the_protocol_page() -> None:
     page = (DOCS / "protocol.md").read_text()
-    source = Path(runtime.__file__).read_text()
+    source = source_of(attempt, session, welcome)
     read = set(re.findall(r'(?:item|message|inputs\[0\])(?:\.get\(|\[)"(\w+)"', source))
     assert len(read) > 25
     assert sorted(name for name in read if not re.search(rf"[`{{, ]{name}[`,?}}: ]", page)) == []

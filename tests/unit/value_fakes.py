@@ -38,6 +38,7 @@ from edgeflow.store.records import (
     VersionInfo,
     Write,
 )
+from edgeflow.store.values import Values
 
 
 class FakeValues:
@@ -203,6 +204,9 @@ class FakeValues:
 
     def map_fields(self, key: str) -> dict[str, bytes] | None:
         return self.maps.get(key)
+
+    def typed_content(self, key: str, kind: str) -> Any:
+        return Values.typed_content(self, key, kind)  # type: ignore[arg-type]
 
     def changes(self, after_n: int, prefix: str = "", limit: int = 100) -> Any:
         self._check()

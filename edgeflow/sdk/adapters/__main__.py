@@ -14,9 +14,11 @@ from edgeflow.sdk.adapters.mqtt import Mqtt, MqttInstance
 from edgeflow.sdk.adapters.setting import VARIABLE, Setting
 from edgeflow.sdk.adapters.stdio import Stdio
 from edgeflow.sdk.context import FunctionInfo
+from edgeflow.sdk.ending import EXIT_BAD_HANDLER, Stop
 from edgeflow.sdk.function import Handle
 from edgeflow.sdk.log import Log
-from edgeflow.sdk.runtime import EXIT_BAD_HANDLER, Instance, Stop
+from edgeflow.sdk.runtime import Instance
+from edgeflow.sdk.started import told
 
 
 class Adapter(Protocol):
@@ -39,11 +41,9 @@ class Adapter(Protocol):
 
 def main() -> int:
     """Entry point; returns the exit status."""
-    socket_path, text = os.environ.get("EDGEFLOW_SOCKET"), os.environ.get(VARIABLE)
-    if not socket_path or not text:
-        missing = VARIABLE if socket_path else "EDGEFLOW_SOCKET"
-        print(f"edgeflow: {missing} is not set; the runner starts this program, not a user", file=sys.stderr)
+    if (given := told("EDGEFLOW_SOCKET", VARIABLE)) is None:
         return EXIT_BAD_HANDLER
+    socket_path, text = given
     stop = Stop()
     stop.on_signals()
 

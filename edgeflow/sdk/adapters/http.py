@@ -21,11 +21,11 @@ from edgeflow.sdk.adapters.program import Program, environment, in_words
 from edgeflow.sdk.adapters.setting import Setting
 from edgeflow.sdk.connection import ConnectionLost
 from edgeflow.sdk.context import Context, FunctionInfo
+from edgeflow.sdk.ending import Stop
 from edgeflow.sdk.function import Handle
 from edgeflow.sdk.inputs import MAX_VALUE_BYTES
 from edgeflow.sdk.log import Log
 from edgeflow.sdk.outcome import Later
-from edgeflow.sdk.runtime import Stop
 
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.02, 0.5
 SAY_EVERY_S = 10.0

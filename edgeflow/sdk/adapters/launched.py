@@ -19,7 +19,7 @@ from edgeflow.sdk.adapters.answers import ProgramFailed
 from edgeflow.sdk.adapters.ports import HOST
 from edgeflow.sdk.adapters.runs import PIECE_BYTES, Ended, Taken
 from edgeflow.sdk.connection import ConnectionLost
-from edgeflow.sdk.runtime import Stop
+from edgeflow.sdk.ending import Stop
 
 _HEAD = struct.Struct(">cI")
 _STATUS = struct.Struct(">i")

@@ -18,9 +18,10 @@ from edgeflow.sdk.adapters.relay import Relay
 from edgeflow.sdk.adapters.setting import Setting
 from edgeflow.sdk.connection import Connection, ConnectionLost
 from edgeflow.sdk.context import Context, FunctionInfo
+from edgeflow.sdk.ending import EXIT_STOPPED, Stop
 from edgeflow.sdk.function import Handle
 from edgeflow.sdk.log import Log
-from edgeflow.sdk.runtime import EXIT_STOPPED, Instance, Stop
+from edgeflow.sdk.runtime import Instance
 
 USERNAME = "function"
 LOOK_S = 0.2

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from edgeflow.core.endings import signal_name
 from edgeflow.errors import BadHandler
 from edgeflow.sdk.adapters.setting import VARIABLE
 
@@ -63,12 +64,7 @@ def end_group(process: "subprocess.Popen[bytes]", number: signal.Signals = signa
 
 def in_words(status: int) -> str:
     """How a program ended."""
-    if status >= 0:
-        return f"with status {status}"
-    try:
-        return f"by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"by signal {-status}"
+    return f"with status {status}" if status >= 0 else f"by {signal_name(-status)}"
 
 
 class Program:

@@ -19,11 +19,11 @@ from edgeflow.sdk.adapters.program import in_words
 from edgeflow.sdk.adapters.runs import LocalRuns, Runs
 from edgeflow.sdk.adapters.setting import Setting
 from edgeflow.sdk.context import Context, FunctionInfo
+from edgeflow.sdk.ending import Stop
 from edgeflow.sdk.function import Handle
 from edgeflow.sdk.inputs import MAX_VALUE_BYTES
 from edgeflow.sdk.log import Log
 from edgeflow.sdk.outcome import Later
-from edgeflow.sdk.runtime import Stop
 
 TEMPFAIL = 75
 SPARE_S = 0.5

@@ -38,15 +38,17 @@ function owners.is_sweeping(p, c)
   return c.sweeping
 end
 
--- Names an event as the cause of work. An output of a function at several PoPs is the same event whichever of them it came from (input[7]).
-function owners.cause(input)
-  return input[7] or input[2] .. '|' .. string.format('%d|%d|%d', input[3], input[4], input[5])
+-- Names an event as the cause of work. An output of a function at several PoPs is the same event whichever of them put it out, and so is one that a client
+-- published at two PoPs under one name (input[7]). Who called a function by name waits for what its receipt names.
+function owners.cause(d, input)
+  if d.ow and not d.y and input[7] then return input[7] end
+  return input[2] .. '|' .. string.format('%d|%d|%d', input[3], input[4], input[5])
 end
 
 -- Names one arrival: that of a single event is its invocation.
 function owners.arrival(d, input)
-  if d.k == 'one' then return redis.sha1hex(d.f .. '|' .. owners.cause(input)) end
-  return string.sub(redis.sha1hex(d.f .. '|' .. owners.cause(input) .. '|' .. input[1]), 1, 16)
+  if d.k == 'one' then return redis.sha1hex(d.f .. '|' .. owners.cause(d, input)) end
+  return string.sub(redis.sha1hex(d.f .. '|' .. owners.cause(d, input) .. '|' .. input[1]), 1, 16)
 end
 
 -- Something arrived and is over without an invocation (a repetition, a join that gave up): the others need not keep it any more.

@@ -199,9 +199,8 @@ local function bury(p, c, id, f, r, reason, detail, attempts, inputs)
   count(c, 'dead_letters')
 end
 
--- `pop`: it is work of its own at each PoP.
-local function position_id(f, input, replay, pop)
-  local id = f .. '|' .. owners.cause(input)
-  if pop then id = id .. '|' .. pop end
-  return redis.sha1hex(replay and id .. '|' .. replay or id)
+local function position_id(d, input)
+  local id = d.f .. '|' .. owners.cause(d, input)
+  if d.p then id = id .. '|' .. d.p end
+  return redis.sha1hex(d.rp and id .. '|' .. d.rp or id)
 end

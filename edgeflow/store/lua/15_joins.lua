@@ -315,7 +315,7 @@ function owners.arrive_here(p, c, d, input)
   if d.k == 'one' then
     hold_blob(p, input[6][EV_DIGEST])
     count(c, 'arrivals_consumed')
-    accept(p, c, d, position_id(d.f, input, d.rp, d.p), {input})
+    accept(p, c, d, position_id(d, input), {input})
   elseif d.k == 'all' then
     arrive_all(p, c, d, input)
   elseif d.k == 'collect' then
@@ -327,7 +327,7 @@ function owners.arrive_here(p, c, d, input)
     if d.sh then return end
     hold_blob(p, input[6][EV_DIGEST])
     owners.over(p, c, d, {input})
-    local id, reason = position_id(d.f, input, d.rp, d.p), string.match(d.why, '^[^:]+')
+    local id, reason = position_id(d, input), string.match(d.why, '^[^:]+')
     bury(p, c, id, d.f, d.r, reason, d.why, 0, cmsgpack.pack({input}))
     if d.y then c.ends[#c.ends + 1] = {id, DEAD, d.f, reason, 1} end
   end

@@ -10,9 +10,8 @@ local function release_gap(p, c, origin, epoch, channel, from, to, why)
   count(c, 'gaps')
 end
 
--- `own`: appended here in this call, so that nothing of its lane can be missing in front of it. `cause`: the invocation that put them out, of a function at
--- several PoPs. `again`: these events have been released here, as they came from another PoP.
-local function release_events(p, c, origin, epoch, seq, events, directives, via, own, cause, again)
+-- `own`: appended here in this call, so that nothing of its lane can be missing in front of it. `cause`: what names them wherever they came from.
+local function release_events(p, c, origin, epoch, seq, events, directives, via, own, cause)
   for i = 1, #events do
     local event = events[i]
     local channel = event[EV_CHANNEL]
@@ -24,16 +23,12 @@ local function release_events(p, c, origin, epoch, seq, events, directives, via,
       if event[EV_PREV] > seen then release_gap(p, c, origin, epoch, channel, seen, event[EV_PREV], 'lost') end
       call('HSET', p .. 'seen', lane, seq)
     end
-    if again then
-      count(c, 'events_superseded')
-    else
-      call('XADD', p .. 'release', next_number(p, c, 'release:n') .. '-0',
-        'o', origin, 'h', string.format('%d', epoch), 's', string.format('%d', seq), 'i', string.format('%d', i - 1), 'v', via, 't', string.format('%d', c.now), 'e', cmsgpack.pack(event))
-      c.channels[channel] = (c.channels[channel] or 0) + 1
-      local routed = directives and directives[i] or {}
-      for j = 1, #routed do
-        arrive(p, c, routed[j], {routed[j].s, origin, epoch, seq, i - 1, event, cause and cause .. '|' .. string.format('%d', i - 1) or nil})
-      end
+    call('XADD', p .. 'release', next_number(p, c, 'release:n') .. '-0',
+      'o', origin, 'h', string.format('%d', epoch), 's', string.format('%d', seq), 'i', string.format('%d', i - 1), 'v', via, 't', string.format('%d', c.now), 'e', cmsgpack.pack(event))
+    if via ~= 'repeated' then c.channels[channel] = (c.channels[channel] or 0) + 1 end
+    local routed = directives and directives[i] or {}
+    for j = 1, #routed do
+      arrive(p, c, routed[j], {routed[j].s, origin, epoch, seq, i - 1, event, cause and cause .. '|' .. string.format('%d', i - 1) or nil})
     end
   end
 end
@@ -48,14 +43,45 @@ local function note_results(p, c, origin, epoch, seq, entry)
   end
 end
 
--- Opens the gate for one entry: values first, then its events, so that who is told can read.
+-- What clients named themselves: `ids` keeps per name {status, epoch, seq, version, 0, origin}, the first event of that name that was released here
+-- (seq 0: one that waits in front of this PoP's log).
+local function note_id(p, c, id, origin, epoch, seq, version)
+  call('HSET', p .. 'ids', id, cmsgpack.pack({'again', epoch, seq, version, 0, origin}))
+  call('ZADD', p .. 'ids:at', c.now, id)
+end
+
+-- Whether another event of that name was released here before.
+local function is_repeated(p, c, id, origin, epoch, seq)
+  local packed = call('HGET', p .. 'ids', id)
+  if not packed then return false end
+  local known = cmsgpack.unpack(packed)
+  return known[3] > 0 and not ((known[6] or c.pop) == origin and known[2] == epoch and known[3] == seq)
+end
+
+-- Opens the gate for one entry: values first, then its events, so that who is told can read. A publish that a client repeated at another PoP is two
+-- entries: which of them was here first is this PoP's event, the other one keeps its place in the release stream (cursors name it) and is shown to nobody.
 local drain_waiting, release_values
 local function release_entry(p, c, origin, epoch, seq, entry, directives, via, own)
   c.entry_t = entry.t
+  if entry.id and not own then
+    if is_repeated(p, c, entry.id, origin, epoch, seq) then
+      directives, via = nil, 'repeated'
+      count(c, 'events_repeated')
+    else
+      note_id(p, c, entry.id, origin, epoch, seq, entry.va[1] and entry.va[1][VA_VERSION] or '')
+    end
+  end
   if #entry.va > 0 or entry.inc or entry.ty then release_values(p, c, origin, epoch, seq, entry, own) end
-  local again = entry.sh and owners.settle(p, c, origin, epoch, seq, entry.sh, own)
-  if not again then note_results(p, c, origin, epoch, seq, entry) end
-  release_events(p, c, origin, epoch, seq, entry.ev, directives, via, own, entry.sh and #entry.ev > 0 and entry.sh[1][1], again)
+  local cause = entry.id and 'named|' .. entry.id
+  if entry.sh then
+    if #entry.ev > 0 then cause = entry.sh[1][1] end
+    if owners.settle(p, c, origin, epoch, seq, entry.sh, own) then
+      directives, via = nil, 'repeated'
+      count(c, 'events_superseded', #entry.ev)
+    end
+  end
+  if via ~= 'repeated' then note_results(p, c, origin, epoch, seq, entry) end
+  release_events(p, c, origin, epoch, seq, entry.ev, directives, via, own, cause)
   for i = 1, #entry.va do drain_waiting(p, c, entry.va[i][VA_KEY]) end
 end
 
@@ -89,7 +115,7 @@ end
 -- Appends one entry to this PoP's own log and releases it here. All its data is readable: the caller made sure.
 -- ended: list of ends; events without prev, values and fields of maps without version: both are set here. Returns epoch, seq, the last version, and the number of the
 -- first of its events in the release stream (the others follow it without a gap).
-append = function(p, c, kind, ended, events, values, directives, via, increments, typed, shared)
+append = function(p, c, kind, ended, events, values, directives, via, increments, typed, id, shared)
   local epoch = own_epoch(p, c)
   local seq = (c.head_here or tonumber(call('HGET', p .. 'heads', c.pop .. ':' .. epoch)) or 0) + 1
   c.head_here = seq
@@ -117,7 +143,7 @@ append = function(p, c, kind, ended, events, values, directives, via, increments
     events[i][EV_PREV] = c.prevs[lane] or tonumber(call('HGET', p .. 'prev', lane)) or 0
     c.prevs[lane] = seq
   end
-  local entry = {v = 1, k = kind, t = c.now, x = ended, ev = events, va = values, inc = increments, ty = typed, sh = shared}
+  local entry = {v = 1, k = kind, t = c.now, x = ended, ev = events, va = values, inc = increments, ty = typed, id = id, sh = shared}
   store_entry(p, c, c.pop, epoch, seq, cmsgpack.pack(entry), entry)
   local released = c.numbers and c.numbers['release:n'] or tonumber(call('GET', p .. 'release:n')) or 0
   release_entry(p, c, c.pop, epoch, seq, entry, directives, via, true)

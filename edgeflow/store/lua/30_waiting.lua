@@ -35,6 +35,11 @@ local function pop_waiting(p, channel, waiting)
   return nxt
 end
 
+-- Whether the same event came from another PoP, where it was repeated, while this one waited.
+local function has_come(p, c, arrival)
+  return arrival.id and is_repeated(p, c, arrival.id, c.pop, 0, 0)
+end
+
 local function drain_channel(p, c, channel)
   local waiting = head_waiting(p, channel)
   while waiting do
@@ -46,7 +51,13 @@ local function drain_channel(p, c, channel)
     end
     if not readable(p, arrival.ev[EV_DIGEST]) then return end
     local nxt = pop_waiting(p, channel, waiting)
-    append(p, c, 'event', {}, {arrival.ev}, {}, {arrival.d}, arrival.via)
+    if has_come(p, c, arrival) then
+      append(p, c, 'event', {}, {arrival.ev}, {}, {}, 'repeated', nil, nil, arrival.id)
+      count(c, 'events_repeated')
+    else
+      local epoch, seq = append(p, c, 'event', {}, {arrival.ev}, {}, {arrival.d}, arrival.via, nil, nil, arrival.id)
+      if arrival.id then note_id(p, c, arrival.id, c.pop, epoch, seq, '') end
+    end
     waiting = nxt
   end
 end
@@ -61,10 +72,10 @@ local function expire_waiting(p, c, channel)
   local waiting = head_waiting(p, channel)
   while waiting and waiting.due <= c.now do
     pop_waiting(p, channel, waiting)
-    local ref = waiting.a.ref
-    release_gap(p, c, c.pop, own_epoch(p, c), channel, 0, 0, 'data never became readable: ' .. (ref and ref.key or '?'))
-    count(c, 'events_dropped:gate-timeout')
-    for _, d in ipairs(waiting.a.d or {}) do
+    local ref, came = waiting.a.ref, has_come(p, c, waiting.a)
+    if not came then release_gap(p, c, c.pop, own_epoch(p, c), channel, 0, 0, 'data never became readable: ' .. (ref and ref.key or '?')) end
+    count(c, came and 'events_repeated' or 'events_dropped:gate-timeout')
+    for _, d in ipairs(not came and waiting.a.d or {}) do
       local input = {d.s, c.pop, 0, 0, 0, waiting.a.ev}
       if d.k ~= 'latest' then
         hold_blob(p, waiting.a.ev[EV_DIGEST])

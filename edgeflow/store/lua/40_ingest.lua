@@ -1,8 +1,8 @@
 -- ingest: the one way in. arrivals = list of
 --   {ev=event, d=directives, via="mqtt"|"http", ref={key, version} or nil, put=value or nil, id=dedup id or nil, ring=text or nil, again=bool}
--- Returns per arrival {status, epoch, seq, version, n}: "ok" | "again" (known already) | "waiting" (for its dataref) | "full" (version names
+-- Returns per arrival {status, epoch, seq, version, n, origin}: "ok" | "again" (known already) | "waiting" (for its dataref) | "full" (version names
 -- the function whose inbox is full) | "elsewhere" (version says where the home of its key is) | "quota" (version says which); of the last two seq is the time in ms after which to try again. n is the
--- event's number in the release stream.
+-- event's number in the release stream; origin is there for what is known already.
 
 -- Token buckets of a namespace: so many events and bytes a second, and what `burst` seconds bring at once.
 local function read_quota(p, c)
@@ -89,12 +89,12 @@ redis.register_function('ef_ingest', function(keys, args)
       else
         local put = arrival.put and {arrival.put} or {}
         if arrival.put then blocked_here = {} end
-        local epoch, seq, version, n = append(p, c, 'event', {}, {arrival.ev}, put, {arrival.d}, arrival.via)
+        local epoch, seq, version, n = append(p, c, 'event', {}, {arrival.ev}, put, {arrival.d}, arrival.via, nil, nil, arrival.id)
         results[i] = {'ok', epoch, seq, version, n}
       end
       count(c, 'events_ingested')
       if arrival.id then
-        local packed = cmsgpack.pack({'again', results[i][2], results[i][3], results[i][4], 0})
+        local packed = cmsgpack.pack({'again', results[i][2], results[i][3], results[i][4], 0, c.pop})
         known_here[arrival.id] = packed
         ids[#ids + 1] = arrival.id; ids[#ids + 1] = packed
         ids_at[#ids_at + 1] = string.format('%d', c.now); ids_at[#ids_at + 1] = arrival.id

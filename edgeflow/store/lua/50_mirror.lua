@@ -155,7 +155,7 @@ local function expire_held(p, c, name)
       if d.k ~= 'latest' then
         local input = {d.s, origin, epoch, seq, i - 1, event}
         hold_blob(p, event[EV_DIGEST])
-        bury(p, c, position_id(d.f, input), d.f, d.r, 'gate-timeout', 'its data did not become readable at ' .. c.pop .. ' in time', 0,
+        bury(p, c, position_id(d, input), d.f, d.r, 'gate-timeout', 'its data did not become readable at ' .. c.pop .. ' in time', 0,
           cmsgpack.pack({input}))
       end
     end

@@ -157,7 +157,7 @@ redis.register_function('ef_commit', function(keys, args)
         local ended = {commit.id, 'committed', f, tostring(commit.attempt), reply and 1 or 0}
         if #inputs - sides > 1 then ended[6] = inputs_mark(inputs, sides) end
         local shared = all[13] and {owners.row(p, c, commit.id, 'committed', inputs)}
-        local epoch, seq, _, n = append(p, c, 'commit', {ended}, commit.ev, plan.va, commit.d, '', plan.inc, plan.ty, shared or nil)
+        local epoch, seq, _, n = append(p, c, 'commit', {ended}, commit.ev, plan.va, commit.d, '', plan.inc, plan.ty, nil, shared or nil)
         if replay then call('HINCRBY', p .. 'replay:' .. replay, 'committed', 1) end
         finish(p, c, commit.id, commit.attempt, inputs, about)
         count(c, 'invocations_committed')
