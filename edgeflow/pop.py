@@ -5,6 +5,9 @@ What it is not: the control process (`edgeflow.api`), which has the HTTP API and
 What must stay true: SIGTERM finishes the round, gives claims back, stores cursors, then leaves; kill -9 at any point loses and doubles nothing.
 """
 
+import edgeflow.lean  # noqa: F401  (before whatever imports structlog)
+
+# isort: split
 import argparse
 import gc
 import json
@@ -30,6 +33,7 @@ from edgeflow.flow.accounts import Accounts
 from edgeflow.flow.broker import BrokerSession
 from edgeflow.flow.discovery import Discovery
 from edgeflow.flow.gateway import Gateway
+from edgeflow.flow.guard import CHECK_S, BrokerGuard
 from edgeflow.flow.instances import Instances
 from edgeflow.flow.letters import announce
 from edgeflow.flow.overload import Manifests, Overload
@@ -40,6 +44,7 @@ from edgeflow.flow.rounds import Rounds
 from edgeflow.settings import PopSettings
 from edgeflow.store import OwnRelease, Store
 from edgeflow.store.client import LOCAL, Wakeups
+from edgeflow.store.drift import DriftBook
 from edgeflow.store.mailbox import MAIL
 from edgeflow.store.members import MemberBook
 from edgeflow.store.policies import PolicyBook
@@ -85,6 +90,9 @@ class DataProcess:
         self._overload = Overload(self._store, settings)
         self._sessions: dict[str, BrokerSession] = {}
         self._accounts = Accounts(self._reactor, settings)
+        self._drift = DriftBook(self._store.local)
+        self._guard = BrokerGuard(self._accounts.control, settings, self._drift)
+        self._accounts.on_refused = self._account_was_refused
         self._instances = Instances(
             self._reactor, self._store, settings.limits, self._released, self._accounts,
             lambda *wish: self._links.want_body(*wish),
@@ -129,6 +137,7 @@ class DataProcess:
         self._reactor.call_every(TICK_S, self._tick)
         self._reactor.call_every(SECOND_S, self._second)
         self._reactor.call_every(TIDY_S, self._tidy)
+        self._reactor.call_every(CHECK_S, self._look_for_drift)
         log.info("data_started", namespaces=sorted(self._gateways))
         self._reactor.run()
         self._close()
@@ -329,6 +338,16 @@ class DataProcess:
         self._introduction.look()
         self._overload.look(self._gateways)
         self._store.record_heads()
+
+    def _look_for_drift(self) -> None:
+        """What this process keeps as it is declared, and somebody may have changed behind its back."""
+        self._guard.check()
+        self._policies.check(self._drift)
+        self._overload.check(self._drift)
+
+    def _account_was_refused(self, key: tuple[str, str, str]) -> None:
+        detail = f"the broker refused the account of {key[0]}/{key[1]} ({key[2]}); it was made again"
+        self._drift.found("account", "/".join(key), detail)
 
     def _tidy(self) -> None:
         for name in self._gateways:

@@ -17,7 +17,7 @@ from bench import machine
 from bench.command import show
 from bench.runner import contracts, moved, report, starts
 from bench.runner.starts import HANDLER, Counts
-from bench.runner.world import Failed, Say, engine_or_reason, function_image, world
+from bench.runner.world import Failed, Say, engine_or_reason, function_image, launcher, world
 
 POPS = ("la", "ny")
 OUTPUT = Path("bench-output/bench-runner.json")
@@ -104,11 +104,17 @@ def _processes(plan: Plan, folder: Path, document: dict[str, Any], say: Say) -> 
 
 def _containers(plan: Plan, engine: Any, folder: Path, say: Say) -> dict[str, Any]:
     try:
-        with function_image(engine, HANDLER, say) as image, world(POPS[:1], say, engine) as one:
+        with (
+            function_image(engine, HANDLER, say) as image,
+            function_image(engine, contracts.HANDLER, say, folder) as programs,
+            launcher(engine, folder, say) as launch,
+            world(POPS[:1], say, engine, launch) as one,
+        ):
             say("applying the functions")
-            one.apply(folder, starts.functions(one, {"image": image}))
+            one.apply(folder, {**starts.functions(one, {"image": image}), **contracts.functions(one.pop, programs)})
             one.listen()
             return {
+                "contracts": contracts.measure_ours(one, plan.rounds, plan.seconds, say),
                 "starts": starts.quantiles(starts.starts(one, plan.rounds, plan.counts, image, say)),
                 "burst": starts.burst(one, plan.counts.burst, say),
             }

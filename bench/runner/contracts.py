@@ -1,6 +1,6 @@
 """What each contract costs: the same echo program as a function of edgeflow, and driven directly by a client over loopback.
 
-What it is: round trips one at a time and events per second of `sdk`, `http`, `stdio` and `mqtt`, as processes.
+What it is: round trips one at a time and events per second of `sdk`, `http`, `stdio` and `mqtt`, as processes on both sides, and as containers on edgeflow's.
 What must stay true: both sides run the very same program and answer the same bytes; every answer is counted by its number; in turns, round by round.
 """
 
@@ -25,6 +25,8 @@ from bench.stage import HANDLER, PLAIN, bare_echo
 
 CONTRACTS = ("sdk", "http", "stdio", "mqtt")
 WINDOW = 64
+Side = tuple[Callable[[], Generator], int]
+"""A client, and how many messages it keeps under way."""
 HTTP_PROGRAM = '''"""A plain server: the answer is the request."""
 
 import os
@@ -78,15 +80,19 @@ def write(folder: Path) -> None:
         (folder / name / file).write_text(text)
 
 
-def functions(pop: str) -> dict[str, Any]:
-    """The manifest of them."""
-    # The interpreter that runs the same program directly.
-    python = sys.executable
-    commands = {"http": [python, "server.py"], "stdio": ["cat"], "mqtt": [python, "echo.py"]}
+def functions(pop: str, image: str | None = None) -> dict[str, Any]:
+    """The manifest of them: as processes, or with an image that has their folders in /programs."""
+    # As a process: the interpreter that runs the same program directly.
+    python, at = (sys.executable, "") if image is None else ("python3", "/programs/")
+    programs = (
+        {"http": f"{at}http/server.py", "mqtt": f"{at}mqtt/echo.py"} if at else {"http": "server.py", "mqtt": "echo.py"}
+    )
+    commands = {"stdio": ["cat"], **{name: [python, file] for name, file in programs.items()}}
     made: dict[str, Any] = {}
     for name in CONTRACTS:
         made[name] = {
-            "build": f"./{name}", "subscribe": {"channel": f"{name}/0", "as": "event"}, "publish": f"{name}/1", "place": {"pops": [pop]},
+            **({"build": f"./{name}"} if image is None else {"image": image}),
+            "subscribe": {"channel": f"{name}/0", "as": "event"}, "publish": f"{name}/1", "place": {"pops": [pop]},
             **({"contract": name, "command": commands[name]} if name in commands else {}),
         }  # fmt: skip
     made["stdio"]["stdio"] = {"content_type": CONTENT_TYPE}
@@ -120,32 +126,49 @@ class StdioGenerator:
 
 def measure(world: World, folder: Path, rounds: int, seconds: float, say: Say) -> dict[str, Any]:
     """By contract: as a function, and directly; one at a time, and as many as go through."""
-    access = world.cluster.pop(world.pop)
-    broker = Broker(access.mqtt_host, access.mqtt_port, access.mqtt_username, access.mqtt_password)
-
-    def over_mqtt(requests: str, answers: str) -> Callable[[], Generator]:
-        return lambda: MqttGenerator(broker, [requests], answers, ATTRIBUTES, CONTENT_TYPE, PAYLOAD_BYTES)
-
+    broker = _broker(world)
     with ExitStack() as stack:
         stack.enter_context(bare_echo(broker, ECHO.requests, ECHO.answers, ATTRIBUTES, CONTENT_TYPE))
         port = stack.enter_context(_http_program(folder))
         stack.enter_context(_mqtt_program(folder, broker))
-        direct: dict[str, tuple[Callable[[], Generator], int]] = {
-            "sdk": (over_mqtt(ECHO.requests, ECHO.answers), WINDOW),
+        direct: dict[str, Side] = {
+            "sdk": (_over_mqtt(broker, ECHO.requests, ECHO.answers), WINDOW),
             "http": (lambda: HttpGenerator([port], ATTRIBUTES, CONTENT_TYPE, PAYLOAD_BYTES, 1), 1),
             "stdio": (lambda: StdioGenerator(["cat"]), 1),
-            "mqtt": (over_mqtt(f"{PLAIN}/heard", f"{PLAIN}/said"), WINDOW),
+            "mqtt": (_over_mqtt(broker, f"{PLAIN}/heard", f"{PLAIN}/said"), WINDOW),
         }
-        ours = {name: (over_mqtt(f"{NAMESPACE}/{name}/0", f"{NAMESPACE}/{name}/1"), WINDOW) for name in CONTRACTS}
-        found: dict[tuple[str, str], list[tuple[Flood, Flood]]] = {}
-        # Each drive has a warm-up of its own.
-        for number in range(1, rounds + 1):
-            for name in CONTRACTS:
-                for side, (make, window) in (("edgeflow", ours[name]), ("direct", direct[name])):
-                    say(f"contract {name}, {side}, round {number} of {rounds}")
-                    pair = (_drive(make, seconds, 1), _drive(make, seconds, window))
-                    found.setdefault((name, side), []).append(pair)
-    return {name: {side: cell(found[name, side]) for side in ("edgeflow", "direct")} for name in CONTRACTS}
+        return _sides({"edgeflow": _ours(broker), "direct": direct}, rounds, seconds, say)
+
+
+def measure_ours(world: World, rounds: int, seconds: float, say: Say) -> dict[str, Any]:
+    """By contract, as a function only."""
+    return _sides({"edgeflow": _ours(_broker(world))}, rounds, seconds, say)
+
+
+def _broker(world: World) -> Broker:
+    access = world.cluster.pop(world.pop)
+    return Broker(access.mqtt_host, access.mqtt_port, access.mqtt_username, access.mqtt_password)
+
+
+def _over_mqtt(broker: Broker, requests: str, answers: str) -> Callable[[], Generator]:
+    return lambda: MqttGenerator(broker, [requests], answers, ATTRIBUTES, CONTENT_TYPE, PAYLOAD_BYTES)
+
+
+def _ours(broker: Broker) -> dict[str, Side]:
+    return {name: (_over_mqtt(broker, f"{NAMESPACE}/{name}/0", f"{NAMESPACE}/{name}/1"), WINDOW) for name in CONTRACTS}
+
+
+def _sides(sides: dict[str, dict[str, Side]], rounds: int, seconds: float, say: Say) -> dict[str, Any]:
+    found: dict[tuple[str, str], list[tuple[Flood, Flood]]] = {}
+    # Each drive has a warm-up of its own.
+    for number in range(1, rounds + 1):
+        for name in CONTRACTS:
+            for side, of in sides.items():
+                make, window = of[name]
+                say(f"contract {name}, {side}, round {number} of {rounds}")
+                pair = (_drive(make, seconds, 1), _drive(make, seconds, window))
+                found.setdefault((name, side), []).append(pair)
+    return {name: {side: cell(found[name, side]) for side in sides} for name in CONTRACTS}
 
 
 def cell(pairs: Sequence[tuple[Flood, Flood]]) -> dict[str, Any]:

@@ -5,10 +5,14 @@ What it is not: a measurement.
 What must stay true: everything that was started is ended, also on Ctrl-C: the cluster, its function containers, its folder, the images of the benchmark.
 """
 
+import io
 import json
 import os
+import secrets
+import shutil
 import signal
 import subprocess
+import tarfile
 import tempfile
 import threading
 import time
@@ -142,11 +146,14 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextmanager
-def world(pops: Sequence[str], say: Say, engine: Any = None) -> Iterator[World]:
-    """A cluster of these PoPs in a folder of its own; with `engine`, functions are its containers."""
+def world(pops: Sequence[str], say: Say, engine: Any = None, launcher: Path | None = None) -> Iterator[World]:
+    """A cluster of these PoPs in a folder of its own; with `engine`, functions are its containers. `launcher`: of functions of the contract `stdio`."""
     settings: dict[str, Any] = {"runner": dict(ROOM)}
     if engine is not None:
-        settings = {"mode": "docker", "runner": {**ROOM, "image_prefix": PREFIX}}
+        settings = {
+            "mode": "docker",
+            "runner": {**ROOM, "image_prefix": PREFIX, "launcher": str(launcher) if launcher else None},
+        }
     cluster = LocalCluster(pops, settings=settings)
     id, client = "", None
     try:
@@ -175,25 +182,59 @@ def engine_or_reason() -> tuple[Any, str]:
 
 
 @contextmanager
-def function_image(engine: Any, handler: str, say: Say) -> Iterator[str]:
-    """An image with this handler on this clone's function image; both names are removed at the end."""
-    base, name = f"{PREFIX}/function", f"{PREFIX}/started:{os.getpid()}"
+def function_image(engine: Any, handler: str, say: Say, programs: Path | None = None) -> Iterator[str]:
+    """An image with this handler, and in /programs what is in `programs`, on this clone's function image; its names are removed at the end."""
+    base, name = f"{PREFIX}/function", f"{PREFIX}/{secrets.token_hex(4)}:{os.getpid()}"
     try:
-        say("building the function image")
-        index = [
-            f"--build-arg={one}={os.environ[one]}" for one in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL") if one in os.environ
-        ]  # fmt: skip
-        _build("-f", "deploy/Dockerfile", "--target", "function", "-t", base, *index, ".")
+        say("building a function image")
+        build_target("function", base)
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "handler.py").write_text(handler)
-            (Path(folder) / "Dockerfile").write_text(f"FROM {base}\nCOPY handler.py /function/handler.py\n")
+            lines = [f"FROM {base}", "COPY handler.py /function/handler.py"]
+            if programs is not None:
+                shutil.copytree(programs, Path(folder) / "programs")
+                lines.append("COPY programs /programs")
+            (Path(folder) / "Dockerfile").write_text("\n".join([*lines, ""]))
             _build("-t", name, folder)
         yield name
     finally:
-        with undisturbed():
-            for tag in (name, base):
-                with suppress(Exception):  # it was never built
-                    engine.images.remove(tag, force=True)
+        _untag(engine, name, base)
+
+
+@contextmanager
+def launcher(engine: Any, folder: Path, say: Say) -> Iterator[Path]:
+    """The launcher of this clone, as the agent's image has it, in `folder`."""
+    name = f"{PREFIX}/launcher"
+    try:
+        say("building the launcher")
+        build_target("launcher", name)
+        holder = engine.containers.create(name, "true")
+        try:
+            pieces, _ = holder.get_archive("/opt/launch")
+            with tarfile.open(fileobj=io.BytesIO(b"".join(pieces))) as archive:
+                member = archive.extractfile("launch")
+                assert member is not None
+                (folder / "launch").write_bytes(member.read())
+        finally:
+            holder.remove()
+        yield folder / "launch"
+    finally:
+        _untag(engine, name)
+
+
+def build_target(target: str, tag: str) -> None:
+    """Build a target of deploy/Dockerfile. Raises Failed."""
+    index = [
+        f"--build-arg={one}={os.environ[one]}" for one in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL") if one in os.environ
+    ]  # fmt: skip
+    _build("-f", "deploy/Dockerfile", "--target", target, "-t", tag, *index, ".")
+
+
+def _untag(engine: Any, *tags: str) -> None:
+    with undisturbed():
+        for tag in tags:
+            with suppress(Exception):  # it was never built
+                engine.images.remove(tag, force=True)
 
 
 def _build(*arguments: str) -> None:

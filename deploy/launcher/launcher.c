@@ -40,7 +40,9 @@ static char *waiting;            /* input that the program has not taken yet */
 static size_t waiting_bytes, waiting_from;
 static int input_ended;
 static volatile sig_atomic_t leaving;
+static sigset_t usual;           /* what is blocked but for SIGCHLD, which arrives while this waits and at no other time */
 
+static void on_child(int number) { (void)number; }
 static void on_term(int number) { (void)number; leaving = 1; if (child > 0) kill(-child, SIGKILL); _exit(0); }
 
 static void fail(const char *what) {
@@ -90,6 +92,7 @@ static void start(char **command, char *variables, uint32_t bytes) {
         signal(SIGPIPE, SIG_DFL);
         signal(SIGTERM, SIG_DFL);
         signal(SIGINT, SIG_DFL);
+        sigprocmask(SIG_SETMASK, &usual, NULL);
         dup2(in[0], 0); dup2(out[1], 1); dup2(err[1], 2);
         for (char *at = variables; at < variables + bytes; at += strlen(at) + 1) if (strchr(at, '=')) putenv(at);
         execvp(command[0], command);
@@ -188,6 +191,11 @@ int main(int count, char **arguments) {
     signal(SIGPIPE, SIG_IGN);
     signal(SIGTERM, on_term);
     signal(SIGINT, on_term);
+    signal(SIGCHLD, on_child);
+    sigset_t ends;
+    sigemptyset(&ends);
+    sigaddset(&ends, SIGCHLD);
+    if (sigprocmask(SIG_BLOCK, &ends, &usual)) fail("signals");
     connect_to(arguments[1]);
     while (!leaving) {
         int has_input = child_in >= 0 && waiting_from < waiting_bytes;
@@ -196,9 +204,11 @@ int main(int count, char **arguments) {
             /* A program that does not read holds up its input, not our memory; the adapter's end is seen all the same. */
             { adapter, waiting_bytes - waiting_from > MOST_WAITING ? POLLRDHUP : POLLIN, 0 }, { has_input ? child_in : -1, POLLOUT, 0 }, { child_out, POLLIN, 0 }, { child_err, POLLIN, 0 },
         };
-        /* A child's end wakes nobody: with its pipes closed it is looked for at short intervals. */
-        int wait_ms = child > 0 ? (child_out < 0 && child_err < 0 ? 5 : 50) : -1;
-        if (poll(all, 4, wait_ms) < 0 && errno != EINTR) fail("poll");
+        /* A child's end interrupts it; one that came before is not missed, because until here the signal is blocked. */
+        if (ppoll(all, 4, NULL, &usual) < 0) {
+            if (errno != EINTR) fail("poll");
+            for (int i = 0; i < 4; i++) all[i].revents = 0;
+        }
         if (all[0].revents & POLLIN) listen_to_adapter(arguments + 2);
         else if (all[0].revents) { if (child > 0) kill(-child, SIGKILL); return 0; }
         if (all[1].revents && child_in >= 0) give_input();

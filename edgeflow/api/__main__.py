@@ -6,6 +6,9 @@ What must stay true: SIGTERM ends event streams, waits and relays first, so that
 are left alone.
 """
 
+import edgeflow.lean  # noqa: F401  (before whatever imports structlog)
+
+# isort: split
 import argparse
 import asyncio
 import logging

@@ -16,6 +16,7 @@ from edgeflow.api import (
     channels,
     consumers,
     dead_letters,
+    drift,
     ekv,
     functions,
     health,
@@ -40,7 +41,7 @@ from edgeflow.api.auth import BearerAuth
 from edgeflow.api.context import Api
 
 MODULES = (
-    health, functions, instances, revisions, invocations, channels, consumers, blobs, ekv, policies, standing, joins, dead_letters, replays, pops, quotas, secrets, sets, images, metrics, mqtt, live,
+    health, functions, instances, revisions, invocations, channels, consumers, blobs, ekv, policies, standing, joins, dead_letters, replays, pops, quotas, secrets, sets, drift, images, metrics, mqtt, live,
 )  # fmt: skip
 VERSION = "1"
 

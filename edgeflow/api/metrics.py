@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from edgeflow.api.context import Api, ApiDep
 from edgeflow.api.problems import responses
+from edgeflow.store.drift import KIND, WHATS
 from edgeflow.store.records import Quota
 
 router = APIRouter(tags=["health"])
@@ -48,6 +49,13 @@ class _PopCollector(Collector):
         yield from self._namespaces()
         yield from self._functions()
         yield from self._links()
+        drift = CounterMetricFamily("edgeflow_drift", "Things that were found other than declared", labels=["what"])
+        counts = dict.fromkeys(WHATS, 0)
+        for document in self._api.store.local.docs(KIND).values():
+            counts[document["what"]] = counts.get(document["what"], 0) + document["count"]
+        for what, count in counts.items():
+            drift.add_metric([what], count)
+        yield drift
         streams = GaugeMetricFamily("edgeflow_streams", "Followers of channels over HTTP")
         streams.add_metric([], self._api.hub.subscribers())
         yield streams

@@ -31,6 +31,7 @@ from edgeflow.host import discover
 from edgeflow.host.layout import Home, default_home
 from edgeflow.runner import bundles
 from edgeflow.runner.venvs import BuildFailed, Venvs
+from edgeflow.sdk.trust import trusted
 
 POLL_S = 0.25
 FAILING_S = 6.0
@@ -90,7 +91,8 @@ class PopApi:
         self._target = target
         # Clusters are on this machine or an inner network: proxy settings of the environment do not apply.
         self._http = httpx.Client(
-            base_url=target.url, headers={"Authorization": f"Bearer {target.token}"}, timeout=httpx.Timeout(60, connect=5), trust_env=False
+            base_url=target.url, headers={"Authorization": f"Bearer {target.token}"}, timeout=httpx.Timeout(60, connect=5), trust_env=False,
+            verify=trusted(target.url),
         )  # fmt: skip
 
     def __enter__(self) -> Self:

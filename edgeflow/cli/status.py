@@ -1,5 +1,6 @@
 """`edgeflow status`: what runs, how it is, and how to reach it."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,8 +12,10 @@ from rich.table import Table
 from edgeflow.cli.console import out
 from edgeflow.cli.reach import Output, OutputOption, print_json
 from edgeflow.host.discover import Cluster, PopAccess, find
+from edgeflow.sdk.trust import trusted
 
 ASK_S = 3.0
+SHOWN_MS = 3_600_000
 COLOURS = {
     "ready": "green",
     "up": "green",
@@ -68,14 +71,29 @@ def _pop_document(pop: PopAccess) -> dict[str, Any]:
         "links": links,
         "members": members,
         "functions": functions,
+        "drift": _drift(pop),
     }
+
+
+def _drift(pop: PopAccess) -> list[dict[str, Any]]:
+    """What the PoP found other than declared; empty while it does not answer."""
+    try:
+        headers = {"Authorization": f"Bearer {pop.token}"}
+        with httpx.Client(
+            base_url=pop.api_url, headers=headers, timeout=ASK_S, trust_env=False, verify=trusted(pop.api_url)
+        ) as client:
+            return list(client.get("/v1/drift").raise_for_status().json()["items"])
+    except (httpx.HTTPError, OSError, ValueError, KeyError):
+        return []
 
 
 def _ask(pop: PopAccess) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, str]]:
     """Links and functions of a PoP, and how it sees the members, by its API; empty while it does not answer (its state says so)."""
     try:
         headers = {"Authorization": f"Bearer {pop.token}"}
-        with httpx.Client(base_url=pop.api_url, headers=headers, timeout=ASK_S, trust_env=False) as client:
+        with httpx.Client(
+            base_url=pop.api_url, headers=headers, timeout=ASK_S, trust_env=False, verify=trusted(pop.api_url)
+        ) as client:
             peers = client.get("/v1/pops").raise_for_status().json()["items"]
             functions = client.get("/v1/functions").raise_for_status().json()["items"]
     except (httpx.HTTPError, OSError, ValueError, KeyError):
@@ -129,6 +147,19 @@ def _print(document: dict[str, Any]) -> None:
         for entry in pop["functions"]:
             if entry["reason"]:
                 out.print(f"{entry['namespace']}/{entry['function']}: {escape(entry['reason'])}")
+    _print_drift(document["pops"])
+
+
+def _print_drift(pops: list[dict[str, Any]]) -> None:
+    """What is not as declared, and what was healed within the last hour."""
+    now_ms = time.time() * 1000
+    for pop in pops:
+        for one in pop["drift"]:
+            if one["healed_ms"] is None:
+                out.print(f"[red]drift[/] at {pop['id']}: {escape(one['detail'])}")
+            elif now_ms - one["healed_ms"] < SHOWN_MS:
+                age_s = (now_ms - one["healed_ms"]) / 1000
+                out.print(f"[yellow]drift[/] at {pop['id']}, healed {age_s:.0f} s ago: {escape(one['detail'])}")
 
 
 def _matrix(pops: list[dict[str, Any]]) -> Table:

@@ -49,9 +49,13 @@ def wire(function: models.Function) -> Wiring:
 
 
 def input_name(channel: str) -> str:
-    """The handler's parameter for a channel: its last level as an identifier (`cam/left-eye` -> `left_eye`); "" when that is a wildcard or a capture."""
+    """The handler's parameter for a channel: its last level as an identifier (`cam/left-eye` -> `left_eye`, `depth/3d` -> `_3d`); "" when that is a
+    wildcard or a capture."""
     level = channel.rpartition("/")[2]
-    return "" if level in ("+", "#") or channels.CAPTURE.fullmatch(level) else re.sub(r"\W", "_", level)
+    if level in ("+", "#") or channels.CAPTURE.fullmatch(level):
+        return ""
+    name = re.sub(r"\W", "_", level)
+    return name if name.isidentifier() else f"_{name}"
 
 
 def subscription(subscribe: object) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:

@@ -81,10 +81,10 @@ def _acl(kind: str, topic: str) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class _Request:
-    """Commands under way; `done` gets the errors by command, in order (None = it was carried out)."""
+    """Commands under way; `done` gets the broker's answer to each, in order."""
 
     commands: list[Command]
-    done: Callable[[list[str | None]], None]
+    done: Callable[[list[dict[str, Any]]], None]
 
 
 class Accounts:
@@ -94,7 +94,10 @@ class Accounts:
         self._settings = settings
         self._file = settings.state_dir / "function-accounts.json"
         self._secrets = _load(self._file)
-        self._control = ControlSession(reactor, settings)
+        self.control = ControlSession(reactor, settings)
+        """The admin account's session."""
+        self.on_refused: Callable[[Key], None] = lambda key: None
+        """The broker had refused an account, which was made again."""
 
     def grant(self, key: Key, route: FunctionRoute, give: Callable[[Grant], None], *, anew: bool = False) -> None:
         """Make sure of the account and hand it to `give`, later. `anew`: the broker refused it as it was, so it is made again.
@@ -126,9 +129,11 @@ class Accounts:
                 log.error("function_account_failed", namespace=key[0], function=key[1], revision=key[2], errors=real)
                 return
             log.info("function_account_granted", namespace=key[0], function=key[1], revision=key[2], anew=anew)
+            if anew:
+                self.on_refused(key)
             give({"socket": str(socket_path), "username": username, "password": password, "client_id": client_id})
 
-        self._control.ask(commands, made)
+        self.control.ask(commands, made)
 
     def keep(self, wanted: Iterable[Key]) -> None:
         """Remove the accounts of all other functions and revisions."""
@@ -138,7 +143,7 @@ class Accounts:
 
     def close(self) -> None:
         """Disconnect; accounts stay, since instances go on without this process."""
-        self._control.close()
+        self.control.close()
 
     def _forget(self, key: Key) -> None:
         del self._secrets[key]
@@ -148,7 +153,7 @@ class Accounts:
             self._save()
             log.info("function_account_removed", namespace=key[0], function=key[1], revision=key[2])
 
-        self._control.ask(_deletion(_username(key)), removed)
+        self.control.ask(_deletion(_username(key)), removed)
 
     def _save(self) -> None:
         document = {
@@ -179,6 +184,10 @@ class ControlSession:
 
     def ask(self, commands: list[Command], done: Callable[[list[str | None]], None]) -> None:
         """Have commands carried out together; `done` gets one error or None for each."""
+        self.look(commands, lambda answers: done([answer.get("error") for answer in answers]))
+
+    def look(self, commands: list[Command], done: Callable[[list[dict[str, Any]]], None]) -> None:
+        """The same; `done` gets the broker's answer to each: {command, data} or {command, error}."""
         self._number += 1
         number = str(self._number)
         self._requests[number] = _Request([{**command, "correlationData": number} for command in commands], done)
@@ -259,7 +268,7 @@ class ControlSession:
             return
         # Answers to other administrators are heard here too.
         if (request := self._requests.pop(number, None)) is not None:
-            request.done([response.get("error") for response in responses])
+            request.done(responses)
 
     def _disconnected(self, *_arguments: Any) -> None:
         self._subscribed = False

@@ -5,9 +5,11 @@ What it is not: the refusal itself (the ingest script, and `Namespace.round` for
 What must stay true: what is told late only lets some more in: the log keeps it, and nothing that was acknowledged is dropped for it.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 
 import structlog
 
@@ -16,8 +18,9 @@ from edgeflow.errors import EdgeflowError
 from edgeflow.settings import PopSettings
 from edgeflow.store import Store
 from edgeflow.store.client import QUOTA_KEYS
+from edgeflow.store.drift import DriftBook
 from edgeflow.store.namespace import FULL_KEYS
-from edgeflow.store.records import Quota
+from edgeflow.store.records import Quota, Value
 
 log = structlog.get_logger(__name__)
 
@@ -64,14 +67,28 @@ class Overload:
                 self._set_quota(name, version)
             self._tell_full(name)
 
+    def check(self, drift: DriftBook) -> None:
+        """Whether the quotas in the slots are those that are declared; called every few seconds. Those that are not are set again."""
+        system = self._store.namespace(SYSTEM_NAMESPACE)
+        for name, version in list(self._quotas.items()):
+            value = system.get(QUOTA_KEYS + name)
+            if (value.version if value is not None else "") != version:
+                continue  # `look` is about to set it
+            with contextlib.suppress(ValueError, TypeError):
+                quota = _quota_of(value)
+                held = self._store.namespace(name).quota()
+                if held != quota:
+                    self._store.namespace(name).set_quota(quota)
+                    drift.found(
+                        "quota", name, f"the quota that held here was {_said(held)}, declared is {_said(quota)}"
+                    )
+
     def _set_quota(self, name: str, version: str) -> None:
         value = self._store.namespace(SYSTEM_NAMESPACE).get(QUOTA_KEYS + name) if version else None
         try:
-            quota = Quota(**json.loads(value.data)) if value is not None else None
+            self._store.namespace(name).set_quota(_quota_of(value))
         except (ValueError, TypeError) as error:
             log.error("quota_unreadable", namespace=name, reason=str(error))
-        else:
-            self._store.namespace(name).set_quota(quota)
         self._quotas[name] = version
 
     def _tell_full(self, name: str) -> None:
@@ -103,3 +120,14 @@ class Overload:
             log.warning("full_not_told", namespace=name, reason=error.message)
             return
         self._full[name] = full
+
+
+def _quota_of(value: Value | None) -> Quota | None:
+    """The declared quota. Raises ValueError or TypeError when nobody understands it."""
+    return Quota(**json.loads(value.data)) if value is not None else None
+
+
+def _said(quota: Quota | None) -> str:
+    if quota is None:
+        return "none"
+    return ", ".join(f"{name} {value:g}" for name, value in asdict(quota).items() if value is not None)

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeflow.core.brokerroles import ACCESS, roles
+from edgeflow.core.brokerroles import ADMIN as ADMIN
+from edgeflow.core.brokerroles import GATEWAY as GATEWAY
+from edgeflow.core.brokerroles import OPERATOR as OPERATOR
+
 HASH_ITERATIONS = 1000
 """PBKDF2 rounds. The secrets have 256 random bits, so more rounds would only hold up the single-threaded broker at each connect."""
-
-ADMIN = "admin"
-GATEWAY = "gateway"
-OPERATOR = "operator"
 
 
 @dataclass(frozen=True)
@@ -88,32 +89,12 @@ def mosquitto_conf(params: BrokerParams) -> str:
 
 def dynsec(passwords: dict[str, str]) -> str:
     """The text of dynsec.json for the accounts admin, gateway and operator, whose passwords (by account name) are given."""
-    everything = [_acl("publishClientSend", "#"), _acl("publishClientReceive", "#"), _acl("subscribePattern", "#")]
-    watching = [_acl("publishClientReceive", "$SYS/#"), _acl("subscribePattern", "$SYS/#")]
-    no_control = [
-        _acl(kind, "$CONTROL/#", allow=False, priority=10)
-        for kind in ("publishClientSend", "publishClientReceive", "subscribePattern")
-    ]
-    leaving = [_acl("unsubscribePattern", "#")]
-    control = [
-        _acl(kind, "$CONTROL/dynamic-security/#")
-        for kind in ("publishClientSend", "publishClientReceive", "subscribePattern")
-    ]
-    roles: dict[str, list[dict[str, Any]]] = {
-        ADMIN: control + leaving,
-        GATEWAY: no_control + everything + watching + leaving,
-        OPERATOR: no_control + everything + watching + leaving,
-    }
+    rights = roles()
     document = {
-        "defaultACLAccess": {
-            "publishClientSend": False,
-            "publishClientReceive": False,  # a revoked right also ends deliveries to what was subscribed before
-            "subscribe": False,
-            "unsubscribe": False,
-        },
-        "clients": [_client(account, passwords[account]) for account in roles],
+        "defaultACLAccess": ACCESS,
+        "clients": [_client(account, passwords[account]) for account in rights],
         "groups": [],
-        "roles": [{"rolename": account, "acls": acls} for account, acls in roles.items()],
+        "roles": [{"rolename": account, "acls": acls} for account, acls in rights.items()],
     }
     return json.dumps(document, indent=2) + "\n"
 
@@ -128,7 +109,3 @@ def _client(account: str, password: str) -> dict[str, Any]:
         "iterations": HASH_ITERATIONS,
         "roles": [{"rolename": account}],
     }
-
-
-def _acl(kind: str, topic: str, *, allow: bool = True, priority: int = 0) -> dict[str, Any]:
-    return {"acltype": kind, "topic": topic, "priority": priority, "allow": allow}

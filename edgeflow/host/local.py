@@ -25,6 +25,8 @@ from edgeflow.host.supervisor import Commands
 
 ProcessName = Literal["redis", "broker", "data", "control"]
 POLL_S = 0.02
+KILL_S = 30.0
+"""Longest wait for a process that is to get a signal: one that ends again and again is started with growing pauses."""
 
 
 class LocalCluster:
@@ -112,9 +114,17 @@ class LocalCluster:
 
     def kill(self, pop: str, name: ProcessName, number: signal.Signals = signal.SIGKILL) -> int:
         """Send a signal (default -9) to one process; its pid. Waits for it to run first."""
-        pid = self._until(lambda: self.pid(pop, name), f"{pop}/{name} runs", 10.0)
-        os.kill(pid, number)
-        return int(pid)
+
+        def sent() -> int | None:
+            pid = self.pid(pop, name)
+            # One that has just ended is still written down: the next one gets it.
+            with contextlib.suppress(ProcessLookupError):
+                if pid is not None:
+                    os.kill(pid, number)
+                    return pid
+            return None
+
+        return int(self._until(sent, f"{pop}/{name} runs", KILL_S))
 
     def wait_restarted(self, pop: str, name: ProcessName, old_pid: int, *, timeout_s: float = 30.0) -> int:
         """Until a process with another pid than `old_pid` runs (and answers, for Redis and the broker); the new pid."""

@@ -1,5 +1,7 @@
 """Port numbers: fixed defaults, kept from the last start, moved only when taken."""
 
+import itertools
+import os
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -9,6 +11,9 @@ MQTT_PORT = 1891
 LINK_PORT = 7101
 WAN_PORT = 7201
 """First port of each kind; the n-th PoP (the n-th pair, for the link proxy) gets the n-th number from here."""
+
+ANY_FROM, ANY_TO = 10_000, 32_768
+"""Where `any_free` looks: below the numbers that systems give to connections by themselves, one of which could take a port before it is listened on."""
 
 FIRST = {"api": API_PORT, "mqtt": MQTT_PORT, "link": LINK_PORT, "wan": WAN_PORT}
 SEARCH = 400
@@ -41,11 +46,18 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
     return True
 
 
+# Programs that look at the same moment begin at different places, and no number is given twice while there are others.
+_numbers = itertools.count(os.getpid() * 7919)
+
+
 def any_free(host: str = "127.0.0.1") -> int:
-    """A port the system considers free."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """A port that nothing listens on."""
+    span = ANY_TO - ANY_FROM
+    for number in itertools.islice(_numbers, span):
+        port = ANY_FROM + number % span
+        if is_free(port, host):
+            return port
+    raise OSError("no free port")
 
 
 def assign(

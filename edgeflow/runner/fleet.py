@@ -24,11 +24,14 @@ from edgeflow.runner.plan import InstanceView
 from edgeflow.runner.ports import StorePort
 from edgeflow.runner.secret_files import fingerprint
 from edgeflow.settings import PopSettings
+from edgeflow.store.drift import DriftBook
 from edgeflow.store.sealed import Sealer, SecretBook
 
 log = structlog.get_logger()
 
 MAX_SOCKET_PATH_BYTES = 107
+ENDED_FROM_OUTSIDE = frozenset({"was ended by SIGKILL", "was ended by SIGTERM"})
+"""Signals that a program does not send itself; a container that ran out of memory says so in other words."""
 
 
 class Fleet:
@@ -40,6 +43,8 @@ class Fleet:
         self._driver = driver
         self._stopping: dict[str, int] = {}
         self._gave_up: dict[str, str] = {}
+        self._seen: set[str] = set()
+        self._drift = DriftBook(store.local)
         sealer = Sealer.load(settings.runner.secrets_key_file, settings.cluster)
         self._secrets = SecretBook(lambda: store.namespace(SYSTEM_NAMESPACE), sealer)
 
@@ -50,7 +55,13 @@ class Fleet:
         states = self._store.local.docs("instance_state")
         for instance in set(documents) - set(observed):
             log.info("instance_gone", instance=instance)
+            if instance in self._seen:
+                # It ran under this very process, and did not end: somebody took it away.
+                gone = documents[instance]
+                detail = f"instance {instance} was removed without having ended"
+                self._drift.found("instance", f"{gone.get('namespace')}/{gone.get('function')}", detail)
             self.drop(instance)
+        self._seen = {name for name, one in observed.items() if one.running}
         for instance in set(states) - set(observed):
             self._store.local.delete_doc("instance_state", instance)
         views: dict[FunctionKey, list[InstanceView]] = {}
@@ -142,7 +153,10 @@ class Fleet:
 
     def how_it_ended(self, key: FunctionKey, instance: str, how: str) -> str:
         """Why an instance is gone: it may have been this process that gave it up."""
+        is_ours = instance in self._gave_up or instance in self._stopping
         why = self._gave_up.pop(instance, how)
+        if not is_ours and how in ENDED_FROM_OUTSIDE:
+            self._drift.found("instance", f"{key[0]}/{key[1]}", f"instance {instance} {how}, not by edgeflow")
         log.info("instance_ended", namespace=key[0], function=key[1], instance=instance, reason=why)
         return why
 

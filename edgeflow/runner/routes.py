@@ -14,6 +14,7 @@ from edgeflow.core.failpoints import hit
 from edgeflow.core.routing import RouteTable, compile_routes
 from edgeflow.runner.manifests import Manifests
 from edgeflow.runner.ports import StorePort
+from edgeflow.store.drift import DriftBook
 
 log = structlog.get_logger()
 
@@ -27,6 +28,7 @@ class Routes:
     def __init__(self, store: StorePort, pop: str) -> None:
         self._store = store
         self._pop = pop
+        self._drift = DriftBook(store.local)
         self._installed: dict[str, tuple[str, int]] = {}
 
     def install(self, manifests: Manifests, serving: Mapping[str, Mapping[str, Any]], now_ms: int) -> None:
@@ -45,6 +47,8 @@ class Routes:
             return
         if self._store.namespace(namespace).set_routes(table):
             hit("runner-routes-installed")
+            if version == table.version:
+                self._drift.found("routes", namespace, "the routing table was not the one that was installed")
             log.info(
                 "routes_installed",
                 namespace=namespace,

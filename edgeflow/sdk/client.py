@@ -1,7 +1,7 @@
 """Client: publish, follow, and use the EKV of a PoP over HTTP.
 
 What it is: a synchronous client of the HTTP API (docs/api.md) with retries that cannot double anything.
-What it is not: an MQTT client, or a part of the agent; it needs httpx and the URL and token of one PoP.
+What it is not: an MQTT client, or a part of the agent; it needs httpx, and the URL and token of one PoP or of several (`connect`).
 What must stay true: a repeated publish carries the same id, so it stays one event; `subscribe` yields each event once over any number of reconnects
 and says what is missing; a token is sent to its own PoP only.
 
@@ -13,14 +13,11 @@ and says what is missing; a token is sent to its own PoP only.
 
 import base64
 import hashlib
-import itertools
 import json
-import os
-import random
 import time
 import uuid
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -32,9 +29,14 @@ from urllib.parse import quote, unquote
 import httpx
 
 from edgeflow.core.channels import check_channel, check_filter, namespace_of
+from edgeflow.core.nearest import Weights as Weights
 from edgeflow.core.tokens import SESSION_ATTRIBUTE
 from edgeflow.errors import BadRequest, EdgeflowError, NotFound, Unavailable
-from edgeflow.sdk.subscription import FIRST_WAIT_S, LONGEST_WAIT_S, ApiError, Pop, Reader, Subscription, received
+from edgeflow.sdk import members
+from edgeflow.sdk.calls import Calls
+from edgeflow.sdk.finder import Finder
+from edgeflow.sdk.pops import make_pop
+from edgeflow.sdk.subscription import ApiError, Reader, Subscription, received
 from edgeflow.sdk.subscription import Gap as Gap
 from edgeflow.sdk.subscription import ReceivedEvent as ReceivedEvent
 from edgeflow.sdk.subscription import parse_sse as parse_sse
@@ -43,22 +45,15 @@ from edgeflow.sdk.values import Value as Value
 from edgeflow.sdk.values import ValueInfo as ValueInfo
 from edgeflow.sdk.values import Values, receipt_of
 
-_chance = random.Random()
-"""Of our own: the global generator belongs to the program that uses this, which may have seeded it."""
-
 Data = bytes | bytearray | memoryview | str | int | float | bool | list[Any] | dict[str, Any] | None
 """Bytes are sent as they are, text as UTF-8, anything else as JSON."""
 
-CLUSTER_FILES = ("cluster.json", "docker/cluster.json")
-"""Below the home folder: of local processes, of containers. Paths in them are relative to the home folder."""
 BATCH = "application/cloudevents-batch+json"
 ANSWER_S = 15.0
 """How much longer (s) than its function the PoP may take to answer an invoke."""
 Rows = list
 """`list` by another name: inside the class, `list` is the method."""
 _PROBLEM = frozenset({"type", "title", "status", "detail", "code", "hint"})
-_WAITED = frozenset({"behind", "stale", "home-unreachable"})
-"""What a PoP has waited for already, as long as it was told to."""
 _HEADER_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
 
 
@@ -69,27 +64,23 @@ class Client:
 
     def __init__(
         self, url: str, token: str, *, timeout_s: float = 30.0, retry_s: float = 30.0, transport: httpx.BaseTransport | None = None,
-        others: Sequence[tuple[str, str]] = (),
+        others: Sequence[tuple[str, str]] = (), nearest: Weights | None = None,
     ) -> None:  # fmt: skip
         """`timeout_s`: longest silence of one request. `retry_s`: how long a call is repeated while the PoP cannot take it.
 
         `others`: (url, token) of other PoPs of the cluster. Durable subscriptions go on there when their PoP is away, and bodies of events are
-        fetched there then; nothing else is asked of them.
+        fetched there then; nothing else is asked of them. `nearest`: all PoPs are measured, and everything goes to the best one (see `connect`). Raises
+        Unavailable then when none answers.
         """
-        self.url = url.rstrip("/")
-        self._retry_s = retry_s
         self._source = f"urn:edgeflow:client:{uuid.uuid4().hex[:12]}"
         self._readers: weakref.WeakSet[Reader] = weakref.WeakSet()
-        self._pops = [
-            Pop(
-                address.rstrip("/"),
-                httpx.Client(
-                    base_url=address.rstrip("/"), headers={"Authorization": f"Bearer {secret}"}, timeout=timeout_s, transport=transport,
-                    trust_env=False,
-                ),
-            )
-            for address, secret in ((url, token), *others)
-        ]  # fmt: skip
+        self._pops = [make_pop(address, secret, timeout_s, transport) for address, secret in ((url, token), *others)]
+        self._finder = None if nearest is None else Finder(self._pops, nearest)
+        if self._finder is not None and not self._finder.start(min(timeout_s, retry_s)):
+            why = ", ".join(pop.url for pop in self._pops)
+            self.close()
+            raise Unavailable(f"no PoP answers, of {why}")
+        self._call = Calls(self._pops, retry_s, _error, self._finder)
         self.ekv = Values(self._call, self._stream, encode_data, _error)
         """The key-value store: values with conditions, time to live and consistency, counters, sets, maps, batches, watches, sessions."""
 
@@ -100,24 +91,41 @@ class Client:
         The other PoPs are those that durable subscriptions can go on at.
         Finds local processes and containers. Raises NotFound when nothing was started there or it has no such PoP.
         """
-        folder = home or Path(os.environ.get("EDGEFLOW_HOME") or ".edgeflow")
-        pops = next((found for place in CLUSTER_FILES if (found := _read_pops(folder / place))), None)
-        if pops is None:
-            raise NotFound(f"no cluster runs from {folder}", hint="Start one with `edgeflow up`, or set EDGEFLOW_HOME.")
-        name = pop if pop is not None else next(iter(pops), None)
-        if name not in pops:
-            raise NotFound(f"there is no PoP {name!r}; there are {', '.join(pops) or 'none'}")
-        names = list(pops)
-        at = names.index(name)
-        others = [_access(folder, pops[other]) for other in (*names[at + 1 :], *names[:at])]
-        access = pops[name]["api"]
-        token = (folder / access["token_file"]).read_text().strip()
-        return cls(access["url"], token, **{"others": [other for other in others if other is not None], **options})
+        (url, token), *others = members.of_home(pop, home)
+        return cls(url, token, **{"others": others, **options})
+
+    @classmethod
+    def connect(
+        cls, cluster: str | Path | Sequence[str | tuple[str, str]] | None = None, *, token: str | None = None,
+        tokens: Mapping[str, str] | None = None, weights: Weights | None = None, **options: Any,
+    ) -> Self:  # fmt: skip
+        """A client of a cluster: of whichever PoP is best for it, measured all the time.
+
+        `cluster`: a cluster.json or the home folder with it (None: as `from_home`); URLs of PoPs, or (url, token) of each; or one URL, which is asked for
+        the others. `token` is sent to each of them, `tokens` (by PoP id or URL) to its own. Best is the least of latency, load and cost, by `weights`.
+
+        It moves when its PoP fails, slows down, or asks it to, and takes along what it has: a publish or an invoke without an answer is sent again with its
+        id, a subscription goes on behind what it has yielded, sessions keep their tokens. Raises Unavailable when no PoP answers.
+        """
+        options.setdefault("retry_s", 30.0)
+        (url, secret), *others = members.of(cluster, token, tokens or {})
+        return cls(url, secret, **{"others": others, "nearest": weights or Weights(), **options})
+
+    @property
+    def url(self) -> str:
+        """The PoP that is asked now."""
+        return self._call.pop.url
+
+    def known_pops(self) -> Rows[dict[str, Any]]:
+        """What a connected client has measured: {url, current, latency_ms, jitter_ms, load, cost, state, score}, the best first."""
+        return [] if self._finder is None else self._finder.table()
 
     def close(self) -> None:
         """Send the last acknowledgements of durable subscriptions, and close the connections."""
         for reader in list(self._readers):
             reader.close(wait=True)
+        if self._finder is not None:
+            self._finder.close()
         for pop in self._pops:
             pop.http.close()
 
@@ -225,6 +233,7 @@ class Client:
             reconnect_s=reconnect_s,
             fetch=self._fetch,
             error_of=_error,
+            finder=self._finder,
         )
         self._readers.add(reader)
         return Subscription(reader)
@@ -368,66 +377,16 @@ class Client:
         ).json()["items"]
         return items
 
-    def _call(
-        self, method: str, path: str, *, content: bytes | Iterable[bytes] | None = None, headers: Mapping[str, str] | None = None,
-        params: Mapping[str, str] | None = None, is_repeatable: bool = True, pops: Sequence[Pop] = (), timeout_s: float | None = None,
-    ) -> httpx.Response:  # fmt: skip
-        """One call, repeated while the PoP cannot take it, at the next of `pops` if there are several. One that is not repeatable is repeated only if it
-        certainly did nothing.
-        """
-        turns = itertools.cycle(pops or self._pops[:1])
-        timeout = httpx.USE_CLIENT_DEFAULT if timeout_s is None else httpx.Timeout(timeout_s)
-        deadline = time.monotonic() + self._retry_s
-        wait_s = FIRST_WAIT_S
-        repeated = False
-        while True:
-            pop = next(turns)
-            try:
-                response = pop.http.request(
-                    method, path, content=content, headers=headers, params=params, timeout=timeout
-                )
-                if response.is_success:
-                    return response
-                error = _error(response)
-                if method == "DELETE" and repeated and isinstance(error, NotFound):
-                    return response
-                did_nothing = error.code == "busy"
-            except httpx.TransportError as trouble:
-                error = Unavailable(f"{pop.url} cannot be reached: {trouble!r}")
-                did_nothing = isinstance(trouble, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
-            may_repeat = isinstance(error, Unavailable) and (is_repeatable or did_nothing) and error.code not in _WAITED
-            if not may_repeat or time.monotonic() + wait_s > deadline:
-                raise error
-            time.sleep(wait_s * _chance.uniform(0.5, 1.0))
-            wait_s = min(wait_s * 2, LONGEST_WAIT_S)
-            repeated = True
-
     def _stream(self, path: str, params: Mapping[str, str], headers: Mapping[str, str], silence_s: float) -> Any:
-        """A response of this PoP that is read while it comes; for a `with` block."""
+        """A response of the PoP that is read while it comes; for a `with` block."""
         timeout = httpx.Timeout(silence_s)
-        return self._pops[0].http.stream("GET", path, params=params, headers=headers, timeout=timeout)
+        if self._finder is not None:
+            self._finder.order()
+        return self._call.pop.http.stream("GET", path, params=params, headers=headers, timeout=timeout)
 
     def _fetch(self, path: str, at: int) -> bytes:
         """A body that PoP `at` offers; from the others when it is away."""
         return self._call("GET", path, pops=[*self._pops[at:], *self._pops[:at]]).content
-
-
-def _access(folder: Path, pop: Mapping[str, Any]) -> tuple[str, str] | None:
-    """(url, token) of a PoP of a cluster file; None when its token cannot be read."""
-    try:
-        return pop["api"]["url"], (folder / pop["api"]["token_file"]).read_text().strip()
-    except (OSError, KeyError):
-        return None
-
-
-def _read_pops(path: Path) -> dict[str, Any] | None:
-    """The PoPs of a cluster file; None when there is none, or when it says that its cluster was stopped."""
-    try:
-        document = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    pops: dict[str, Any] | None = document.get("pops")
-    return None if document.get("state") == "stopped" else pops
 
 
 def encode_data(data: Data) -> tuple[bytes, str | None]:

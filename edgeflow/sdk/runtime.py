@@ -38,7 +38,7 @@ from edgeflow.sdk.welcome import HELLO, read_welcome
 _chance = random.Random()
 """Of our own: the global generator belongs to the program that uses this, which may have seeded it."""
 
-PREFETCH_S = 0.002
+PREFETCH_S = 0.008
 PREFETCH_MAX = 64
 RECONNECT_S = 120.0
 HANDSHAKE_S = 10.0

@@ -26,6 +26,8 @@ import httpx
 from edgeflow.core.channels import namespace_of
 from edgeflow.core.events import LOG_ATTRIBUTES, parse_time
 from edgeflow.errors import EdgeflowError, Unavailable
+from edgeflow.sdk.finder import Finder, Listener
+from edgeflow.sdk.pops import Pop, cut
 
 log = logging.getLogger(__name__)
 _chance = random.Random()
@@ -40,6 +42,8 @@ MOVE_AFTER_S = 2.0
 """How long (s) a PoP may be away before a durable subscription tries the next one."""
 PROBE_S = 3.0
 """How long (s) a PoP that failed may take to say that it is there again."""
+RETURN_S = 5.0
+"""For how long a stream does not go back to a PoP that it has just broken off from."""
 ACK_EVERY_S = 0.5
 ACK_TIMEOUT_S = 5.0
 """Longest an acknowledgement, and the last one at the end, may take."""
@@ -120,14 +124,6 @@ class ReceivedEvent:
     def time(self) -> datetime:
         """CloudEvents time."""
         return datetime.fromtimestamp(self.time_ms / 1000, UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class Pop:
-    """One PoP's API, as a client reaches it."""
-
-    url: str
-    http: httpx.Client
 
 
 class Seen:
@@ -300,12 +296,15 @@ class Subscription(Iterator[ReceivedEvent | Gap]):
             self._reader.take(taken)
 
 
-class Reader:
-    """Reads the stream of a filter at one PoP after the other, and acknowledges for a durable consumer."""
+class Reader(Listener):
+    """Reads the stream of a filter at one PoP after the other, and acknowledges for a durable consumer.
+
+    With a `finder` it reads where that says; a durable one of a client without goes on at the next PoP when its own is away.
+    """
 
     def __init__(
         self, pops: Sequence[Pop], pattern: str, start: str, *, durable: str | None, reconnect_s: float | None,
-        fetch: Callable[[str, int], bytes], error_of: Callable[[httpx.Response], EdgeflowError],
+        fetch: Callable[[str, int], bytes], error_of: Callable[[httpx.Response], EdgeflowError], finder: Finder | None = None,
     ) -> None:  # fmt: skip
         """`fetch(path, i)` gets a body that PoP `i` of `pops` offers at `path`."""
         self._pops = pops
@@ -315,7 +314,11 @@ class Reader:
         self._reconnect_s = reconnect_s
         self._fetch = fetch
         self._error_of = error_of
-        self._at = 0
+        self._finder = finder
+        self._at = 0 if finder is None else finder.current
+        self._line: Any = None
+        self._left: tuple[int, float] = (-1, 0.0)
+        self.is_listening = False
         self._seen = Seen()
         self._acks = Acks(durable, self._acknowledge) if durable is not None else None
 
@@ -329,8 +332,16 @@ class Reader:
         if self._acks is not None:
             self._acks.take(cursor, moved_only=moved_only)
 
+    def chosen(self, at: int) -> None:
+        """Another PoP is the one to use: leave the stream, in whatever thread it is read; it goes on there behind what was yielded."""
+        line = self._line
+        left, left_s = self._left
+        if line is not None and at != self._at and not (at == left and time.monotonic() - left_s < RETURN_S):
+            cut(line)
+
     def close(self, *, wait: bool) -> None:
         """What `Acks.close` does, for a durable consumer."""
+        self.is_listening = False
         if self._acks is not None:
             self._acks.close(wait=wait)
 
@@ -350,17 +361,25 @@ class Reader:
     def items(self) -> Generator[ReceivedEvent | Gap | None, None, None]:
         """What is new, for ever; None each time that a PoP has answered, from when on nothing is missed."""
         cursor: str | None = None
-        at = 0
+        at = self._at
         failing_since: float | None = None
         wait_s = FIRST_WAIT_S
+        finder = self._finder
+        if finder is not None:
+            self.is_listening = True
+            finder.listen(self)
+        tried: set[int] = set()
         while True:
+            if finder is not None:
+                at = next((one for one in finder.order() if one not in tried), at)
+                tried.add(at)
             headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": cursor} if cursor else {})
             params = {} if cursor else {"from": self._start}
             if self._durable is not None:
                 params["durable"] = self._durable
             pop = self._pops[at]
             try:
-                if failing_since is not None and self._may_move:
+                if finder is None and failing_since is not None and self._may_move:
                     pop.http.get("/healthz", timeout=PROBE_S)
                 timeout = httpx.Timeout(SILENCE_S, connect=10.0)
                 with pop.http.stream(
@@ -374,9 +393,14 @@ class Reader:
                         response.read()
                         raise self._error_of(response)
                     if at != self._at:
-                        log.warning("durable consumer %s: goes on at %s", self._durable, pop.url)
+                        log.warning("%s goes on at %s", self._name, pop.url)
                         self._at = at
                     failing_since, wait_s = None, FIRST_WAIT_S
+                    if finder is not None:
+                        tried.clear()
+                        finder.answered(at, response)
+                        self._line = _socket_of(response)
+                        self.chosen(finder.current)
                     yield None
                     for frame_id, kind, text in parse_sse(response.iter_bytes()):
                         cursor = frame_id or cursor
@@ -385,6 +409,10 @@ class Reader:
                                 self.take(frame_id, moved_only=True)
                             continue
                         document = json.loads(text)
+                        if kind == "move":
+                            if finder is not None:
+                                finder.told_to_move(at)
+                            continue
                         if kind == "gap":
                             if frame_id or self._seen.is_new_gap(text):
                                 yield Gap(str(document.get("reason", "")), cursor or "", document)
@@ -396,18 +424,29 @@ class Reader:
                             self.take(frame_id)
             except httpx.TransportError as error:
                 trouble: EdgeflowError = Unavailable(f"the stream from {pop.url} broke: {error!r}")
+                if finder is not None and finder.current == at:
+                    self._left = (at, time.monotonic())
+                    finder.failed(at, repr(error))
             except EdgeflowError as error:
                 if at == self._at and not error.retryable:
                     raise
                 trouble = error
+                if finder is not None and error.code == "shedding":
+                    finder.told_to_move(at)
             else:
                 trouble = Unavailable(f"{pop.url} ended the stream")
+            finally:
+                self._line = None
             now = time.monotonic()
             failing_since = failing_since if failing_since is not None else now
             if self._reconnect_s is not None and now - failing_since > self._reconnect_s:
                 raise trouble
-            if self._may_move and (at != self._at or now - failing_since >= MOVE_AFTER_S):
-                log.warning("durable consumer %s: %s is away: %s", self._durable, pop.url, trouble)
+            if finder is not None:
+                if len(tried) < len(finder.order()):
+                    continue
+                tried.clear()
+            elif self._may_move and (at != self._at or now - failing_since >= MOVE_AFTER_S):
+                log.warning("%s: %s is away: %s", self._name, pop.url, trouble)
                 at = (at + 1) % len(self._pops)
             time.sleep(wait_s * _chance.uniform(0.5, 1.0))
             wait_s = min(wait_s * 2, LONGEST_WAIT_S)
@@ -417,8 +456,17 @@ class Reader:
         return lambda path: fetch(path, at)
 
     @property
+    def _name(self) -> str:
+        return f"the subscription to {self._pattern}" if self._durable is None else f"durable consumer {self._durable}:"
+
+    @property
     def _may_move(self) -> bool:
         return self._durable is not None and len(self._pops) > 1
+
+
+def _socket_of(response: httpx.Response) -> Any:
+    stream = response.extensions.get("network_stream")
+    return None if stream is None else stream.get_extra_info("socket")
 
 
 def received(document: Mapping[str, Any], cursor: str, fetch: Callable[[str], bytes]) -> ReceivedEvent:

@@ -6,6 +6,7 @@ What must stay true: a document that cannot be read changes nothing, and is said
 """
 
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import structlog
@@ -13,6 +14,7 @@ import structlog
 from edgeflow.core.channels import SYSTEM_NAMESPACE
 from edgeflow.core.policies import NONE, Policies, load_policies
 from edgeflow.errors import EdgeflowError
+from edgeflow.store.drift import DriftBook
 
 if TYPE_CHECKING:
     from edgeflow.store.client import Store
@@ -21,6 +23,7 @@ log = structlog.get_logger(__name__)
 
 POLICY_KEYS = "policies/"
 _PAGE = 500
+LATE_S = 60.0
 
 
 class PolicyBook:
@@ -30,6 +33,7 @@ class PolicyBook:
         self._store = store
         self._lock = threading.Lock()
         self._known: dict[str, tuple[str, Policies]] = {}
+        self._later_s: dict[str, float] = {}
 
     def of(self, namespace: str) -> Policies:
         """The policies of a namespace as of the last `look`."""
@@ -80,6 +84,31 @@ class PolicyBook:
                 with self._lock:
                     self._known[namespace] = (version, self.of(namespace))
         return changed
+
+    def check(self, drift: DriftBook) -> None:
+        """Whether the homes in the slots are those that are declared; called every few seconds. Those that are not are installed again.
+
+        One in a later term than its policy is a hand-over that is under way: it stays, and is said when it has not come to its end for LATE_S.
+        """
+        self.look()
+        now_s = time.monotonic()
+        for namespace, (version, policies) in list(self._known.items()):
+            handle = self._store.namespace(namespace)
+            declared = {rule.prefix: (rule.term, rule.home or "") for rule in policies.homes()}
+            held = {rule.prefix: (rule.term, rule.home or "") for rule in handle.homes().rules}
+            later = sorted(prefix for prefix, (term, _) in held.items() if term > policies.term)
+            others = {prefix for prefix in {*declared, *held} if declared.get(prefix) != held.get(prefix)} - set(later)
+            if others:
+                self._install(namespace, policies, version)
+                drift.found(
+                    "homes", namespace, f"the homes of {', '.join(sorted(others))} were not those of the policies"
+                )
+            if not later:
+                self._later_s.pop(namespace, None)
+                drift.settled("homes", namespace)
+            elif now_s - self._later_s.setdefault(namespace, now_s) > LATE_S:
+                detail = f"the home of {later[0]} is in a later term than its policy; `edgeflow kv policy move` completes a hand-over"
+                drift.found("homes", namespace, detail, healed=False)
 
     def _install(self, namespace: str, policies: Policies, version: str) -> None:
         self._store.namespace(namespace).install_homes(policies)

@@ -113,6 +113,7 @@ def test_instances_survive_the_control_process_and_are_replaced_when_killed(
     assert answers(client, "two", "again") == "AGAIN"
 
 
+@pytest.mark.usefixtures("soon_believed")
 def test_a_handler_that_cannot_be_loaded_is_reported_with_its_last_lines(target: Target, tmp_path: Path) -> None:
     file = write(tmp_path, "three", {"bad": (AT_LA, "import nothing_like_this")})
     with pytest.raises(NotApplied) as caught:
@@ -120,6 +121,7 @@ def test_a_handler_that_cannot_be_loaded_is_reported_with_its_last_lines(target:
     assert "three/bad at la is failing" in caught.value.message and "nothing_like_this" in caught.value.message
 
 
+@pytest.mark.usefixtures("soon_believed")
 def test_requirements_that_cannot_be_had_are_reported(target: Target, tmp_path: Path) -> None:
     file = write(tmp_path, "four", {"bad": (AT_LA, UPPER)})
     (tmp_path / "bad" / "requirements.txt").write_text("not a requirement\n")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Video
+from video import Video
 
 from edgeflow.cli.apply import Target, apply_file
 from edgeflow.sdk.client import Gap

@@ -178,6 +178,7 @@ def ask(folder: Path, *command: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.alone
 def test_an_edit_answers_within_a_second_whatever_the_old_code_does(
     tmp_path: Path, dev: Callable[..., Terminal], wait_until: Callable[..., Any]
 ) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import POPS, ROOT, Video
+from video import POPS, ROOT, Video
 
 from edgeflow.cli.apply import Target, apply_file
 from edgeflow.core.cursors import parse_cursor

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import POPS, Video
 from test_stock_clients import login
+from video import POPS, Video
 
 from edgeflow.cli.apply import Target, apply_file
 

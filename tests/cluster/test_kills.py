@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import FRAMES, POPS, Video, violations
+from video import FRAMES, POPS, Video, violations
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.faults]
 Wait = Callable[..., Any]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import FRAMES, Video
+from video import FRAMES, Video
 
 pytestmark = [pytest.mark.timeout(180)]
 Wait = Callable[..., Any]
@@ -183,8 +183,8 @@ def test_a_receipt_comes_on_the_response_topic_and_says_durable(video: Video, su
         "correlation-data",
         "c1",
     ]
-    publish(video, "chicago", "vision/notes", "-m", "hello", *options)
-    publish(video, "chicago", "vision/notes", "-m", '{"dataref": "http://elsewhere"}', *options)
+    publish(video, "chicago", "vision/receipted", "-m", "hello", *options)
+    publish(video, "chicago", "vision/receipted", "-m", '{"dataref": "http://elsewhere"}', *options)
     durable, refused = (json.loads(message["payload"]) for message in receipts.read(2))
     assert (durable["class"], durable["origin"]) == ("durable", "chicago") and durable["seq"] > 0
     assert (refused["class"], refused["code"]) == ("refused", "bad-event") and refused["hint"]

@@ -146,6 +146,17 @@ def test_images_of_others_are_functions_as_they_are(pop: Pop, image: Callable[[s
     assert found["shell"].data == b"HELLO of s/1" and found["shell"].datacontenttype == "text/plain"
 
 
+@pytest.mark.faults
+def test_express_as_npm_installs_it_is_a_function(pop: Pop, image: Callable[[str], str], tmp_path: Path) -> None:
+    """Among the long tests for its image: npm is three hundred packages of Debian."""
+    if os.environ.get("EDGEFLOW_FAULTS") == "short":
+        pytest.skip("the image with npm is built in the long form only")
+    function = {"contract": "http", "image": image("express-npm"), "subscribe": "words", "publish": "out/express"}
+    pop.apply(tmp_path, "npm", {"express": function})
+    pop.client.publish("npm/words", "hello", subject="s/1", datacontenttype="text/plain")
+    assert pop.outputs("npm/out/+", {"express"}, "s/1")["express"].data == b"s/1: hello"
+
+
 def test_stock_mqtt_clients_are_a_function(pop: Pop, image: Callable[[str], str], tmp_path: Path) -> None:
     function = {"contract": "mqtt", "image": image("mqtt"), "subscribe": "plain", "publish": "out/mqtt"}
     # Its channels stand in its script, as in any program of somebody else's.
@@ -193,6 +204,7 @@ def test_half_a_pair_that_is_killed_is_replaced_whole(pop: Pop, wait_until: Call
     wait_until(replaced, "one new pair runs", deadline_s=40)
 
 
+@pytest.mark.usefixtures("soon_believed")
 def test_a_program_that_ends_is_reported_with_its_last_lines(
     pop: Pop, image: Callable[[str], str], tmp_path: Path
 ) -> None:

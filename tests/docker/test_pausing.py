@@ -17,6 +17,8 @@ from edgeflow.sdk.client import Client, ReceivedEvent
 from edgeflow.settings import PopSettings
 
 PREFIX = "edgeflow-test"
+ROUNDS = 3
+"""How often one that sleeps is woken; each takes some seconds until it sleeps again."""
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 HANDLER = "import time\nfrom edgeflow import function\n\n@function\ndef handle(ctx, words):\n    return {'began': time.time()}\n"
 
@@ -61,7 +63,7 @@ def test_a_container_that_sleeps_is_frozen_and_woken_by_the_first_event(
     apply_file(tmp_path / "edgeflow.yaml", Target(access.api_url, access.token), timeout_s=120)
     took_ms = []
     with Client(access.api_url, access.token) as client:
-        for number in range(5):
+        for number in range(ROUNDS):
             wait_until(lambda: states() == ["paused"], "it sleeps", 30)
             sent_s = time.time()
             client.publish("naps/words", "x", subject=str(number))
@@ -71,9 +73,9 @@ def test_a_container_that_sleeps_is_frozen_and_woken_by_the_first_event(
                     break
         took_ms.sort()
         print(
-            f"event to handler from a paused container: p50 {took_ms[2]:.1f} ms, {[round(one, 1) for one in took_ms]}"
+            f"event to handler from a paused container: p50 {took_ms[ROUNDS // 2]:.1f} ms, {[round(one, 1) for one in took_ms]}"
         )
-        assert took_ms[2] < 1000
+        assert took_ms[ROUNDS // 2] < 1000
         # One that sleeps is asked to leave as any other: it does so by itself, at once.
         wait_until(lambda: states() == ["paused"], "it sleeps", 30)
         (sleeper,) = engine.containers.list(all=True, ignore_removed=True, filters={"label": labels})

@@ -12,6 +12,8 @@ from edgeflow.host import wan
 from edgeflow.host.linkfile import Link, carried_bytes, change_link, save_links
 from edgeflow.host.ports import any_free
 
+pytestmark = pytest.mark.alone
+
 
 class Far:
     """The answering PoP: echoes, or swallows and counts."""

@@ -2,11 +2,13 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from adapter_programs import SERVER, Adapted, alive, ask, session_of
 from sdk_agent import item, stored_event, welcome
 
+from edgeflow.sdk.adapters.exchange import Exchange
 from edgeflow.sdk.adapters.ports import free_port
 
 Wait = Callable[..., Any]
@@ -121,8 +124,6 @@ def test_ready_is_said_when_the_program_says_so(adapted: Adapted) -> None:
 
 def test_the_port_of_another_program_is_not_taken_for_ours(adapted: Adapted) -> None:
     """A server of another session listens on the port that the program was told, and the program does not."""
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         adapted.start(command=["sleep", "60"], http_port=stranger.getsockname()[1])
         peer = adapted.agent.accept()
@@ -169,3 +170,44 @@ def test_a_program_that_stops_listening_blames_no_event(adapted: Adapted, wait_u
         server.wait()
     assert ask(peer, b"x", "i2") == {"t": "release", "invocations": [["i2", 1]]}
     assert process.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("said", "body", "goes_on"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", b"hi", True),
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nh\r\n1\r\ni\r\n0\r\nTrailer: x\r\n\r\n",
+            b"hi",
+            True,
+        ),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", b"hi", True),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", b"", True),
+        (b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi", b"hi", False),
+        (b"HTTP/1.0 200 OK\r\n\r\nhi", b"hi", False),
+    ],
+)
+def test_an_answer_may_have_any_framing(said: bytes, body: bytes, goes_on: bool) -> None:
+    """What it asks is one request, whatever stands in its values; what is answered is read to its end and not beyond."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        exchange = Exchange(listener.getsockname()[1])
+        program, _ = listener.accept()
+        with program, ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(
+                exchange.post, "/here", {"ce-subject": "a\r\nContent-Length: 0\r\n\r\nPOST /there"}, b"data"
+            )
+            heard = b""
+            while not heard.endswith(b"data"):
+                heard += program.recv(4096)
+            assert (
+                heard.count(b"\r\n\r\n") == 1
+                and heard.count(b"\r\nContent-Length:") == 1
+                and b"/here HTTP/1.1\r\n" in heard
+            )
+            program.sendall(said)
+            if said.startswith(b"HTTP/1.0"):
+                program.shutdown(socket.SHUT_WR)
+            status, _, answer = asked.result(30)
+            assert status in (200, 204) and answer == body
+            assert exchange.is_usable is goes_on
+            exchange.close()

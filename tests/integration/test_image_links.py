@@ -116,7 +116,7 @@ def test_what_is_here_is_enough_while_the_link_is_cut(
     with pytest.raises(ImageAway, match="cannot be fetched"):
         pair.libraries["b"].fetch(away)
     pair.line.heal()
-    monkeypatch.setattr(libraries, "FETCH_S", 30.0)
+    monkeypatch.setattr(libraries, "FETCH_S", 120.0)
     pair.libraries["b"].fetch(away)
     assert pair.libraries["b"].absent(away) == []
 
@@ -134,7 +134,7 @@ def test_a_fetch_that_was_cut_goes_on_with_the_rest(
     assert 0 < len(pair.libraries["b"].absent(image)) < len(image.pieces())
     before = pair.line.passed_bytes
     pair.line.heal()
-    monkeypatch.setattr(libraries, "FETCH_S", 30.0)
+    monkeypatch.setattr(libraries, "FETCH_S", 120.0)
     pair.libraries["b"].fetch(image)
     assert pair.line.passed_bytes - before < 32 * MIB
     assert restored(pair.libraries["b"], image) == layers

@@ -31,17 +31,17 @@ def vision(store: FakeStore) -> FakeNamespace:
 
 
 @pytest.fixture(autouse=True)
-def cluster(store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def pops(store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, PopAccess]]:
     (tmp_path / "token").write_text(TOKEN)
     with served(make_api(tmp_path, store)) as url:
-        pops = {}
-        for name, address in (("chicago", url), ("la", "http://127.0.0.1:9")):
-            pops[name] = PopAccess(
-                name, "ready", address, tmp_path / "token", "h", 1, "ws://h", "operator", tmp_path / "token"
-            )
+        pops = {"chicago": access("chicago", url, tmp_path)}
         found = Cluster("c", "embedded", "ready", Home(tmp_path), pops)
         monkeypatch.setattr(reach, "find", lambda: found)
-        yield
+        yield pops
+
+
+def access(pop: str, url: str, folder: Path) -> PopAccess:
+    return PopAccess(pop, "ready", url, folder / "token", "h", 1, "ws://h", "operator", folder / "token")
 
 
 def run(*arguments: str, status: int = 0, input: bytes | None = None) -> Result:
@@ -268,7 +268,9 @@ class TestValues:
 
 
 class TestQuestions:
-    def test_a_pop_that_is_down_is_named_and_skipped(self) -> None:
+    def test_a_pop_that_is_down_is_named_and_skipped(self, pops: dict[str, PopAccess], tmp_path: Path) -> None:
+        # Each question to all waits for this one.
+        pops["la"] = access("la", "http://127.0.0.1:9", tmp_path)
         result = run("get", "pops")
         assert "chicago" in result.stdout
         assert "la does not answer" in result.stderr

@@ -30,8 +30,7 @@ from edgeflow.errors import (
     Unavailable,
     VersionMismatch,
 )
-from edgeflow.sdk import client as module
-from edgeflow.sdk import subscription
+from edgeflow.sdk import calls, subscription
 from edgeflow.sdk.client import Client, Gap, ReceivedEvent, encode_data, parse_sse
 from edgeflow.store.records import DeadLetter, Result
 
@@ -63,7 +62,7 @@ def client(api: Api) -> Iterator[Client]:
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in (module, subscription):
+    for place in (calls, subscription):
         monkeypatch.setattr(place, "FIRST_WAIT_S", 0.01)
         monkeypatch.setattr(place, "LONGEST_WAIT_S", 0.02)
 

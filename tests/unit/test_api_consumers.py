@@ -37,7 +37,10 @@ def api(store: FakeStore, tmp_path: Path) -> Api:
 @pytest.fixture
 def http(api: Api) -> Iterator[httpx.Client]:
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    with served(api) as url, httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=10) as client:
+    with (
+        served(api) as url,
+        httpx.Client(base_url=url, headers=headers, trust_env=False, verify=False, timeout=10) as client,
+    ):
         yield client
 
 

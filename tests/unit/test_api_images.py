@@ -43,7 +43,9 @@ def api(served_api: tuple[Api, str]) -> Iterator[Api]:
 
 @pytest.fixture
 def http(served_api: tuple[Api, str], api: Api) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served_api[1], headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False) as client:
+    with httpx.Client(
+        base_url=served_api[1], headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False, verify=False
+    ) as client:
         yield client
 
 

@@ -24,7 +24,7 @@ def manifest(**fields: str) -> dict[str, Any]:
 @pytest.fixture
 def http(served_api: tuple[Api, str], store: FakeStore) -> Iterator[httpx.Client]:
     headers = {"Authorization": f"Bearer {TOKEN}", "Edgeflow-By": "somebody"}
-    with httpx.Client(base_url=served_api[1], headers=headers, trust_env=False) as client:
+    with httpx.Client(base_url=served_api[1], headers=headers, trust_env=False, verify=False) as client:
         yield client
 
 

@@ -52,7 +52,9 @@ def store(api: Api) -> FakeStore:
 
 @pytest.fixture
 def http(served_api: tuple[Api, str], store: FakeStore) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served_api[1], headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False) as client:
+    with httpx.Client(
+        base_url=served_api[1], headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False, verify=False
+    ) as client:
         yield client
 
 

@@ -77,6 +77,27 @@ def test_what_is_missed_or_lost_stands_there(path: tuple[str, ...], value: Any, 
     assert word in report.markdown(made)
 
 
+def test_contracts_in_containers_stand_beside_those_as_processes() -> None:
+    made = document()
+    assert "| no Docker engine (away) | - |" in report.markdown(made)
+    kinds = {kind: dict(TRIP) for kind in starts.SCALES}
+    inside = {name: {"edgeflow": {**SIDE, "per_s": 1234.0, "lost": 2}} for name in contracts.CONTRACTS}
+    made["modes"]["containers"] = {
+        "starts": {**kinds, "bare python": dict(TRIP)},
+        "burst": dict(BURST),
+        "contracts": inside,
+    }
+    assert "| 1.00 / 2.00 ms (**2 LOST, 0 TWICE**) | 1,234 |" in report.markdown(made)
+
+
+def test_functions_in_an_image_run_the_programs_of_the_folders() -> None:
+    made = contracts.functions("la", "programs:1")
+    assert {one["image"] for one in made.values()} == {"programs:1"} and not any(
+        "build" in one for one in made.values()
+    )
+    assert made["http"]["command"] == ["python3", "/programs/http/server.py"] and "command" not in made["sdk"]
+
+
 def test_the_start_from_nothing_may_take_the_program_s_own_time_more() -> None:
     made = document()
     made["modes"]["processes"]["starts"]["gone"]["p50_ms"] = 739.0

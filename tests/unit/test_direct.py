@@ -492,7 +492,7 @@ def settings(tmp_path: Path) -> Any:
 def made(settings: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Accounts, FakeControl]:
     monkeypatch.setattr(accounts, "ControlSession", FakeControl)
     found = Accounts(SimpleNamespace(), settings)  # type: ignore[arg-type]
-    return found, found._control  # type: ignore[return-value]
+    return found, found.control  # type: ignore[return-value]
 
 
 def test_an_account_may_use_the_functions_own_channels_only() -> None:

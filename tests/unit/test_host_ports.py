@@ -42,3 +42,17 @@ def test_is_free_sees_a_listener():
         port = server.getsockname()[1]
         assert not ports.is_free(port)
     assert ports.is_free(port)
+
+
+def test_any_free_port_is_another_one_each_time_and_none_that_is_listened_on(monkeypatch):
+    monkeypatch.setattr(ports, "_numbers", iter(range(300)))
+    first = ports.any_free()
+    with socket.create_server(("127.0.0.1", ports.ANY_FROM + 100)):
+        found = {ports.any_free() for _ in range(200)}
+    assert ports.ANY_FROM + 100 not in found and first not in found and len(found) == 200
+
+
+def test_any_free_port_goes_round(monkeypatch):
+    monkeypatch.setattr(ports, "_numbers", iter(range(ports.ANY_TO - ports.ANY_FROM - 1, ports.ANY_TO)))
+    monkeypatch.setattr(ports, "is_free", lambda port, host: port == ports.ANY_FROM + 1)
+    assert ports.any_free() == ports.ANY_FROM + 1

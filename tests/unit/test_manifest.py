@@ -107,6 +107,7 @@ def test_every_form_of_subscribe() -> None:
     assert functions["both"]["join"] is None
     assert functions["named"]["inputs"] == [{"name": "picture", "channel": "vision/frames"}]
     assert manifests.input_name("vision/cam/left-eye") == "left_eye"
+    assert manifests.input_name("vision/depth/3d-points") == "_3d_points"
 
 
 def test_qos_0_stands_at_its_input() -> None:
@@ -221,7 +222,7 @@ SUBSCRIBE: list[tuple[str, str]] = [
     ("[]", "names no channel"),
     ("[a/x, b/x]", "two inputs are named 'x'; rename one with"),
     ("[x, x]", "channel 'vision/x' stands here twice"),
-    ("{join: [1st, b]}", "cannot be the name of a handler's parameter; give one with `as:`"),
+    ("{join: [class, b]}", "cannot be the name of a handler's parameter; give one with `as:`"),
     ("{join: [{channel: a, as: class}, b]}", "cannot be the name of a handler's parameter"),
     ("{join: [a, b], by: id}", "differs from event to event"),
     ("{join: [a, b], by: A_B}", "is not the name of an event attribute"),

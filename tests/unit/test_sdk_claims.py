@@ -57,7 +57,7 @@ def test_short_handlers_are_claimed_and_committed_in_batches(start: Start) -> No
 def test_the_prefetch_follows_the_mean_handler_time() -> None:
     instance = runtime.Instance("unused", lambda: echo)
     assert instance.prefetch() == 1
-    for seconds, claimed in ((1e-9, 64), (20e-6, 64), (100e-6, 20), (0.001, 2), (0.01, 1), (30.0, 1)):
+    for seconds, claimed in ((1e-9, 64), (20e-6, 64), (100e-6, 64), (0.0005, 16), (0.001, 8), (0.01, 1), (30.0, 1)):
         for _ in range(100):
             instance.took(seconds)
         assert instance.prefetch() == pytest.approx(claimed, abs=1)

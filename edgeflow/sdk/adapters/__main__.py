@@ -6,37 +6,18 @@ Exit status: that of the program when it ended by itself; else as the runtime's:
 
 import os
 import sys
-from typing import Protocol
 
 from edgeflow.errors import BadHandler
+from edgeflow.sdk.adapters.adapter import Adapter
 from edgeflow.sdk.adapters.http import Http
 from edgeflow.sdk.adapters.mqtt import Mqtt, MqttInstance
 from edgeflow.sdk.adapters.setting import VARIABLE, Setting
 from edgeflow.sdk.adapters.stdio import Stdio
 from edgeflow.sdk.context import FunctionInfo
 from edgeflow.sdk.ending import EXIT_BAD_HANDLER, Stop
-from edgeflow.sdk.function import Handle
 from edgeflow.sdk.log import Log
 from edgeflow.sdk.runtime import Instance
 from edgeflow.sdk.started import told
-
-
-class Adapter(Protocol):
-    """What an instance needs of the adapter of its contract."""
-
-    failed: str
-
-    def load(self) -> Handle:
-        """Start, and wait until ready."""
-
-    def kill(self) -> None:
-        """End the program at once."""
-
-    def close(self) -> None:
-        """End the program."""
-
-    def exit_status(self, status: int) -> int:
-        """What the process ends with, given what the runtime says."""
 
 
 def main() -> int:

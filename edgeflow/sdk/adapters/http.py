@@ -9,22 +9,22 @@ Embedded mode: the program is a child of this process, told its port by PORT. Do
 """
 
 import http.client
-import select
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from edgeflow.errors import BadOutput
 from edgeflow.sdk.adapters import answers, ports, requests
+from edgeflow.sdk.adapters.adapter import Adapter, Facts
 from edgeflow.sdk.adapters.effects import Effects
+from edgeflow.sdk.adapters.exchange import Exchange, TooMuch
 from edgeflow.sdk.adapters.program import Program, environment, in_words
 from edgeflow.sdk.adapters.setting import Setting
 from edgeflow.sdk.connection import ConnectionLost
-from edgeflow.sdk.context import Context, FunctionInfo
+from edgeflow.sdk.context import Context
 from edgeflow.sdk.ending import Stop
 from edgeflow.sdk.function import Handle
 from edgeflow.sdk.inputs import MAX_VALUE_BYTES
-from edgeflow.sdk.log import Log
 from edgeflow.sdk.outcome import Later
 
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.02, 0.5
@@ -36,22 +36,16 @@ AWAY_S = 10.0
 AWAY_LATER_S = 0.5
 
 
-class Http:
+class Http(Adapter):
     """The adapter of one instance."""
 
-    def __init__(self, setting: Setting, stop: Stop, facts: Callable[[], tuple[FunctionInfo, Log]]) -> None:
-        """`facts`: what the agent said of this function, once it has, and the log."""
-        self._setting = setting
-        self._stop = stop
-        self._facts = facts
+    def __init__(self, setting: Setting, stop: Stop, facts: Facts) -> None:
+        super().__init__(setting, stop, facts)
         self._port = setting.http_port
         self._effects: Effects | None = None
         self._program: Program | None = None
-        self._connection: http.client.HTTPConnection | None = None
-        self._heard: frozenset[str] = frozenset()
+        self._exchange: Exchange | None = None
         self._away_since_s: float | None = None
-        self.failed = ""
-        """Why the instance has to end although nobody asked it to."""
 
     # -- for the instance ----------------------------------------------------------------------------------------------
 
@@ -140,30 +134,23 @@ class Http:
 
     def _ask(self, headers: Mapping[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
         """(status, headers in lower case, body). Raises Later when the program does not listen, ProgramFailed when it breaks off, BadOutput."""
-        connection = self._connected()
+        exchange = self._connected()
         try:
-            connection.request("POST", self._setting.http_path, body=body, headers=dict(headers))
-            response = connection.getresponse()
-            said = {name.lower(): value for name, value in response.getheaders()}
-            answer = response.read(MAX_VALUE_BYTES + 1)
+            return exchange.post(self._setting.http_path, headers, body)
         except (OSError, http.client.HTTPException) as error:
             self._forget_connection()
             raise answers.ProgramFailed(f"the program gave no answer: {type(error).__name__}: {error}") from None
-        if len(answer) > MAX_VALUE_BYTES:
+        except TooMuch:
             self._forget_connection()
-            raise BadOutput(f"the program's answer is larger than {MAX_VALUE_BYTES} bytes")
-        return response.status, said, answer
+            raise BadOutput(f"the program's answer is larger than {MAX_VALUE_BYTES} bytes") from None
 
-    def _connected(self) -> http.client.HTTPConnection:
-        connection = self._connection
-        if connection is not None and connection.sock is not None:
-            # Readable before a request: the program has closed it, or said what nobody asked.
-            if not select.select([connection.sock], [], [], 0)[0]:
-                return connection
+    def _connected(self) -> Exchange:
+        if self._exchange is not None:
+            if self._exchange.is_usable:
+                return self._exchange
             self._forget_connection()
-        connection = http.client.HTTPConnection(ports.HOST, self._port)
         try:
-            connection.connect()
+            self._exchange = Exchange(self._port)
         except OSError as error:
             now_s = time.monotonic()
             self._away_since_s = self._away_since_s or now_s
@@ -172,10 +159,9 @@ class Http:
                 self._stop.request()
             raise Later(AWAY_LATER_S, f"the program does not accept connections: {error.strerror or error}") from None
         self._away_since_s = None
-        self._connection = connection
-        return connection
+        return self._exchange
 
     def _forget_connection(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        if self._exchange is not None:
+            self._exchange.close()
+            self._exchange = None

@@ -8,16 +8,17 @@ the new one's session begins; a restart of the agent does not disturb a session.
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from edgeflow.core.wire import Message
+from edgeflow.sdk.adapters.adapter import Adapter, Facts
 from edgeflow.sdk.adapters.ports import HOST
 from edgeflow.sdk.adapters.program import Program, environment, in_words
 from edgeflow.sdk.adapters.relay import Relay
 from edgeflow.sdk.adapters.setting import Setting
 from edgeflow.sdk.connection import Connection, ConnectionLost
-from edgeflow.sdk.context import Context, FunctionInfo
+from edgeflow.sdk.context import Context
 from edgeflow.sdk.ending import EXIT_STOPPED, Stop
 from edgeflow.sdk.function import Handle
 from edgeflow.sdk.log import Log
@@ -32,14 +33,11 @@ GRANT_EVERY_S = 5.0
 """Shortest time between two wishes for an account made anew."""
 
 
-class Mqtt:
+class Mqtt(Adapter):
     """The adapter of one instance."""
 
-    def __init__(self, setting: Setting, stop: Stop, facts: Callable[[], tuple[FunctionInfo, Log]]) -> None:
-        """`facts`: what the agent said of this function, once it has, and the log."""
-        self._setting = setting
-        self._stop = stop
-        self._facts = facts
+    def __init__(self, setting: Setting, stop: Stop, facts: Facts) -> None:
+        super().__init__(setting, stop, facts)
         # As a process it shares its loopback interface with others, who do not know this.
         self._token = secrets.token_urlsafe(24) if setting.command else None
         # In a container beside this one the program does not wait for anybody: so this listens before all else.
@@ -47,8 +45,6 @@ class Mqtt:
         self._program: Program | None = None
         self._grant_from_s = 0.0
         Log({"logger": "sdk"}).info(LISTENING, port=self._relay.port)
-        self.failed = ""
-        """Why the instance has to end although nobody asked it to."""
 
     def load(self) -> Handle:
         """Start the program. Raises BadHandler."""

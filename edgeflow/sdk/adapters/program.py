@@ -33,9 +33,12 @@ def environment(added: Mapping[str, str]) -> dict[str, str]:
 
 def spawn(
     command: Sequence[str], env: Mapping[str, str], *, stdin: int | IO[bytes] = subprocess.DEVNULL,
-    stdout: int | IO[bytes] | None = None, stderr: int | IO[bytes] | None = None,
+    stdout: int | IO[bytes] | None = None, stderr: int | IO[bytes] | None = None, is_bound: bool = True,
 ) -> "subprocess.Popen[bytes]":  # fmt: skip
-    """Start a program in a process group of its own, which dies with this thread. Raises BadHandler when it cannot be started."""
+    """Start a program in a process group of its own. `is_bound`: it dies with this thread, and its start takes a copy of this process.
+
+    Raises BadHandler when it cannot be started.
+    """
     parent = os.getpid()
 
     def bind_to_parent() -> None:
@@ -45,7 +48,8 @@ def spawn(
 
     try:
         return subprocess.Popen(
-            list(command), env=dict(env), stdin=stdin, stdout=stdout, stderr=stderr, process_group=0, preexec_fn=bind_to_parent
+            list(command), env=dict(env), stdin=stdin, stdout=stdout, stderr=stderr, process_group=0,
+            preexec_fn=bind_to_parent if is_bound else None,
         )  # fmt: skip
     except OSError as error:
         raise BadHandler(

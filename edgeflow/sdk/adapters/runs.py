@@ -15,10 +15,11 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
 from edgeflow.errors import BadHandler
 from edgeflow.sdk.adapters.program import end_group, environment, spawn
+from edgeflow.sdk.adapters.warden import Warden
 from edgeflow.sdk.inputs import MAX_VALUE_BYTES
 
 PIECE_BYTES = 64 * 1024
@@ -26,7 +27,6 @@ TAIL_BYTES = 4096
 """How much of what a process said last on its standard error is kept for the message."""
 DRAIN_S = 0.5
 """How long what a process has left behind may hold its output open."""
-LOOK_S, LOOK_SOON_S = 0.05, 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,7 @@ class LocalRuns:
         self._command = command
         self._environment = environment(added)
         self._process: subprocess.Popen[bytes] | None = None
+        self._warden: Warden | None = None
 
     def start(self) -> None:
         """Raises BadHandler when there is no such program."""
@@ -104,21 +105,24 @@ class LocalRuns:
                 f"there is no program {self._command[0]!r}",
                 hint="`command:` names a program in the function's folder, in its requirements or on PATH; it is not a shell.",
             )
+        self._warden = Warden()
 
     def run(self, variables: Mapping[str, str], data: bytes, timeout_s: float) -> Ended:
         """See Runs."""
         pipe = subprocess.PIPE
-        process = spawn(self._command, {**self._environment, **variables}, stdin=pipe, stdout=pipe, stderr=pipe)
+        process = spawn(
+            self._command, {**self._environment, **variables}, stdin=pipe, stdout=pipe, stderr=pipe, is_bound=False
+        )
         self._process = process
         taken, end_s, timed_out = Taken(), time.monotonic() + timeout_s, False
         with _Pipes(process, data, taken) as pipes:
-            while not _has_ended(process):
+            while not pipes.process_ended:
                 left_s = end_s - time.monotonic()
                 timed_out = left_s <= 0
                 if timed_out or taken.too_large:
                     end_group(process)
                     break
-                pipes.work(min(left_s, LOOK_S if pipes.are_open else LOOK_SOON_S))
+                pipes.work(left_s)
             # Not reaped yet, so its group id cannot belong to anyone else: end what it left behind.
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
             end_group(process)
@@ -133,10 +137,12 @@ class LocalRuns:
 
     def close(self) -> None:
         """Nothing runs between invocations."""
+        if self._warden is not None:
+            self._warden.close()
 
 
 class _Pipes:
-    """The three pipes of a process, worked off as they are ready."""
+    """The three pipes of a process, worked off as they are ready, and its end."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", data: bytes, taken: Taken) -> None:
         self._input = memoryview(data)
@@ -144,7 +150,10 @@ class _Pipes:
         self._files: list[IO[bytes]] = [
             file for file in (process.stdin, process.stdout, process.stderr) if file is not None
         ]
+        self.process_ended = False
         self._selector = selectors.DefaultSelector()
+        self._process_fd = os.pidfd_open(process.pid)
+        self._selector.register(self._process_fd, selectors.EVENT_READ, self._see_end)
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
         for file in self._files:
             os.set_blocking(file.fileno(), False)
@@ -157,6 +166,7 @@ class _Pipes:
 
     def __exit__(self, *_: object) -> None:
         self._selector.close()
+        os.close(self._process_fd)
         for file in self._files:
             _close(file)
 
@@ -177,6 +187,10 @@ class _Pipes:
         end_s = time.monotonic() + DRAIN_S
         while self.are_open and (left_s := end_s - time.monotonic()) > 0:
             self.work(left_s)
+
+    def _see_end(self, process_fd: int) -> None:
+        self.process_ended = True
+        self._selector.unregister(process_fd)
 
     def _give(self, file: IO[bytes]) -> None:
         try:
@@ -219,10 +233,6 @@ def say(piece: bytes) -> None:
         sys.stderr.buffer.flush()
     except (OSError, ValueError):
         pass  # a line that is lost does not fail the work it tells of
-
-
-def _has_ended(process: Any) -> bool:
-    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _close(file: IO[bytes]) -> None:

@@ -8,21 +8,21 @@ Status 0: done, what it wrote is the output. 75 (EX_TEMPFAIL): later. Anything e
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from edgeflow.errors import BadOutput
 from edgeflow.sdk.adapters import answers, requests
+from edgeflow.sdk.adapters.adapter import Adapter, Facts
 from edgeflow.sdk.adapters.effects import Effects
 from edgeflow.sdk.adapters.launched import LaunchedRuns, LauncherGone
 from edgeflow.sdk.adapters.program import in_words
 from edgeflow.sdk.adapters.runs import LocalRuns, Runs
 from edgeflow.sdk.adapters.setting import Setting
-from edgeflow.sdk.context import Context, FunctionInfo
+from edgeflow.sdk.context import Context
 from edgeflow.sdk.ending import Stop
 from edgeflow.sdk.function import Handle
 from edgeflow.sdk.inputs import MAX_VALUE_BYTES
-from edgeflow.sdk.log import Log
 from edgeflow.sdk.outcome import Later
 
 TEMPFAIL = 75
@@ -30,18 +30,13 @@ SPARE_S = 0.5
 """How much earlier than its attempt a process ends, at most a tenth of the attempt's time."""
 
 
-class Stdio:
+class Stdio(Adapter):
     """The adapter of one instance."""
 
-    def __init__(self, setting: Setting, stop: Stop, facts: Callable[[], tuple[FunctionInfo, Log]]) -> None:
-        """`facts`: what the agent said of this function, once it has, and the log."""
-        self._setting = setting
-        self._stop = stop
-        self._facts = facts
+    def __init__(self, setting: Setting, stop: Stop, facts: Facts) -> None:
+        super().__init__(setting, stop, facts)
         self._effects: Effects | None = None
         self._runs: Runs | None = None
-        self.failed = ""
-        """Why the instance has to end although nobody asked it to."""
 
     def load(self) -> Handle:
         """Be ready to run the program. Raises BadHandler, ConnectionLost when the instance is to end first."""

@@ -94,10 +94,20 @@ redis.register_function('ef_tidy', function(keys, args)
   return unlink
 end)
 
+local function has_routes(p, c)
+  if call('GET', p .. 'routes:version') ~= c.version or call('GET', p .. 'routes') ~= c.table then return false end
+  local shapes = 0
+  for f, shape in pairs(c.shapes) do
+    shapes = shapes + 1
+    if call('HGET', p .. 'shapes', f) ~= shape then return false end
+  end
+  return call('HLEN', p .. 'shapes') == shapes
+end
+
 -- routes: installs the table of this PoP. Returns 1 when it changed.
 redis.register_function('ef_routes', function(keys, args)
   local p, c = start_call(keys, args)
-  if call('GET', p .. 'routes:version') == c.version then return 0 end
+  if has_routes(p, c) then return 0 end
   call('MSET', p .. 'routes:version', c.version, p .. 'routes', c.table)
   if #c.inboxes_here > 0 then
     call('SADD', p .. 'inboxes', unpack(c.inboxes_here))

@@ -14,16 +14,17 @@ IDLE_MS = 200
 
 
 def main(socket: str, name: str, crash_at: int) -> None:
-    """Serve until nothing comes for a second."""
+    """Serve until nothing comes for a second, and nobody's work has lain idle for that long."""
     door = redis.Redis(unix_socket_path=socket)
-    handled = 0
+    handled, is_quiet = 0, False
     while True:
         _, items, _ = door.xautoclaim("in", GROUP, name, IDLE_MS, count=10)
         if not items:
             fresh = door.xreadgroup(GROUP, name, {"in": ">"}, count=10, block=1000)
             items = fresh[0][1] if fresh else []
-        if not items:
+        if not items and is_quiet:
             return
+        is_quiet = not items
         for id, fields in items:
             door.xadd("out", fields)
             handled += 1
