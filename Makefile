@@ -1,5 +1,5 @@
 # Only calls scripts; each says at its top what it does.
-.PHONY: demo setup test test-faults bench bench-flow bench-ekv bench-runner lint docs docker-engine
+.PHONY: demo setup test test-faults lab bench bench-flow bench-ekv bench-runner lint docs docker-engine
 
 demo:
 	@INPUT="$(INPUT)" REFERENCE="$(REFERENCE)" MODE="$(MODE)" scripts/demo
@@ -12,6 +12,9 @@ test:
 
 test-faults:
 	@scripts/test-faults
+
+lab:
+	@scripts/lab
 
 bench:
 	@scripts/bench

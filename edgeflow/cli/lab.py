@@ -1,15 +1,25 @@
 """`edgeflow lab`: hurt the cluster on purpose: its links, its PoPs, their processes.
 
-What it is: the verbs of `edgeflow.lab.hands` as a user types them.
+What it is: the verbs of `edgeflow.lab.hands` as a user types them, and the scenarios.
 What must stay true: each verb says what it has done, and how it ends; a cluster that is not on this machine is left alone unless --anyway.
 """
 
+import contextlib
+import tempfile
+import time
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from edgeflow.cli.console import Output, OutputOption, err, out, print_json
-from edgeflow.host.discover import find
+from edgeflow.cli.apply import Target, apply_file
+from edgeflow.cli.console import Output, OutputOption, err, out, print_json, say
+from edgeflow.cli.reach import confirm, show
+from edgeflow.errors import Unavailable
+from edgeflow.host.discover import PopAccess, find
+from edgeflow.host.errors import MissingProgram
 from edgeflow.lab import units
 from edgeflow.lab.errors import BadTrouble
 from edgeflow.lab.hands import Hands, hands_on, overall
@@ -22,6 +32,17 @@ TargetArgument = Annotated[
         help="A PoP, or a part of one: la, la/data (control, data, broker, redis, instances)", metavar="POP[/PART]"
     ),
 ]
+FRESH_POPS = ("la", "ny", "sf")
+ALL = "all"
+
+
+class FormName(StrEnum):
+    """How much is published."""
+
+    SHORT = "short"
+    LONG = "long"
+
+
 OneWayOption = Annotated[
     bool, typer.Option("--one-way", help="Only what goes from the first PoP to the second (or to all others).")
 ]
@@ -158,3 +179,107 @@ def lab_document(hands: Hands) -> dict[str, Any]:
                  "bytes": carried.get((origin, to), 0)}
             )  # fmt: skip
     return {"cluster": hands.cluster.id, "pops": pops, "links": lines}
+
+
+@app.command()
+def scenarios(output: OutputOption = Output.TABLE) -> None:
+    """The scenarios that come along."""
+    from edgeflow.lab import scenario as known
+
+    found = [known.find(name) for name in known.names()]
+    items = [
+        {"name": one.name, "pops": one.document.pops, "what": one.document.what, "needs_fresh": one.needs_clock}
+        for one in found
+    ]
+    columns = {"scenario": lambda one: one["name"], "PoPs": lambda one: one["pops"], "what": lambda one: one["what"]}
+    show(output, items, columns, empty="there are none")
+
+
+@app.command()
+def run(
+    scenario: Annotated[
+        str, typer.Argument(help="A scenario (`lab scenarios`), a YAML file of your own, or `all`", metavar="SCENARIO")
+    ],
+    seed: Annotated[
+        int | None, typer.Option(help="Who plays which role, and when faults strike; a new one if not given.")
+    ] = None,
+    form: Annotated[FormName, typer.Option(help="How much is published.")] = FormName.SHORT,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="On an embedded cluster of three PoPs that is started for it, and ended.")
+    ] = False,
+    table: Annotated[
+        Path | None, typer.Option(help="Also write the table into this page, between its markers.", metavar="FILE")
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Hurt a cluster that others use without a question.")
+    ] = False,
+    anyway: AnywayOption = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Hurt the cluster in the middle of work and say whether it kept what it promises; exit status 1 if not."""
+    from edgeflow.lab import report as reports
+    from edgeflow.lab import scenario as known
+    from edgeflow.lab.run import Run
+
+    chosen = [known.find(name) for name in (known.names() if scenario == ALL else [scenario])]
+    number = time.time_ns() % 1_000_000 if seed is None else seed
+    done: list[reports.Report] = []
+    with _cluster(fresh, anyway, yes, clocks=any(one.needs_clock for one in chosen)) as (hands, clocks):
+        for one in chosen:
+            if one.needs_clock and not clocks and len(chosen) > 1:
+                err.print(f"{one.name}: left out, it needs --fresh and a C compiler")
+                continue
+            err.print(f"{one.name}: {one.document.what}")
+            made = Run(one, hands, _apply, seed=number, form=form.value, clocks=clocks, say=say).run()
+            done.append(made)
+            if output is Output.TABLE:
+                for line in made.lines():
+                    out.print(line, markup=False)
+    if output is Output.JSON:
+        print_json([made.document() for made in done])
+    if table is not None:
+        held = sum(made.ok for made in done)
+        about = f"{held} of {len(done)} scenarios held ({form.value} form, seed {number})."
+        reports.write_table(table, done, about)
+    if not all(made.ok for made in done):
+        raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _cluster(fresh: bool, anyway: bool, yes: bool, *, clocks: bool) -> Iterator[tuple[Hands, bool]]:
+    """The cluster that is hurt, and whether its clocks can be set wrong."""
+    if not fresh:
+        cluster = find()
+        hands = hands_on(cluster, anyway=anyway)
+        used = _used(next(iter(cluster.pops.values())))
+        if used:
+            confirm(f"The scenario kills and cuts off PoPs that {', '.join(used)} use. Go on?", yes=yes)
+        yield hands, False
+        return
+    from edgeflow.host.local import LocalCluster
+    from edgeflow.lab import clock
+    from edgeflow.lab.errors import NotPossibleHere
+
+    with tempfile.TemporaryDirectory(prefix="edgeflow-lab-") as folder:
+        commands = None
+        if clocks:
+            with contextlib.suppress(NotPossibleHere, MissingProgram):
+                commands = clock.commands(Path(folder))
+        err.print(f"starting a cluster of {', '.join(FRESH_POPS)}")
+        with LocalCluster(FRESH_POPS, commands=commands) as started:
+            yield hands_on(started.find()), commands is not None
+
+
+def _used(access: PopAccess) -> list[str]:
+    """Namespaces with functions. Raises Unavailable."""
+    from edgeflow.sdk.client import Client
+
+    with Client(access.api_url, access.token, retry_s=5.0) as client:
+        try:
+            return sorted({one["namespace"] for one in client.functions()})
+        except Unavailable:
+            return []
+
+
+def _apply(file: Path, access: PopAccess) -> None:
+    apply_file(file, Target(access.api_url, access.token), timeout_s=300)

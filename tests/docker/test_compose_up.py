@@ -23,6 +23,9 @@ from test_compose import commands
 
 from edgeflow.cli.admin import Operator
 from edgeflow.core.manifest import parse, resolve
+from edgeflow.host.discover import find
+from edgeflow.lab.books import books_of
+from edgeflow.lab.hands import Target, hands_on, overall
 from edgeflow.sdk.client import Client, ReceivedEvent
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -260,6 +263,44 @@ def test_a_killed_part_comes_back_and_nothing_is_lost_or_doubled(
     time.sleep(0.5)  # a doubled result would come right behind
     ours = [data for data in seen.data() if data in wanted]
     assert len(ours) == len(wanted)
+
+
+@pytest.mark.faults
+def test_the_lab_hurts_and_heals_containers_and_reads_their_stores(
+    compose: Compose, wait_until: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in compose.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("EDGEFLOW_COMPOSE_FILE", str(ROOT / "docker-compose.yml"))
+    hands = hands_on(find(compose.home))
+    hands.partition(hands.split("ny", one_way=True))
+    hands.wan([("chicago", "la")], delay_ms=5, kbit_s=50_000)
+    links, carried = hands.links()
+    cut = {
+        (origin, to) for link in links for origin, to in ((link.a, link.b), (link.b, link.a)) if link.line(origin).cut
+    }
+    assert cut == {("ny", "chicago"), ("ny", "la")} and sum(carried.values()) > 0
+    hands.heal(all=True)
+    assert not any(
+        link.line(pop).cut or link.line(pop).delay_ms for link in hands.links()[0] for pop in (link.a, link.b)
+    )
+    hands.pause(Target("la"))
+    assert overall(hands.parts("la")) == "paused" and hands.parts("la")["instances"] == "paused"
+    hands.resume("la")
+    assert overall(hands.parts("la")) == "runs"
+    hands.kill(Target("la"), stay_down=True)
+    assert overall(hands.parts("la")) == "down"
+    hands.resume("la")
+    hands.kill(Target("la", "data"))
+    wait_until(lambda: overall(hands.parts("la")) == "runs", "la runs again", deadline_s=60)
+    seen = Listener(compose, "ny", "mini/loud")
+    with client(compose, "chicago") as chicago:
+        chicago.publish("mini/words", "after the lab")
+    wait_until(lambda: b"AFTER THE LAB" in seen.data(), "the result arrives at ny", deadline_s=120)
+    books = books_of(find(compose.home))
+    wait_until(lambda: not books.waiting("la", "mini"), "nothing is under way at la", deadline_s=60)
+    wait_until(lambda: books.read("la", "mini").logs == books.read("ny", "mini").logs, "the same logs", deadline_s=60)
+    assert books.read("la", "mini").problems(None) == []
 
 
 def kill(engine: Any, container: Any) -> None:

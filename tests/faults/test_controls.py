@@ -13,8 +13,9 @@ from typing import Any
 import paho.mqtt.client as mqtt
 import pytest
 import redis
-from ledger import exactly_once
 from world import HERE, until
+
+from edgeflow.lab.ledger import exactly_once
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(120), pytest.mark.usefixtures("programs")]
 

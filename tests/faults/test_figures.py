@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import ledger
 import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.packettypes import PacketTypes
@@ -23,6 +22,7 @@ from paho.mqtt.properties import Properties
 from world import until
 
 from edgeflow.host.local import LocalCluster
+from edgeflow.lab import ledger
 from edgeflow.sdk.client import Client, Gap
 from edgeflow.settings import PopSettings
 from edgeflow.store import Store

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import ledger
 import pytest
 from needs import missing
 from powercut import cut
@@ -21,6 +20,7 @@ from world import HERE, until
 from edgeflow.errors import EdgeflowError
 from edgeflow.host.local import LocalCluster
 from edgeflow.host.supervisor import default_commands
+from edgeflow.lab import ledger
 from edgeflow.sdk.client import Client
 from edgeflow.settings import PopSettings
 

@@ -13,23 +13,24 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import ledger
 import paho.mqtt.client as mqtt
 import redis
-from ledger import exactly_once
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from edgeflow.cli.apply import Target, apply_file
 from edgeflow.core import failpoints
 from edgeflow.host.local import LocalCluster
+from edgeflow.lab import ledger
+from edgeflow.lab.errors import NotInTime as NotInTime
+from edgeflow.lab.hands import until as until
+from edgeflow.lab.ledger import exactly_once
 from edgeflow.sdk.client import Client, Gap
 from edgeflow.settings import PopSettings
 from edgeflow.store import Store
@@ -49,20 +50,6 @@ ATTEMPT_S = 1.0
 """retry.timeout in app/edgeflow.yaml."""
 Action = Literal["kill", "stop"]
 Via = Literal["http", "mqtt"]
-
-
-class NotInTime(AssertionError):
-    """A condition did not become true before its deadline."""
-
-
-def until(condition: Callable[[], Any], what: str, deadline_s: float = 30.0, every_s: float = 0.02) -> Any:
-    """Wait until `condition()` is true; its value."""
-    end_s = time.monotonic() + deadline_s
-    while not (value := condition()):
-        if time.monotonic() > end_s:
-            raise NotInTime(f"not within {deadline_s:g} s: {what}")
-        time.sleep(every_s)
-    return value
 
 
 @dataclass(frozen=True)

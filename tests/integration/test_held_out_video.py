@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+
 from edgeflow.demo import faces, person, video
 from edgeflow.demo.offline import measure, run
 
 
+@pytest.mark.timeout(600)
 def test_the_held_out_video_meets_the_thresholds(tmp_path: Path) -> None:
     scene = video.HELD_OUT
     clip = video.write(scene, tmp_path)
