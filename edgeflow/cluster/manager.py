@@ -198,6 +198,16 @@ class Links:
         """For how long something may have been written elsewhere that is not readable here; None = this PoP never was complete."""
         return self._standing.staleness_ms(namespace, self._site.clock())
 
+    # What takeover needs (takeover.PeersPort)
+
+    def state(self, pop: str) -> str:
+        """The state of a PoP as this one sees it; `left` for one that is no member."""
+        return self.membership.state(pop)
+
+    def complete_s(self, namespace: str, peer: str) -> float | None:
+        """As of when (own monotonic clock) all that a peer had written is applied here; None = not known."""
+        return self._standing.complete_s(namespace, peer)
+
     # What questions need (desk.Peers)
 
     def peers(self) -> list[str]:
