@@ -111,6 +111,7 @@ class DataProcess:
         self._introduction = Introduction(
             settings, self._book, self._links, lambda: self._released(SYSTEM_NAMESPACE), __version__
         )
+        self._links.limit(self._overload.link_rate)
         self._instances.covering.passed = self._links.passed
         self._instances.covering.staleness_ms = self._links.staleness_ms
         self._instances.reads.passed = self._links.passed

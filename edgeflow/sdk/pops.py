@@ -65,6 +65,6 @@ def make_pop(url: str, token: str, timeout_s: float, transport: httpx.BaseTransp
     url, lines = url.rstrip("/"), Lines()
     http = httpx.Client(
         base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=timeout_s, transport=transport, trust_env=False,
-        event_hooks={"request": [lines.watch]}, verify=trusted(url),
+        event_hooks={"request": [lines.watch] if is_watched else []}, verify=trusted(url),
     )  # fmt: skip
     return Pop(url, http, lines)
