@@ -68,6 +68,7 @@ class Machines:
     def run(self, name: str, commands: str) -> str:
         """The output of the commands, each of which must succeed."""
         environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("EDGEFLOW_")},
             "HOME": str(self.home(name)),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin",
             "LANG": "C.UTF-8",
