@@ -1,5 +1,6 @@
 """The commands of docs/several-machines.md as they stand there: network namespaces are the machines, one PoP on each."""
 
+import json
 import os
 import re
 import shlex
@@ -22,7 +23,7 @@ MACHINES = {"la": "192.0.2.1", "ny": "192.0.2.2", "chicago": "192.0.2.3"}
 TOKENS = re.compile(r"> ~/(\w+)\.token$", re.MULTILINE)
 BLOCK_S = 150.0
 
-pytestmark = [pytest.mark.usefixtures("programs"), pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 
 def blocks() -> list[tuple[str, str]]:
@@ -116,7 +117,7 @@ def ip(*arguments: str) -> str:
 
 
 @pytest.fixture
-def machines(tmp_path: Path) -> Iterator[Machines]:
+def machines(programs: None, tmp_path: Path) -> Iterator[Machines]:
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
     for program, package in (("ip", "iproute2"), ("haproxy", "haproxy"), ("openssl", "openssl"), ("curl", "curl")):
         if shutil.which(program, path=path) is None:
@@ -135,6 +136,7 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
         made.remove()
 
 
+@pytest.mark.faults
 def test_the_page_runs_as_it_stands(machines: Machines) -> None:
     said: list[tuple[str, str, str]] = []
     for where, commands in blocks():
@@ -165,6 +167,8 @@ def test_the_page_runs_as_it_stands(machines: Machines) -> None:
     for name in MACHINES:
         once = machines.run(name, "edgeflow tail hello/loud --from start --count 5")
         assert once.count(" from la") == 5, f"at {name} each is there once"
+        running = json.loads((machines.home(name) / "edgeflow" / "cluster.json").read_text())["pops"][name]["processes"]
+        assert {process: entry["restarts"] for process, entry in running.items() if entry["restarts"]} == {}, name
 
 
 def test_every_block_names_its_machine() -> None:
