@@ -25,6 +25,7 @@ import structlog
 from edgeflow import __version__
 from edgeflow.cluster.introduction import Introduction
 from edgeflow.cluster.manager import Links
+from edgeflow.cluster.takeover import Takeover
 from edgeflow.core.channels import SYSTEM_NAMESPACE
 from edgeflow.core.failpoints import hit
 from edgeflow.errors import EdgeflowError
@@ -36,6 +37,7 @@ from edgeflow.flow.guard import CHECK_S, BrokerGuard
 from edgeflow.flow.instances import Instances
 from edgeflow.flow.letters import announce
 from edgeflow.flow.overload import Manifests, Overload
+from edgeflow.flow.popload import PopLoad
 from edgeflow.flow.publisher import Publisher
 from edgeflow.flow.reactor import READ, Reactor, Timer
 from edgeflow.flow.replies import Replies
@@ -87,6 +89,7 @@ class DataProcess:
         self._manifests = Manifests(self._store)
         self._policies = PolicyBook(self._store)
         self._overload = Overload(self._store, settings)
+        self._load = PopLoad(self._store, self._reactor, settings.limits.inbox_pending)
         self._sessions: dict[str, BrokerSession] = {}
         self._accounts = Accounts(self._reactor, settings)
         self._drift = DriftBook(self._store.local)
@@ -109,6 +112,8 @@ class DataProcess:
         self._introduction = Introduction(
             settings, self._book, self._links, lambda: self._released(SYSTEM_NAMESPACE), __version__
         )
+        self._takeover = Takeover(self._store, self._links, self._instances.notify)
+        self._links.limit(self._overload.link_rate)
         self._instances.covering.passed = self._links.passed
         self._instances.covering.staleness_ms = self._links.staleness_ms
         self._instances.reads.passed = self._links.passed
@@ -125,6 +130,7 @@ class DataProcess:
             self._store.open_log(name)
             # Whatever was claimed through the process before this one is void: its sockets are gone.
             self._store.namespace(name).release_claims()
+        self._takeover.start(self._store.namespaces())
         self._discover()
         self._sync_namespaces()
         self._instances.sync()
@@ -312,6 +318,7 @@ class DataProcess:
                 if announce(namespace, self._settings.limits):
                     self._released(name)
             hit("tick-after")
+        self._takeover.look(self._gateways)
         self._instances.check_timeouts()
         self._instances.unblock()
 
@@ -333,6 +340,7 @@ class DataProcess:
         self._instances.write_documents()
         self._introduction.look()
         self._overload.look(self._gateways)
+        self._load.look(self._gateways)
         self._store.record_heads()
 
     def _look_for_drift(self) -> None:

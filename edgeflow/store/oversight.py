@@ -170,9 +170,9 @@ class OverseenNamespace(Namespace):
 
     def invocation(self, id: str) -> InvocationInfo | None:
         """One invocation as this PoP knows it; None when it is not known (any more)."""
-        fields, done, letter = self._connection.run([
+        fields, done, letter, outcome = self._connection.run([
             ("HMGET", f"{self.prefix}inv:{id}", "f", "r", "st", "n", "x", "acc", "by", "why"), ("HGET", self.prefix + "done", id),
-            ("HMGET", f"{self.prefix}dead:{id}", "f", "r", "reason", "attempts"),
+            ("HMGET", f"{self.prefix}dead:{id}", "f", "r", "reason", "attempts"), ("HGET", self.prefix + "outcomes", id),
         ])  # fmt: skip
         if fields[0] is not None:
             function, revision, state = (part.decode() for part in fields[:3])
@@ -185,6 +185,8 @@ class OverseenNamespace(Namespace):
             function, revision, reason = (part.decode() for part in letter[:3])
             attempts = int(letter[3])
             return InvocationInfo(id, function, revision, "dead", attempts, attempts, 0, None, reason)
+        if done is None and outcome is not None:  # another PoP did it
+            return InvocationInfo(id, "", "", msgpack.unpackb(outcome)[1], 0, 0, 0)
         if done is None:
             return None
         mark = done.decode()
@@ -296,7 +298,7 @@ class OverseenNamespace(Namespace):
     def set_quota(self, quota: Quota | None) -> None:
         """What the namespace may send to this PoP; None = no bound. Kept at this PoP; the agents copy it from the system namespace."""
         packed: dict[str, float] | bool = False
-        if quota is not None:
+        if quota is not None and (quota.events_per_s or quota.bytes_per_s):
             packed = {
                 "events": quota.events_per_s or 0, "bytes": quota.bytes_per_s or 0, "burst": quota.burst_s,
             }  # fmt: skip

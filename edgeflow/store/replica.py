@@ -13,17 +13,21 @@ from edgeflow.core.events import BlobRef
 from edgeflow.core.routing import Directive, RouteTable
 from edgeflow.errors import LogGap
 from edgeflow.store.cache import CachedBodies
-from edgeflow.store.calls import Rows
+from edgeflow.store.calls import Rows, now_ms
 from edgeflow.store.connection import Command
 from edgeflow.store.foreign import check_foreign, check_page
 from edgeflow.store.homes import HomedNamespace
-from edgeflow.store.oversight import OverseenNamespace
+from edgeflow.store.owned import OwnedNamespace
 from edgeflow.store.records import LogId, MirrorResult, check_entry, entry_refs, unpack_event
 
 PAGE_BYTES = 1024 * 1024
 """About how much one page of a snapshot has; one large set or map may make it longer."""
 PIECE = 200
 """Keys that one call merges."""
+GATE_SOON_MS = 3000
+"""How long before its end an entry is given more time at the gate."""
+COMING_AT_ONCE = 5000
+"""Bodies that one call looks at."""
 
 
 class Trimmed(NamedTuple):
@@ -41,7 +45,7 @@ def _by_name(vector: Vector) -> dict[str, int]:
     return {f"{origin}:{epoch}": seq for (origin, epoch), seq in vector.items()}
 
 
-class ReplicatedNamespace(OverseenNamespace, HomedNamespace, CachedBodies):
+class ReplicatedNamespace(OwnedNamespace, HomedNamespace, CachedBodies):
     """A namespace that can be replicated."""
 
     def logs(self) -> dict[LogId, int]:
@@ -62,6 +66,23 @@ class ReplicatedNamespace(OverseenNamespace, HomedNamespace, CachedBodies):
             log = LogId(origin, int(epoch))
             lowest[log] = min(int(seq), lowest.get(log, int(seq)))
         return low_water({log_id(name): int(seq) for name, seq in heads.items()}, lowest)
+
+    def extend_gate(self, coming: Sequence[str]) -> int:
+        """Give entries whose time at the gate is nearly over more of it, if all that they wait for is in `coming`: bodies that peers send just now."""
+        due = self._connection.one("ZRANGE", self.prefix + "held", 0, 0, "WITHSCORES")
+        if not coming or not due or float(due[1]) > now_ms() + GATE_SOON_MS:
+            return 0
+        return sum(
+            int(
+                self._call(
+                    "ef_gate",
+                    coming=list(coming[start : start + COMING_AT_ONCE]),
+                    soon_ms=GATE_SOON_MS,
+                    gate_ms=self._limits.gate_timeout_ms,
+                )
+            )
+            for start in range(0, len(coming), COMING_AT_ONCE)
+        )
 
     def covers(self, vector: Vector) -> bool:
         """Whether everything that `vector` names is merged and readable here."""
@@ -169,13 +190,15 @@ class ReplicatedNamespace(OverseenNamespace, HomedNamespace, CachedBodies):
         for entry in checked:
             check_foreign(entry, self.name)
 
-        def directives(table: RouteTable, seq: int, events: Sequence[Any]) -> list[list[Directive]]:
+        def directives(table: RouteTable, seq: int, entry: dict[bytes, Any]) -> list[list[Directive]]:
+            shared = entry.get(b"sh")
+            cause = (shared[0][0] if shared else entry.get(b"id", b"")).decode(errors="backslashreplace")
             # Most events of most logs go to no function here: only those that do are unpacked.
             return [
-                self.directives(unpack_event(fields, log.origin, log.epoch, seq, index))
+                self.directives(unpack_event(fields, log.origin, log.epoch, seq, index), cause=cause)
                 if table.subscribes(fields[0].decode())
                 else []
-                for index, fields in enumerate(events)
+                for index, fields in enumerate(entry[b"ev"])
             ]
 
         def prepare(_again: bool) -> list[Command]:
@@ -186,7 +209,7 @@ class ReplicatedNamespace(OverseenNamespace, HomedNamespace, CachedBodies):
                 "first": first,
                 "entries": list(entries),
                 "rv": table.version,
-                "d": [directives(table, first + offset, entry[b"ev"]) for offset, entry in enumerate(checked)],
+                "d": [directives(table, first + offset, entry) for offset, entry in enumerate(checked)],
                 "gate_ms": self._limits.gate_timeout_ms,
                 "places": self.places(),
             }

@@ -49,13 +49,15 @@ def function(
 ) -> dict[str, Any]:
     return {
         "revision": "r1", "inputs": [{"name": channel, "channel": f"{NAME}/{channel}"} for channel in channels], "join": join,
-        "publish": [f"{NAME}/{channel}" for channel in publish], "place": {"pops": ["a", "b"]},
+        "publish": [f"{NAME}/{channel}" for channel in publish], "place": {"pops": []},
         "retry": {"attempts": attempts, "backoff_ms": 10, "timeout_ms": 1000},
     }  # fmt: skip
 
 
 def install(ns: ReplicatedNamespace, **functions: dict[str, Any]) -> None:
-    ns.set_routes(compile_routes({"functions": functions}, ns.pop))
+    """Functions of which each PoP is the only one, as far as it knows."""
+    placed = {name: {**function, "place": {"pops": [ns.pop]}} for name, function in functions.items()}
+    ns.set_routes(compile_routes({"functions": placed}, ns.pop))
 
 
 def event(channel: str, data: bytes = b"x", *, id: str = "e1", subject: str | None = "k", **attributes: str) -> Event:
@@ -371,6 +373,19 @@ def test_a_body_that_never_comes_is_a_gap_here_and_later_events_go_on(
     wait_until(lambda: b.ns.tick() or "2" in released(b.ns), "the gate to give up")
     assert released(b.ns) == [f"gap:{NAME}/x", "2"]
     assert [letter.reason for letter in b.ns.dead_letters()] == ["gate-timeout"]
+
+
+def test_a_body_that_is_on_its_way_is_not_late(pops: Callable[..., Pop], wait_until: Callable[..., Any]) -> None:
+    a, b = pops("a"), pops("b", gate_timeout_ms=50)
+    install(b.ns, f=function("x"))
+    ingest(a.ns, event("x", b"big" * 5000, id="1"), event("y", b"other" * 5000, id="2"))
+    replicate(a, b)
+    coming = [digest for digest in b.ns.missing_blobs() if (a.ns.read_blob(digest) or b"").startswith(b"big")]
+    assert b.ns.extend_gate(coming) == 1
+    wait_until(lambda: b.ns.tick() or f"gap:{NAME}/y" in released(b.ns), "the other one to be given up")
+    assert released(b.ns) == [f"gap:{NAME}/y"]
+    b.ns.add_blob(coming[0], b"big" * 5000)
+    assert released(b.ns) == [f"gap:{NAME}/y", "1"] and not b.ns.dead_letters()
 
 
 # -- joins -------------------------------------------------------------------------------------------------------------
