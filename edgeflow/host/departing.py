@@ -96,7 +96,7 @@ def _end(home: Home, pop: str, say: Say) -> None:
     if known.pops == (pop,):
         down(home=home.root, purge=True, say=say)
         return
-    replace(known, pops=tuple(one for one in known.pops if one != pop)).save(home)
+    replace(known, pops=tuple(one for one in known.pops if one != pop), left=(*known.left, pop)).save(home)
     say(f"Its processes end with the next `edgeflow down`; its data stay in {home.pop_dir(pop)}.")
 
 

@@ -140,6 +140,8 @@ class Identity:
     ports: dict[Name, int] = field(default_factory=dict)
     host: str = ""
     """Where other machines reach this one; empty = they do not, everything is on loopback."""
+    left: tuple[str, ...] = ()
+    """PoPs of this folder that left the cluster: the others do not take them back as they are."""
 
     @classmethod
     def load(cls, home: Home) -> "Identity | None":
@@ -152,7 +154,12 @@ class Identity:
             kind, _, owner = name.partition(":")
             ports[kind, owner] = int(port)
         return cls(
-            document["cluster"], Path(document["run_root"]), tuple(document["pops"]), ports, document.get("host", "")
+            document["cluster"],
+            Path(document["run_root"]),
+            tuple(document["pops"]),
+            ports,
+            document.get("host", ""),
+            tuple(document.get("left", ())),
         )
 
     def save(self, home: Home) -> None:
@@ -165,6 +172,8 @@ class Identity:
         }
         if self.host:
             document["host"] = self.host
+        if self.left:
+            document["left"] = list(self.left)
         write_json(home.identity_file, document)
 
     def run_dir(self, pop: str) -> Path:
@@ -183,6 +192,12 @@ def plan(
     ensure_dir(home.root)
     before = Identity.load(home)
     chosen = check_pops(pops or (before.pops if before else DEFAULT_POPS))
+    gone = [pop for pop in chosen if before is not None and pop in before.left]
+    if gone:
+        raise BadClusterSpec(
+            f"PoP {gone[0]!r} has left this cluster.",
+            hint="`edgeflow pops token` and `edgeflow pops join` bring it back, as a new PoP.",
+        )
     if before is None:
         before = Identity(f"c-{secrets.token_hex(6)}", _new_run_root(), chosen)
     names: list[Name] = [(kind, pop) for kind in ("api", "mqtt", "link") for pop in chosen]

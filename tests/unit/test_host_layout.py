@@ -1,3 +1,4 @@
+import dataclasses
 import stat
 
 import pytest
@@ -60,3 +61,14 @@ def test_the_address_of_the_machine_stays_until_another_is_said(tmp_path):
 def test_what_others_cannot_dial_is_no_address(tmp_path, host):
     with pytest.raises(BadClusterSpec):
         layout.check_host(host)
+
+
+def test_a_pop_that_left_is_not_started_as_it_was(tmp_path):
+    home = layout.Home(tmp_path)
+    identity, _ = layout.plan(home, ("a", "b", "c"), any_ports=True)
+    dataclasses.replace(identity, pops=("a", "b"), left=("c",)).save(home)
+    assert layout.plan(home, None, any_ports=True)[0].pops == ("a", "b")
+    with pytest.raises(BadClusterSpec, match="'c' has left"):
+        layout.plan(home, ("a", "b", "c"), any_ports=True)
+    identity.run_root.rmdir()
+    assert layout.Identity.load(home).left == ("c",)
