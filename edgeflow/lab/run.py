@@ -86,7 +86,10 @@ class Run:
             wish = self.scenario.load(self.form)
             entries = {self.roles[role]: self.pops[self.roles[role]] for role in wish.at}
             self._until_namespace_known()
-            watchers = {pop: Watcher(access, self.namespace) for pop, access in self.pops.items()}
+            watchers = {
+                pop: Watcher(access, self.namespace, looks_up=not self.scenario.needs_clock)
+                for pop, access in self.pops.items()
+            }
             load = Load(entries, self.namespace, wish)
             try:
                 for step in self.scenario.steps(self.seed):
