@@ -184,6 +184,13 @@ class StoreUnavailable(Unavailable):
     hint = "The supervisor restarts it; try again. `edgeflow status` shows it."
 
 
+class Shedding(Unavailable):
+    """This PoP has too much to do for new event streams, and another one has room."""
+
+    code = "shedding"
+    hint = "Follow the channel at the PoP that the answer names (`url`)."
+
+
 class StoreFull(Unavailable):
     """The PoP has no room left for new data; nothing of this was taken."""
 

@@ -36,6 +36,7 @@ from edgeflow.flow.guard import CHECK_S, BrokerGuard
 from edgeflow.flow.instances import Instances
 from edgeflow.flow.letters import announce
 from edgeflow.flow.overload import Manifests, Overload
+from edgeflow.flow.popload import PopLoad
 from edgeflow.flow.publisher import Publisher
 from edgeflow.flow.reactor import READ, Reactor, Timer
 from edgeflow.flow.replies import Replies
@@ -87,6 +88,7 @@ class DataProcess:
         self._manifests = Manifests(self._store)
         self._policies = PolicyBook(self._store)
         self._overload = Overload(self._store, settings)
+        self._load = PopLoad(self._store, self._reactor, settings.limits.inbox_pending)
         self._sessions: dict[str, BrokerSession] = {}
         self._accounts = Accounts(self._reactor, settings)
         self._drift = DriftBook(self._store.local)
@@ -109,6 +111,7 @@ class DataProcess:
         self._introduction = Introduction(
             settings, self._book, self._links, lambda: self._released(SYSTEM_NAMESPACE), __version__
         )
+        self._links.limit(self._overload.link_rate)
         self._instances.covering.passed = self._links.passed
         self._instances.covering.staleness_ms = self._links.staleness_ms
         self._instances.reads.passed = self._links.passed
@@ -333,6 +336,7 @@ class DataProcess:
         self._instances.write_documents()
         self._introduction.look()
         self._overload.look(self._gateways)
+        self._load.look(self._gateways)
         self._store.record_heads()
 
     def _look_for_drift(self) -> None:

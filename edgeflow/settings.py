@@ -104,6 +104,10 @@ class ApiSettings(_Section):
     """Port that the HTTP API binds."""
     token_file: Path
     """File (0600) with the operator's bearer token."""
+    shed_load: float = Field(default=0.9, ge=0)
+    """Load (1 = all that this PoP can do) from which on clients are asked to go to another PoP that has room; 0 = never."""
+    refuse_load: float = Field(default=1.0, ge=0)
+    """Load from which on, while clients are asked to go, new event streams are refused with the name of that PoP. Above 1 is reached only by refusing events."""
 
 
 class PublicSettings(_Section):

@@ -45,6 +45,8 @@ class MemoryNamespace:
         self.mirror_calls = 0
         self.floor = ""
         self.elsewhere: dict[str, set[str]] = {}
+        self.ranks: dict[str, int] | None = None
+        """How urgent bodies are, by digest."""
         """Per PoP: digests that it does not keep."""
         self.events: list[str] = []
         """What happened, in order: "entry <n>" and "blob <digest>"."""
@@ -178,6 +180,15 @@ class MemoryNamespace:
     def kept_elsewhere(self, raw: bytes, pop: str) -> set[str]:
         return self.elsewhere.get(pop, set())
 
+    def priorities(self, raw: bytes) -> dict[str, int] | None:
+        return self.ranks
+
+    def wanted_rank(self) -> int:
+        return 0 if self.ranks is None else 1
+
+    def extend_gate(self, coming: Sequence[str]) -> int:
+        return 0
+
     def blob_size(self, digest: str) -> int | None:
         data = self.blobs.get(digest)
         return None if data is None else len(data)
@@ -240,6 +251,7 @@ class Side:
     pop: str
     limits: Limits = field(default_factory=Limits)
     cluster: str = "c1"
+    rates: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.store = MemoryStore(self.pop)
@@ -258,7 +270,7 @@ class Side:
         self.session = Session(
             self.store, tail=self.tail, me=self.pop, cluster=self.cluster, peer=peer, limits=self.limits, wants=self.wants,
             standing=self.standing, answerer=lambda *call: self.answers.append(call), heads=self.store.heads(), now_s=now_s,
-            members=MEMBERS, imports=self.imports,
+            members=MEMBERS, imports=self.imports, rate_of=self.rates.get,
         )  # fmt: skip
         return self.session
 

@@ -97,12 +97,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     listener = listen(settings.api.host, settings.api.port)
     runner.start()
+    api.pressure.start()
     log.info("control_started", url=f"http://{settings.api.host}:{settings.api.port}", mode=settings.mode)
     try:
         if not stopping.is_set():
             asyncio.run(Server(serve_options(api), api).serve([listener]))
     finally:
         hub.stop()
+        api.pressure.stop()
         runner.stop()
         store.close()
         listener.close()

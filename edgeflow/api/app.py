@@ -33,6 +33,7 @@ from edgeflow.api import (
     quotas,
     replays,
     revisions,
+    route,
     secrets,
     sets,
     standing,
@@ -41,7 +42,7 @@ from edgeflow.api.auth import BearerAuth
 from edgeflow.api.context import Api
 
 MODULES = (
-    health, functions, instances, revisions, invocations, channels, consumers, blobs, ekv, policies, standing, joins, dead_letters, replays, pops, quotas, secrets, sets, drift, images, metrics, mqtt, live,
+    health, functions, instances, revisions, invocations, channels, consumers, blobs, ekv, policies, standing, joins, dead_letters, replays, pops, route, quotas, secrets, sets, drift, images, metrics, mqtt, live,
 )  # fmt: skip
 VERSION = "1"
 
@@ -50,7 +51,7 @@ def create_app(api: Api) -> FastAPI:
     """The application over `api`."""
     app = FastAPI(
         title="edgeflow", version=VERSION, summary="The HTTP API of one PoP", docs_url=None, redoc_url=None, redirect_slashes=False,
-        generate_unique_id_function=_operation_id, middleware=[Middleware(SafeHeaders), Middleware(BearerAuth, token=api.token)],
+        generate_unique_id_function=_operation_id, middleware=[Middleware(SafeHeaders), Middleware(BearerAuth, token=api.token), Middleware(route.LoadHeaders, pressure=api.pressure)],
     )  # fmt: skip
     app.state.api = api
     for module in MODULES:

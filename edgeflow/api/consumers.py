@@ -18,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 
 from edgeflow.api.context import Api, ApiDep, now_ms
 from edgeflow.api.problems import Reserved, responses
+from edgeflow.api.route import Moving, check_takes_streams
 from edgeflow.api.streams import ChannelStream, EventStream, parse_start
 from edgeflow.api.tails import Begin
 from edgeflow.core.channels import NAME, SYSTEM_NAMESPACE
@@ -98,12 +99,13 @@ async def follow(
 
     A consumer that is new begins to exist with this.
     """
+    check_takes_streams(api.pressure)
     namespace = pattern.partition("/")[0]
     begin = await run_in_threadpool(_prepare, api, namespace, pattern, from_, last_event_id, durable)
     stream = ChannelStream(
         api.hub, api.settings.pop, pattern, begin, lambda: api.store.has_namespace(namespace), leaves=durable is not None
     )  # fmt: skip
-    return EventStream(stream)
+    return EventStream(Moving(stream, api.pressure))
 
 
 def _prepare(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from edgeflow.api.pressure import Pressure
 from edgeflow.api.problems import Busy
 from edgeflow.api.tails import TailHub
 from edgeflow.api.waits import WaitHub
@@ -72,6 +73,7 @@ class Api:
     policies: PolicyBook = field(init=False)
     secrets: SecretBook = field(init=False)
     members: MemberBook = field(init=False)
+    pressure: Pressure = field(init=False)
     stands: dict[str, Any] = field(default_factory=dict)
     """What `consistency.stand` has found last, by namespace."""
     asking: dict[str, Any] = field(default_factory=dict)
@@ -80,6 +82,7 @@ class Api:
     def __post_init__(self) -> None:
         self.policies = PolicyBook(self.store)
         self.members = MemberBook(self.store, self.settings.pop, self.settings.link.peers)
+        self.pressure = Pressure(self.settings, self.store, self.members, self.hub.subscribers)
         sealer = Sealer.load(self.settings.runner.secrets_key_file, self.settings.cluster)
         self.secrets = SecretBook(lambda: self.namespace_for_write(SYSTEM_NAMESPACE), sealer)
 

@@ -15,7 +15,7 @@ from edgeflow.api.bodies import SmallBody, parse_json
 from edgeflow.api.context import Api, ApiDep
 from edgeflow.api.problems import Reserved, responses
 from edgeflow.core.channels import SYSTEM_NAMESPACE
-from edgeflow.core.quotas import DEFAULT_BURST_S
+from edgeflow.core.quotas import DEFAULT_BURST_S, MIN_LINK_RATE
 from edgeflow.errors import NotFound
 from edgeflow.store.client import QUOTA_KEYS
 from edgeflow.store.records import Quota
@@ -30,6 +30,13 @@ class QuotaRequest(BaseModel):
 
     events_per_s: float | None = Field(default=None, gt=0, le=1e9, allow_inf_nan=False)
     bytes_per_s: float | None = Field(default=None, gt=0, le=1e12, allow_inf_nan=False)
+    link_bytes_per_s: float | None = Field(
+        default=None,
+        ge=MIN_LINK_RATE,
+        le=1e12,
+        allow_inf_nan=False,
+        description="What each PoP sends of it to each other PoP",
+    )
     burst_s: float = Field(
         default=DEFAULT_BURST_S,
         ge=0.1,
@@ -40,8 +47,8 @@ class QuotaRequest(BaseModel):
 
     @model_validator(mode="after")
     def _has_a_bound(self) -> Self:
-        if self.events_per_s is None and self.bytes_per_s is None:
-            raise ValueError("give events_per_s, bytes_per_s, or both; DELETE removes a quota")
+        if self.events_per_s is None and self.bytes_per_s is None and self.link_bytes_per_s is None:
+            raise ValueError("give events_per_s, bytes_per_s or link_bytes_per_s; DELETE removes a quota")
         return self
 
 
@@ -52,6 +59,7 @@ class QuotaView(BaseModel):
     events_per_s: float | None
     bytes_per_s: float | None
     burst_s: float
+    link_bytes_per_s: float | None = Field(default=None, description="What each PoP sends of it to each other PoP")
 
 
 QUOTA_BODY = {
@@ -66,7 +74,7 @@ def set_quota(api: ApiDep, namespace: str, body: SmallBody) -> QuotaView:
         raise Reserved("the namespace 'system' has no quota")
     asked = parse_json(QuotaRequest, body)
     api.namespace_for_write(namespace)
-    api.store.set_quota(namespace, Quota(asked.events_per_s, asked.bytes_per_s, asked.burst_s))
+    api.store.set_quota(namespace, Quota(asked.events_per_s, asked.bytes_per_s, asked.burst_s, asked.link_bytes_per_s))
     return QuotaView(namespace=namespace, **asked.model_dump())
 
 

@@ -33,6 +33,13 @@ class Operator(Client):
         """One PoP as this one sees it."""
         return self._document("GET", f"/v1/pops/{_part(name)}")
 
+    def route(self, lat: float | None = None, lon: float | None = None) -> Document:
+        """The PoPs ranked for a client at a place, or near this PoP."""
+        given = {"lat": lat, "lon": lon}
+        params = {name: repr(value) for name, value in given.items() if value is not None}
+        document: Document = self._call("GET", "/v1/route", params=params).json()
+        return document
+
     def instances(self, namespace: str | None = None) -> list[Document]:
         """The instances at this PoP and what they use."""
         items: list[Document] = self._call("GET", "/v1/instances", params=_given({"namespace": namespace})).json()[

@@ -361,11 +361,20 @@ def lag(pop: AnyPopOption = None, output: OutputOption = Output.TABLE) -> None:
         "NAMESPACE": lambda item: item["namespace"],
         "STALENESS ms": lambda item: item.get("staleness_ms"),
         "PARKED": lambda item: item.get("parked"),
+        "LINK bytes/s": lambda item: _rate(item),
         "LOG ENTRIES": lambda item: item.get("log_entries"),
         "LOG": lambda item: size_text(item.get("log_bytes") or 0),
         "FORCED OUT": lambda item: item.get("forced_out"),
     }
     show(output, stands, columns, empty="")
+
+
+def _rate(item: dict[str, Any]) -> str | None:
+    """What may be sent of it, and to whom that holds it back."""
+    if item.get("link_bytes_per_s") is None:
+        return None
+    held = sorted(peer for peer, one in (item.get("peers") or {}).items() if one.get("held_back"))
+    return f"{item['link_bytes_per_s']:,.0f}" + (f" (holds back {', '.join(held)})" if held else "")
 
 
 def _lag_of(document: dict[str, Any], peer: str) -> dict[str, Any]:

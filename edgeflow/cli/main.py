@@ -32,6 +32,7 @@ from edgeflow.cli import (
     quota,
     replay,
     revisions,
+    route,
     secret,
     status,
     tail,
@@ -104,6 +105,7 @@ app.command(rich_help_panel=CLUSTER)(logs.logs)
 app.command(rich_help_panel=CLUSTER)(top.top)
 app.add_typer(link.app, name="link", rich_help_panel=CLUSTER)
 app.add_typer(pops.app, name="pops", rich_help_panel=CLUSTER)
+app.command(rich_help_panel=CLUSTER)(route.route)
 app.add_typer(lab.app, name="lab", rich_help_panel=CLUSTER)
 app.command(rich_help_panel=DATA)(apply.apply)
 app.command(rich_help_panel=DATA)(apply.build)

@@ -26,6 +26,10 @@ def set_quota(
         float | None,
         typer.Option("--burst-s", help="So many seconds' worth may come at once; 2 if not given.", min=0.1),
     ] = None,
+    link: Annotated[
+        str | None,
+        typer.Option("--link-rate", help="What each PoP sends of it to each other PoP, as in 5MB/s.", metavar="SIZE"),
+    ] = None,
     pop: PopOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -38,8 +42,10 @@ def set_quota(
         wish["events_per_s"] = events
     if size is not None:
         wish["bytes_per_s"] = _bytes(size)
+    if link is not None:
+        wish["link_bytes_per_s"] = _bytes(link)
     if not wish:
-        raise typer.BadParameter("give --events-per-s, --bytes-per-s, or both")
+        raise typer.BadParameter("give --events-per-s, --bytes-per-s or --link-rate")
     if burst is not None:
         wish["burst_s"] = burst
     with client_of(pop) as client:
@@ -64,6 +70,7 @@ def show_quotas(
         "NAMESPACE": lambda item: item["namespace"],
         "EVENTS/s": lambda item: _number(item["events_per_s"]),
         "BYTES/s": lambda item: _number(item["bytes_per_s"]),
+        "LINK bytes/s": lambda item: _number(item["link_bytes_per_s"]),
         "BURST s": lambda item: _number(item["burst_s"]),
     }
     show(output, items, columns, empty=f"{namespace} has no quota" if namespace else "no namespace has a quota")
@@ -89,7 +96,11 @@ def _bytes(text: str) -> float:
 def _text(quota: dict[str, Any]) -> str:
     bounds = [
         f"{_number(quota[name])} {unit}"
-        for name, unit in (("events_per_s", "events/s"), ("bytes_per_s", "bytes/s"))
+        for name, unit in (
+            ("events_per_s", "events/s"),
+            ("bytes_per_s", "bytes/s"),
+            ("link_bytes_per_s", "bytes/s on each link"),
+        )
         if quota[name] is not None
     ]
     return f"{' and '.join(bounds)}, {_number(quota['burst_s'])} s at once"

@@ -48,6 +48,12 @@ def up(
         bool, typer.Option("--detach", "-d", help="Return when all PoPs are ready; they go on in the background.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Install missing programs without a question.")] = False,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help="Address at which other machines reach this one: links and API listen for them (default: as at the last start, else loopback only)."
+        ),
+    ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Start a cluster and keep its processes running.
@@ -57,14 +63,14 @@ def up(
     """
     chosen = [pop.strip() for pop in pops.split(",") if pop.strip()] if pops else None
     home = Home(default_home())
-    here = lifecycle.choose_mode(mode.value, chosen) == "embedded"
+    here = lifecycle.choose_mode(mode.value, chosen, host) == "embedded"
     if detach or not here or HomeLock.is_held(home):
-        cluster = lifecycle.up(mode=mode.value, pops=chosen, home=home.root, say=say, yes=yes, ask=ask)
+        cluster = lifecycle.up(mode=mode.value, pops=chosen, home=home.root, say=say, yes=yes, ask=ask, host=host)
         _introduce(cluster, output)
         return
     lock = HomeLock.take(home)
     try:
-        identity = lifecycle.prepare_embedded(home, chosen, say=say, yes=yes, ask=ask)
+        identity = lifecycle.prepare_embedded(home, chosen, say=say, yes=yes, ask=ask, host=host)
         _run_in_foreground(home, identity.pops, output)
     finally:
         lock.release()

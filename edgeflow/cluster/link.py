@@ -21,6 +21,7 @@ from edgeflow.cluster.calls import Answerer, Done
 from edgeflow.cluster.dial import Dial
 from edgeflow.cluster.measures import Measures
 from edgeflow.cluster.ports import Handle, Heads, LinkStore, Reactor
+from edgeflow.cluster.rates import RateOf
 from edgeflow.cluster.session import CALL_ANSWERS_BYTES, Gossip, Session, last_words
 from edgeflow.cluster.snapshots import Imports
 from edgeflow.cluster.standing import Standing
@@ -64,6 +65,8 @@ class Site:
     gossip: Gossip | None = None
     run: str = ""
     """Names this life of the process."""
+    rate_of: RateOf = lambda _name: None
+    """Bytes a second that may be sent of a namespace to each peer; None = no bound."""
     clock: Callable[[], float] = time.monotonic
 
 
@@ -253,6 +256,12 @@ class Link:
         session = self._connection.session if self._connection is not None else None
         return session is not None and session.sender is not None and session.sender.relays
 
+    @property
+    def held_back(self) -> frozenset[str]:
+        """Namespaces that wait for their rate."""
+        session = self._connection.session if self._connection is not None else None
+        return session.sender.held_back if session is not None and session.sender is not None else frozenset()
+
     def relay(self, origins: list[str], down: list[str], heads: Heads) -> None:
         """Asks the peer for the logs of `origins`, and for no others any more."""
         if self._connection is not None:
@@ -334,6 +343,7 @@ class Link:
             self._site.store, tail=self._site.tail, me=settings.pop, cluster=settings.cluster, peer=self.peer, limits=settings.limits,
             wants=self._site.wants, standing=self._site.standing, answerer=self._site.answerer, heads=self._site.heads(), now_s=self._site.clock(),
             members=self._site.members, imports=self._site.imports, measures=self.measures, gossip=self._site.gossip, run=self._site.run,
+            rate_of=lambda name: self._site.rate_of(name),
         )  # fmt: skip
 
     def came_up(self) -> None:

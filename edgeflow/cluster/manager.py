@@ -21,6 +21,7 @@ from edgeflow.cluster.desk import Desk
 from edgeflow.cluster.link import Connection, Link, Site
 from edgeflow.cluster.membership import Membership
 from edgeflow.cluster.ports import Handle, Heads, LinkStore, Reactor
+from edgeflow.cluster.rates import RateOf
 from edgeflow.cluster.relays import Relays
 from edgeflow.cluster.roster import Book, Roster
 from edgeflow.cluster.standing import Stand, Standing
@@ -156,6 +157,10 @@ class Links:
         spaces = self._store.namespaces()
         complete = all(self._standing.complete_s(name, peer) is not None for name in spaces for peer in heard)
         return complete and len(self._site.wants) == 0
+
+    def limit(self, rate_of: RateOf) -> None:
+        """From now on no more than `rate_of(namespace)` bytes a second are sent of a namespace to each peer; None = no bound."""
+        self._site.rate_of = rate_of
 
     def notify(self, namespaces: Iterable[str]) -> None:
         """Something was appended to this PoP's own logs of these namespaces."""
@@ -298,6 +303,7 @@ class Links:
                 link.tick(heads)
             self._relay(heads, now_s)
             for name in heads:
+                self._store.namespace(name).extend_gate(self._site.wants.on_their_way(name, now_s))
                 self._upkeep.run(
                     name,
                     self._store.namespace(name),
@@ -334,6 +340,7 @@ class Links:
             peers[peer] = {
                 "entries_behind": behind,
                 "bytes_behind": round(behind * kept.entry_bytes),
+                "held_back": name in link.held_back,
                 "complete_ms": None if complete_s is None else now_ms - round((now_s - complete_s) * 1000),
             }
         return {
@@ -343,6 +350,7 @@ class Links:
             "log_entries": kept.length,
             "forced_out": kept.forced,
             "parked": self._store.namespace(name).parked_count(),
+            "link_bytes_per_s": self._site.rate_of(name),
             "peers": peers,
         }
 

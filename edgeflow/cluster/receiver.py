@@ -170,6 +170,7 @@ class Receiver:
         if len(message.data) > size - message.off or (not message.data and size):
             raise ProtocolError(f"a chunk of {message.digest} has {len(message.data)} bytes, beyond its end or none")
         self._wants.progress(key, now_s)
+        self._wants.sending(self._peer, now_s)
         try:
             # What came over an earlier connection may come once more: bodies never change.
             is_whole = spools.add(key, self._peer, message.data[here - message.off :], now_s)

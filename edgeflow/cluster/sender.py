@@ -3,7 +3,7 @@
 What it is: per log a cursor (sent, acked), per blob a transfer, and `fill`, which puts the next frames into a buffer.
 What it is not: a queue of what was appended: the store is the queue, `notify` only says that there is something to read.
 What must stay true: entries of a log leave in order without a gap; blobs below `redis_blob_bytes` leave before the entry that refers to them,
-larger ones after it in chunks between other entries; never more than the window is under way; one log's trouble stops that log only; what
+larger ones, and those of channels that others have priority over, after it in chunks between other entries; never more than the window is under way; one log's trouble stops that log only; what
 is not kept any more is replaced by a snapshot, never passed over.
 """
 
@@ -30,10 +30,13 @@ from edgeflow.cluster.linkproto import (
     encode,
 )
 from edgeflow.cluster.ports import Heads, LinkNamespace, LinkStore
+from edgeflow.cluster.rates import RateOf, Rates
 from edgeflow.cluster.snapshots import NOT_NEEDED, SILENCE_S, Outgoing
 from edgeflow.cluster.tail import Item, Tail
+from edgeflow.cluster.transfers import Transfers
 from edgeflow.core.channels import SYSTEM_NAMESPACE
 from edgeflow.core.failpoints import hit
+from edgeflow.core.routing import NORMAL
 from edgeflow.errors import LogGap, ProtocolError
 from edgeflow.settings import Limits
 from edgeflow.store.records import LogId
@@ -41,7 +44,8 @@ from edgeflow.store.records import LogId
 log = structlog.get_logger(__name__)
 
 REMEMBERED_DIGESTS = 10_000
-ACTIVE_TRANSFERS = 8
+AHEAD = 10_000
+"""So many bodies of a namespace may be queued before no more of its entries are read: the log runs ahead of the bodies that follow it, but not for ever."""
 RETRY_S = 10.0
 """A log that cannot be sent is tried again after this long."""
 BUSY_S = 1.0
@@ -61,7 +65,7 @@ class _Batch:
     first: int
     entries: list[bytes]
     blobs: deque[str]
-    coming: list[str]
+    coming: list[tuple[str, int]]
 
 
 @dataclass(slots=True)
@@ -89,12 +93,6 @@ class _Space:
     """Instead of entries, from the offer to its end."""
 
 
-@dataclass(slots=True)
-class _Transfer:
-    size: int
-    off: int = 0
-
-
 class Sender:
     """What one connection still has to send to its peer.
 
@@ -102,8 +100,8 @@ class Sender:
     """
 
     def __init__(
-        self, store: LinkStore, tail: Tail, me: str, limits: Limits, cursors: Heads, *, peer: str = ""
-    ) -> None:
+        self, store: LinkStore, tail: Tail, me: str, limits: Limits, cursors: Heads, *, peer: str = "", rate_of: RateOf = lambda _name: None,
+    ) -> None:  # fmt: skip
         self._peer = peer
         self._store = store
         self._tail = tail
@@ -112,9 +110,9 @@ class Sender:
         self._cursors = cursors
         self._spaces: OrderedDict[str, _Space] = OrderedDict()
         self._sent_digests: OrderedDict[tuple[str, str], None] = OrderedDict()
-        self._active: OrderedDict[tuple[str, str], _Transfer] = OrderedDict()
-        self._waiting: OrderedDict[tuple[str, str], _Transfer] = OrderedDict()
-        self._active_bytes = 0
+        self._transfers = Transfers(limits.value_bytes)
+        self._rates = Rates(rate_of)
+        self._now_s = 0.0
         self._relayed: dict[str, dict[str, dict[LogId, int]]] = {}
         """PoPs whose logs the peer has asked for -> its cursors by namespace."""
         self._once_relayed: set[str] = set()
@@ -186,8 +184,12 @@ class Sender:
     @property
     def bytes_behind(self) -> int:
         """Payload bytes under way or queued, not acknowledged yet (entries that were not read yet apart)."""
-        queued = sum(one.size - one.off for table in (self._active, self._waiting) for one in table.values())
-        return self.sent_bytes - self.acked_bytes + queued
+        return self.sent_bytes - self.acked_bytes + self._transfers.bytes_left
+
+    @property
+    def held_back(self) -> frozenset[str]:
+        """Namespaces whose rate is what holds them back just now."""
+        return frozenset(self._rates.waits)
 
     @property
     def acked(self) -> dict[str, dict[LogId, int]]:
@@ -257,7 +259,7 @@ class Sender:
         own.read.clear()
         own.unacked.clear()
         if own.batch is not None:
-            for digest in (*own.batch.blobs, *own.batch.coming):
+            for digest in (*own.batch.blobs, *(digest for digest, _ in own.batch.coming)):
                 self._sent_digests.pop((ns, digest), None)
             own.batch = None
 
@@ -291,7 +293,7 @@ class Sender:
             if size is None:
                 absent.append(digest)
             else:
-                self._queue((message.ns, digest), size, off if off < size else 0)
+                self._transfers.add((message.ns, digest), size, off if off < size else 0, handle.wanted_rank())
         return [NoHave(message.ns, absent)] if absent else []
 
     def on_refuse(self, message: Refuse) -> None:
@@ -300,8 +302,7 @@ class Sender:
         log.warning(
             "link_blob_refused", namespace=message.ns, digest=message.digest, code=message.code, reason=message.message
         )
-        self._waiting.pop(key, None)
-        self._end(key)
+        self._transfers.end(key)
 
     # What goes out next
 
@@ -311,6 +312,7 @@ class Sender:
         Each round takes one batch of one namespace and one chunk of one blob.
         """
         progress = True
+        self._now_s = now_s
         if self._under_way >= linkproto.WINDOW_BYTES:
             self._full_s = now_s
         while progress and len(out) < budget_bytes:
@@ -318,8 +320,7 @@ class Sender:
             if self._under_way < linkproto.WINDOW_BYTES and (space := self._next_dirty()) is not None:
                 self._push(space, out, now_s)
                 progress = True
-            if self._under_way < linkproto.CHUNK_WINDOW_BYTES and (self._active or self._waiting):
-                self._push_chunk(out)
+            if self._under_way < linkproto.CHUNK_WINDOW_BYTES and len(self._transfers) and self._push_chunk(out):
                 progress = True
 
     @property
@@ -331,10 +332,13 @@ class Sender:
         if system is not None and system.dirty_since_s is not None:
             return system
         for space in self._spaces.values():
-            if space.dirty_since_s is not None:
+            if space.dirty_since_s is not None and self._transfers.of(space.name) < AHEAD and self._may(space.name):
                 self._spaces.move_to_end(space.name)
                 return space
         return None
+
+    def _may(self, namespace: str) -> bool:
+        return self._rates.may(namespace, self._now_s)
 
     def _push(self, space: _Space, out: bytearray, now_s: float) -> None:
         """One step of a namespace: a small blob, or a batch of entries, or the finding that there is nothing left."""
@@ -383,22 +387,25 @@ class Sender:
             size += len(raw)
             item = own.read.popleft()
             elsewhere = space.handle.kept_elsewhere(raw, self._peer) if item.blobs else ()
+            ranks = space.handle.priorities(raw) if item.blobs else None
             for ref in item.blobs:
                 if ref.digest in elsewhere or not self._remember((space.name, ref.digest)):
                     continue
-                if ref.size < self._limits.redis_blob_bytes:
+                rank = 0 if ranks is None else ranks.get(ref.digest, NORMAL)
+                if ref.size < self._limits.redis_blob_bytes and rank == 0:
                     batch.blobs.append(ref.digest)
                     size += ref.size
                 else:
-                    batch.coming.append(ref.digest)
+                    # What follows the entry holds its own channel at the peer, and no other.
+                    batch.coming.append((ref.digest, rank))
         return batch
 
     def _put_batch(self, space: _Space, own: _OwnLog, batch: _Batch, out: bytearray, now_s: float) -> None:
         coming = []
-        for digest in batch.coming:
+        for digest, rank in batch.coming:
             size = space.handle.blob_size(digest)
             if size is not None:
-                self._queue((space.name, digest), size)
+                self._transfers.add((space.name, digest), size, 0, rank)
                 coming.append(digest)
         entries, z = batch.entries, 0
         if now_s - self._full_s < FULL_S and (small := linkproto.deflated(entries)) is not None:
@@ -408,7 +415,7 @@ class Sender:
             self.relayed += len(batch.entries)
         message = Entries(space.name, own.id.origin, own.id.epoch, batch.first, entries, coming, z)
         out += encode(message)
-        self.sent_bytes += linkproto.payload_bytes(message)
+        self._count(space.name, linkproto.payload_bytes(message))
         own.sent = batch.first + len(batch.entries) - 1
         own.head = max(own.head, own.sent)
         own.unacked.append((own.sent, space.dirty_since_s if space.dirty_since_s is not None else now_s))
@@ -442,7 +449,7 @@ class Sender:
         for message, frame in zip(messages, frames, strict=True):
             out += frame
             if isinstance(message, Page):
-                self.sent_bytes += linkproto.payload_bytes(message)
+                self._count(space.name, linkproto.payload_bytes(message))
         if is_last:
             snapshot.unacked = set(space.logs)
         space.dirty_since_s = now_s
@@ -455,27 +462,23 @@ class Sender:
         for off in range(0, len(data), linkproto.CHUNK_BYTES):
             self._put_chunk(space.name, digest, len(data), off, data[off : off + linkproto.CHUNK_BYTES], out)
 
-    def _push_chunk(self, out: bytearray) -> None:
-        while self._waiting and len(self._active) < ACTIVE_TRANSFERS:
-            key, transfer = next(iter(self._waiting.items()))
-            if self._active and self._active_bytes + transfer.size > self._limits.value_bytes:
-                break
-            del self._waiting[key]
-            self._active[key] = transfer
-            self._active_bytes += transfer.size
-        key, transfer = next(iter(self._active.items()))
-        ns, digest = key
-        self._active.move_to_end(key)
+    def _push_chunk(self, out: bytearray) -> bool:
+        """A piece of one body; whether there was one to send."""
+        found = self._transfers.next(self._may)
+        if found is None:
+            return False
+        (ns, digest), transfer = found
         length = min(linkproto.CHUNK_BYTES, transfer.size - transfer.off)
         data = self._read_blob(ns, digest, transfer.off, length) if length else b""
         if len(data) != length:
             out += encode(NoHave(ns, [digest]))
-            self._end(key)
-            return
+            self._transfers.end((ns, digest))
+            return True
         self._put_chunk(ns, digest, transfer.size, transfer.off, data, out)
         transfer.off += length
         if transfer.off == transfer.size:
-            self._end(key)
+            self._transfers.end((ns, digest))
+        return True
 
     def _read_blob(self, ns: str, digest: str, off: int, length: int) -> bytes:
         try:
@@ -486,17 +489,11 @@ class Sender:
 
     def _put_chunk(self, ns: str, digest: str, size: int, off: int, data: bytes, out: bytearray) -> None:
         out += encode(Blob(ns, digest, size, off, data))
-        self.sent_bytes += len(data)
+        self._count(ns, len(data))
 
-    def _queue(self, key: tuple[str, str], size: int, off: int = 0) -> None:
-        """`off`: the peer has what is before it."""
-        transfer = self._active.get(key) or self._waiting.setdefault(key, _Transfer(size))
-        transfer.off = max(transfer.off, off)
-
-    def _end(self, key: tuple[str, str]) -> None:
-        transfer = self._active.pop(key, None)
-        if transfer is not None:
-            self._active_bytes -= transfer.size
+    def _count(self, ns: str, size: int) -> None:
+        self.sent_bytes += size
+        self._rates.sent(ns, size)
 
     def _remember(self, key: tuple[str, str]) -> bool:
         """Whether this blob has to be sent: not when it went over this connection already."""

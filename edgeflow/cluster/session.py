@@ -41,6 +41,7 @@ from edgeflow.cluster.linkproto import (
 )
 from edgeflow.cluster.measures import Measures
 from edgeflow.cluster.ports import Heads, LinkStore
+from edgeflow.cluster.rates import RateOf
 from edgeflow.cluster.receiver import Receiver
 from edgeflow.cluster.sender import Sender
 from edgeflow.cluster.snapshots import Imports, Taker
@@ -96,9 +97,11 @@ class Session:
         measures: Measures | None = None,
         gossip: Gossip | None = None,
         run: str = "",
+        rate_of: RateOf = lambda _name: None,
     ) -> None:
         self._store = store
         self._tail = tail
+        self._rate_of = rate_of
         self._me = me
         self._cluster = cluster
         self._peer = peer
@@ -274,7 +277,15 @@ class Session:
         if hello.pop != self._peer:
             raise LinkRefused(f"the certificate says {self._peer!r}, the hello says {hello.pop!r}")
         self.run = hello.run[:RUN_CHARS]
-        self.sender = Sender(self._store, self._tail, self._me, self._limits, self._compare(hello), peer=self._peer)
+        self.sender = Sender(
+            self._store,
+            self._tail,
+            self._me,
+            self._limits,
+            self._compare(hello),
+            peer=self._peer,
+            rate_of=self._rate_of,
+        )
         self.sender.poll(self._heads, now_s)
         self.sender.notify(self._early, now_s)
         self._heads, self._early = {}, set()

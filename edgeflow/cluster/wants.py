@@ -15,6 +15,9 @@ RETRY_S = 2.0
 STALL_S = 15.0
 """Without a chunk for this long, another peer is asked."""
 
+SENDING_S = 5.0
+"""A peer that sent a piece of a body this long ago is still at it."""
+
 Key = tuple[str, str]
 """(namespace, digest)."""
 
@@ -25,6 +28,8 @@ class _Want:
     asked: str | None = None
     without: set[str] = field(default_factory=set)
     given_up: bool = False
+    announced: str | None = None
+    """Who said that it sends it."""
 
 
 class Wants:
@@ -36,6 +41,8 @@ class Wants:
         self._wants: dict[Key, _Want] = {}
         self._unasked: dict[Key, _Want] = {}
         self._pinned: set[Key] = set()
+        self._sending_s: dict[str, float] = {}
+        """When a piece of any body came from a peer."""
 
     def __len__(self) -> int:
         return sum(not want.given_up for want in self._wants.values())
@@ -63,6 +70,22 @@ class Wants:
             self._add(key, now_s)
             if key in self._unasked:
                 self._ask(key, peer, now_s)
+            self._wants[key].announced = peer
+
+    def sending(self, peer: str, now_s: float) -> None:
+        """A piece of a body came from `peer`."""
+        self._sending_s[peer] = now_s
+
+    def on_their_way(self, ns: str, now_s: float) -> list[str]:
+        """Bodies of a namespace that a peer has announced, or was asked for, and that peer sends bodies just now."""
+        busy = {peer for peer, at_s in self._sending_s.items() if now_s - at_s < SENDING_S}
+        if not busy:
+            return []
+        return [
+            key[1]
+            for key, want in self._wants.items()
+            if key[0] == ns and (want.announced in busy or want.asked in busy)
+        ]
 
     def take(self, peer: str, now_s: float) -> dict[str, list[str]]:
         """What to ask of `peer` now, by namespace; it counts as asked from here on."""
@@ -86,6 +109,8 @@ class Wants:
         """`peer` has not got it, or sent something else in its place."""
         if (want := self._wants.get(key)) is not None:
             want.without.add(peer)
+            if want.announced == peer:
+                want.announced = None
             self.spools.release(key, peer)
             if want.asked == peer:
                 self._free(key, want, now_s)
@@ -99,8 +124,11 @@ class Wants:
     def peer_lost(self, peer: str, now_s: float) -> None:
         """The link to `peer` is down: what it was asked for is asked of others."""
         self.spools.peer_lost(peer, now_s)
+        self._sending_s.pop(peer, None)
         for key, want in self._wants.items():
             want.without.discard(peer)
+            if want.announced == peer:
+                want.announced = None
             if want.asked == peer:
                 self._free(key, want, now_s)
 
@@ -117,7 +145,9 @@ class Wants:
         self.spools.tick(now_s)
         for key, want in self._wants.items():
             if want.asked is not None and now_s - want.at_s > STALL_S:
+                announced = want.announced
                 self.failed(key, want.asked, now_s)
+                want.announced = announced  # a queue may be long: a stall is no answer
             elif want.asked is None and want.without and now_s - want.at_s > RETRY_S:
                 want.without.clear()
 

@@ -65,6 +65,7 @@ HttpFormat = Annotated[Literal["binary", "structured"], one_of("binary", "struct
 OnTimeout = Annotated[Literal["dead-letter", "drop", "partial"], one_of("dead-letter", "drop", "partial")]
 Duplicates = Annotated[Literal["first", "last", "all"], one_of("first", "last", "all")]
 OnFull = Annotated[Literal["refuse", "drop-oldest", "keep-latest"], one_of("refuse", "drop-oldest", "keep-latest")]
+Priority = Annotated[Literal["high", "normal", "low"], one_of("high", "normal", "low")]
 Pending = Annotated[int, Field(ge=1, le=MAX_PENDING)]
 
 
@@ -481,6 +482,8 @@ class Policy(Part):
     """At max_pending: refuse what is published, drop the oldest that waits, or (always) let only the newest of each subject wait."""
     deadline: Duration | None = None
     """An invocation that no instance has begun that long after its event was logged is dropped, counted as expired."""
+    priority: Priority = "normal"
+    """Whose bodies go first on the links while a PoP catches up: those of `high`, then of `normal`, then of `low`; entries of the log stay in order."""
     gated: bool = False
     """MQTT clients may not publish on it: all of it comes from HTTP, the SDK or functions."""
 

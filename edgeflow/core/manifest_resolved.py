@@ -145,6 +145,8 @@ class ResolvedPolicy(models.Part):
     max_pending: int | None = Field(default=None, ge=1, le=models.MAX_PENDING)
     deadline_ms: int | None = Field(default=None, ge=1, le=MAX_DURATION_MS)
     gated: bool = False
+    priority: Literal["high", "low"] | None = None
+    """None: normal."""
 
 
 class ResolvedSource(models.Part):

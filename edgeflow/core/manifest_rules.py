@@ -91,7 +91,7 @@ def policy_rules(policies: Iterable[tuple[str, str, Mapping[str, Any]]]) -> Iter
     given = list(policies)
     for written, _, policy in given:
         if policy == {"on_full": "refuse"}:
-            yield (written,), "says nothing; give max_pending, deadline or gated, or remove it"
+            yield (written,), "says nothing; give max_pending, deadline, priority or gated, or remove it"
         elif policy["on_full"] != "refuse" and policy.get("max_pending") is None:
             yield (written, "on_full"), "has no number to go by; add max_pending, as in max_pending: 1000"
     for (one, pattern, _), (other, second, _) in combinations(given, 2):

@@ -124,6 +124,8 @@ def policy_of(policy: models.Policy) -> dict[str, Any]:
         said["deadline_ms"] = policy.deadline
     if policy.gated:
         said["gated"] = True
+    if policy.priority != "normal":
+        said["priority"] = policy.priority
     return said
 
 

@@ -10,10 +10,17 @@ from collections.abc import Mapping
 
 from edgeflow.errors import BadQuota
 
-FIELDS = {"events_per_s": "events_per_s", "bytes_per_s": "bytes_per_s", "burst_s": "burst_s"}
+FIELDS = {
+    "events_per_s": "events_per_s",
+    "bytes_per_s": "bytes_per_s",
+    "burst_s": "burst_s",
+    "link_rate": "link_bytes_per_s",
+}
 """Fields as they are written, and as the API calls them."""
 DEFAULT_BURST_S = 2.0
-SIZES = frozenset({"bytes_per_s"})
+SIZES = frozenset({"bytes_per_s", "link_rate"})
+MIN_LINK_RATE = 100_000
+"""Bytes a second: below it the pieces of large bodies would lie so far apart that peers take them for lost."""
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)(k|M|G|Ki|Mi|Gi)?(?:B)?(?:/s)?")
 _FACTORS = {None: 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
@@ -47,6 +54,8 @@ def parse_quota(document: object) -> dict[str, float]:
             raise BadQuota(f"the quota's {name} is {str(value)[:40]!r}, which is not a number")
         if not 0 < number <= 1e12:
             raise BadQuota(f"the quota's {name} is {number:g}; it is above 0 and at most 10^12")
+        if name == "link_rate" and number < MIN_LINK_RATE:
+            raise BadQuota(f"the quota's link_rate is {number:g}; it is at least {MIN_LINK_RATE} bytes a second (100k)")
         found[FIELDS[name]] = number
     if not set(found) - {"burst_s"}:
         bounds = [name for name in FIELDS if name != "burst_s"]

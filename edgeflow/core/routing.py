@@ -65,6 +65,10 @@ class SideRoute:
     by: str | None = None
 
 
+NORMAL = 1
+RANKS = {"high": 0, "normal": NORMAL, "low": 2}
+
+
 @dataclass(frozen=True, slots=True)
 class ChannelPolicy:
     """What a channel does when an inbox behind it is full. `max_pending` None = the PoP's limit."""
@@ -73,6 +77,13 @@ class ChannelPolicy:
     max_pending: int | None = None
     deadline_ms: int | None = None
     gated: bool = False
+    priority: str | None = None
+    """Of its bodies on the links; None: normal."""
+
+    @property
+    def rank(self) -> int:
+        """0 (high) to 2 (low)."""
+        return RANKS.get(self.priority or "", NORMAL)
 
 
 class Downstream(NamedTuple):
@@ -210,6 +221,12 @@ class RouteTable:
             if len(self._policy_of) < 10_000:
                 self._policy_of[channel] = policy
         return policy
+
+    @property
+    def best_rank(self) -> int | None:
+        """The rank of the channels that go first, None when no channel has a priority."""
+        ranks = {policy.rank for policy in self.policies.values()} - {NORMAL}
+        return min(ranks | {NORMAL}) if ranks else None
 
     def inboxes(self, channel: str) -> list[str]:
         """Inboxes ("function:revision") that an event on `channel` may fill, by itself or as the last arrival of a join."""

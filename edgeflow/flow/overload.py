@@ -9,7 +9,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import structlog
 
@@ -55,6 +55,7 @@ class Overload:
         self._pop = settings.pop
         self._limit = settings.limits.inbox_pending
         self._quotas: dict[str, str] = {}
+        self._rates: dict[str, float | None] = {}
         self._full: dict[str, list[str]] = {}
 
     def look(self, namespaces: Iterable[str]) -> None:
@@ -67,6 +68,10 @@ class Overload:
                 self._set_quota(name, version)
             self._tell_full(name)
 
+    def link_rate(self, name: str) -> float | None:
+        """Bytes a second that this PoP sends of a namespace to each other PoP; None = no bound."""
+        return self._rates.get(name)
+
     def check(self, drift: DriftBook) -> None:
         """Whether the quotas in the slots are those that are declared; called every few seconds. Those that are not are set again."""
         system = self._store.namespace(SYSTEM_NAMESPACE)
@@ -75,7 +80,7 @@ class Overload:
             if (value.version if value is not None else "") != version:
                 continue  # `look` is about to set it
             with contextlib.suppress(ValueError, TypeError):
-                quota = _quota_of(value)
+                quota = _in_slot(_quota_of(value))
                 held = self._store.namespace(name).quota()
                 if held != quota:
                     self._store.namespace(name).set_quota(quota)
@@ -86,7 +91,9 @@ class Overload:
     def _set_quota(self, name: str, version: str) -> None:
         value = self._store.namespace(SYSTEM_NAMESPACE).get(QUOTA_KEYS + name) if version else None
         try:
-            self._store.namespace(name).set_quota(_quota_of(value))
+            quota = _quota_of(value)
+            self._store.namespace(name).set_quota(_in_slot(quota))
+            self._rates[name] = quota.link_bytes_per_s if quota is not None else None
         except (ValueError, TypeError) as error:
             log.error("quota_unreadable", namespace=name, reason=str(error))
         self._quotas[name] = version
@@ -125,6 +132,13 @@ class Overload:
 def _quota_of(value: Value | None) -> Quota | None:
     """The declared quota. Raises ValueError or TypeError when nobody understands it."""
     return Quota(**json.loads(value.data)) if value is not None else None
+
+
+def _in_slot(quota: Quota | None) -> Quota | None:
+    """What of a quota the scripts look at."""
+    if quota is None or (quota.events_per_s is None and quota.bytes_per_s is None):
+        return None
+    return replace(quota, link_bytes_per_s=None)
 
 
 def _said(quota: Quota | None) -> str:

@@ -52,6 +52,8 @@ class Reactor:
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self._selector.register(self._wake_read, READ, self._drain_wake)
+        self.waited_s = 0.0
+        """Time in which there was nothing to do."""
         self.after_round: list[Callable[[], bool]] = []
         """Called after each round of ready sockets; one that returns True has more to do and wants another round at once."""
 
@@ -102,7 +104,13 @@ class Reactor:
         """Serve until `stop`."""
         busy = False
         while not self._stopping:
-            for key, events in self._selector.select(0 if busy or self._soon else self._wait_s()):
+            if busy or self._soon:
+                ready = self._selector.select(0)
+            else:
+                begin_s = time.monotonic()
+                ready = self._selector.select(self._wait_s())
+                self.waited_s += time.monotonic() - begin_s
+            for key, events in ready:
                 self._guard(key.data, events)
             now = time.monotonic()
             while self._timers and self._timers[0][0] <= now:

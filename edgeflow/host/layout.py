@@ -12,6 +12,7 @@ import tempfile
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from edgeflow.host.errors import BadClusterSpec, HostError
 from edgeflow.host.files import ensure_dir, read_json, write_json
@@ -19,6 +20,7 @@ from edgeflow.host.ports import Moved, Name, any_free, assign
 
 DEFAULT_POPS = ("chicago", "la", "ny")
 POP_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
+HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 
 
 def default_home() -> Path:
@@ -36,6 +38,18 @@ def check_pops(pops: tuple[str, ...]) -> tuple[str, ...]:
         if pops.count(pop) > 1:
             raise BadClusterSpec(f"PoP {pop!r} is named twice.")
     return pops
+
+
+def check_host(host: str) -> str:
+    """The address of this machine as identity.json has it: empty for loopback, where nobody else is. Raises BadClusterSpec for what others cannot dial."""
+    if host == "localhost" or host.startswith("127."):
+        return ""
+    if not HOST.fullmatch(host) or host == "0.0.0.0":
+        raise BadClusterSpec(
+            f"{host[:80]!r} is not an address at which other machines reach this one.",
+            hint="A name or an IPv4 address, without scheme and port: --host 192.0.2.10. IPv6 only by a name.",
+        )
+    return host
 
 
 def pairs(pops: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -111,6 +125,8 @@ class Identity:
     run_root: Path
     pops: tuple[str, ...]
     ports: dict[Name, int] = field(default_factory=dict)
+    host: str = ""
+    """Where other machines reach this one; empty = they do not, everything is on loopback."""
 
     @classmethod
     def load(cls, home: Home) -> "Identity | None":
@@ -122,21 +138,33 @@ class Identity:
         for name, port in document.get("ports", {}).items():
             kind, _, owner = name.partition(":")
             ports[kind, owner] = int(port)
-        return cls(document["cluster"], Path(document["run_root"]), tuple(document["pops"]), ports)
+        return cls(
+            document["cluster"], Path(document["run_root"]), tuple(document["pops"]), ports, document.get("host", "")
+        )
 
     def save(self, home: Home) -> None:
         ports = {f"{kind}:{owner}": port for (kind, owner), port in self.ports.items()}
-        document = {"cluster": self.cluster, "run_root": str(self.run_root), "pops": list(self.pops), "ports": ports}
+        document: dict[str, Any] = {
+            "cluster": self.cluster,
+            "run_root": str(self.run_root),
+            "pops": list(self.pops),
+            "ports": ports,
+        }
+        if self.host:
+            document["host"] = self.host
         write_json(home.identity_file, document)
 
     def run_dir(self, pop: str) -> Path:
         return self.run_root / pop
 
 
-def plan(home: Home, pops: tuple[str, ...] | None, *, any_ports: bool = False) -> tuple[Identity, list[Moved]]:
+def plan(
+    home: Home, pops: tuple[str, ...] | None, *, any_ports: bool = False, host: str | None = None
+) -> tuple[Identity, list[Moved]]:
     """Decide cluster id, PoPs, ports and the folder for sockets, and write them down.
 
     `pops` None = those of the last start, else the default three. `any_ports` takes whatever is free instead of the documented defaults (tests).
+    `host` None = that of the last start.
     Ports that were used before are kept unless something else has them now; the second result says which moved.
     """
     ensure_dir(home.root)
@@ -151,7 +179,13 @@ def plan(home: Home, pops: tuple[str, ...] | None, *, any_ports: bool = False) -
         for name in names:
             known.setdefault(name, any_free())
     ports, moved = assign(names, known)
-    identity = replace(before, run_root=_usable_run_root(before.run_root), pops=chosen, ports={**before.ports, **ports})
+    identity = replace(
+        before,
+        run_root=_usable_run_root(before.run_root),
+        pops=chosen,
+        ports={**before.ports, **ports},
+        host=before.host if host is None else check_host(host),
+    )
     identity.save(home)
     return identity, moved
 

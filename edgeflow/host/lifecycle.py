@@ -17,7 +17,7 @@ from edgeflow.host import compose, packages
 from edgeflow.host.discover import Cluster, find_docker, read_embedded
 from edgeflow.host.errors import AlreadyRunning, DockerFailed, HostError, ProcessFailing, StartTimeout
 from edgeflow.host.files import ensure_dir, read_json, tail_lines, write_json
-from edgeflow.host.layout import Home, Identity, check_pops, default_home, plan
+from edgeflow.host.layout import Home, Identity, check_host, check_pops, default_home, plan
 from edgeflow.host.provision import embedded_spec, provision
 from edgeflow.host.supervisor import Commands, HomeLock, stop_instances
 
@@ -37,8 +37,20 @@ def silent(message: str) -> None:
     """For callers that show no progress."""
 
 
-def choose_mode(mode: Mode, pops: Sequence[str] | None = None) -> Literal["embedded", "docker"]:
-    """What `auto` means here: Docker where engine, compose and a compose file with just these PoPs are there, else embedded."""
+def choose_mode(
+    mode: Mode, pops: Sequence[str] | None = None, host: str | None = None
+) -> Literal["embedded", "docker"]:
+    """What `auto` means here: Docker where engine, compose and a compose file with just these PoPs are there, else embedded.
+
+    Raises DockerFailed for `host` with Docker mode.
+    """
+    if host is not None and mode == "docker":
+        raise DockerFailed(
+            "--host is for embedded mode: the PoPs of docker-compose.yml are on one machine.",
+            hint="deploy/host/compose.yml is one PoP per machine.",
+        )
+    if host is not None:
+        return "embedded"
     if mode != "auto":
         return mode
     fits = pops is None or set(pops) == set(_compose_pops())
@@ -56,23 +68,26 @@ def up(
     any_ports: bool = False,
     commands: Commands | None = None,
     timeout_s: float | None = None,
+    host: str | None = None,
 ) -> Cluster:
     """Start a cluster in the background and return it when all its PoPs are ready.
 
     `pops` None = those of the last start, else chicago, la and ny. `say` gets each step as a line. `yes` installs missing programs without a
-    question, `ask` asks it. `any_ports` uses free ports instead of the documented ones. Raises HostError and its kinds.
+    question, `ask` asks it. `any_ports` uses free ports instead of the documented ones. `host`: where other machines
+    reach this one (None = as at the last start). Raises HostError and its kinds.
     """
     place = Home((home or default_home()).absolute())
     running = read_embedded(place) if HomeLock.is_held(place) else None
     if running is not None:
         _same_pops(running, pops)
+        _same_host(place, host)
         say(f"A cluster runs from {place.root} already.")
         return wait_ready(place, say=say, timeout_s=timeout_s or START_S)
-    if choose_mode(mode, pops) == "docker":
+    if choose_mode(mode, pops, host) == "docker":
         return _up_docker(place, pops, say=say, timeout_s=timeout_s or DOCKER_START_S)
     lock = HomeLock.take(place)
     try:
-        identity = prepare_embedded(place, pops, say=say, yes=yes, ask=ask, any_ports=any_ports)
+        identity = prepare_embedded(place, pops, say=say, yes=yes, ask=ask, any_ports=any_ports, host=host)
         pid = _spawn_supervisor(place, identity, lock, commands)
     finally:
         lock.release()  # from here on the supervisor alone holds it
@@ -87,12 +102,13 @@ def prepare_embedded(
     yes: bool = False,
     ask: packages.Ask | None = None,
     any_ports: bool = False,
+    host: str | None = None,
 ) -> Identity:
     """Everything before the first process: programs, ports, files. The caller holds the HomeLock."""
     if sys.platform != "linux":
         raise HostError("Embedded mode needs Linux.", hint="Use Docker mode: `edgeflow up --mode docker`.")
     packages.ensure_programs(yes=yes, say=say, ask=ask)
-    identity, moved = plan(home, tuple(pops) if pops else None, any_ports=any_ports)
+    identity, moved = plan(home, tuple(pops) if pops else None, any_ports=any_ports, host=host)
     for move in moved:
         say(str(move))
     home.cluster_file.unlink(missing_ok=True)
@@ -204,6 +220,15 @@ def _same_pops(running: Cluster, pops: Sequence[str] | None) -> None:
         raise AlreadyRunning(
             f"A cluster with the PoPs {', '.join(running.pops)} runs from {running.home.root}.",
             hint="`edgeflow down` first, then start with other PoPs.",
+        )
+
+
+def _same_host(place: Home, host: str | None) -> None:
+    identity = Identity.load(place)
+    if host is not None and identity is not None and check_host(host) != identity.host:
+        raise AlreadyRunning(
+            f"The cluster in {place.root} runs with the address {identity.host or '127.0.0.1'}.",
+            hint="`edgeflow down` first, then start with another one.",
         )
 
 

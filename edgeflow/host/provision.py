@@ -28,6 +28,7 @@ from edgeflow.host.linkfile import Link, save_links
 from edgeflow.settings import PopSettings
 
 LOOPBACK = "127.0.0.1"
+EVERYWHERE = "0.0.0.0"
 SECRETS_KEY = "secrets.key"
 SECRET_FILES = ("gateway.password", "admin.password", "operator.password", "operator.token")
 
@@ -52,12 +53,16 @@ class PopSpec:
     link_port: int
     bind: str = LOOPBACK
     """Address that broker, API and link listen on."""
+    broker_bind: str | None = None
+    """Address that the broker listens on, if it is another one."""
     broker_host: str = LOOPBACK
     """Where the agent reaches the broker."""
     link_host: str = LOOPBACK
-    """Where the link proxy reaches this PoP."""
+    """Where the link proxy and other PoPs reach this PoP."""
     public_host: str = LOOPBACK
     """Where a client reaches broker and API."""
+    public_mqtt_host: str | None = None
+    """Where it reaches the broker, if that is elsewhere."""
     public_api_port: int | None = None
     """None = api_port."""
     public_mqtt_port: int | None = None
@@ -132,7 +137,7 @@ def _provision_pop(spec: ClusterSpec, pop: PopSpec) -> None:
     write_file(pop.secrets_dir / SECRETS_KEY, ensure_secret(spec.ca_dir / SECRETS_KEY), owner=owner)
 
     broker = brokerconf.BrokerParams(
-        bind=pop.bind,
+        bind=pop.broker_bind or pop.bind,
         port=pop.mqtt_port,
         socket=pop.run_dir / "m.sock",
         function_socket=pop.function_socket,
@@ -178,12 +183,13 @@ def pop_settings(spec: ClusterSpec, pop: PopSpec) -> PopSettings:
             "cert": str(pop.secrets_dir / "link.pem"),
             "key": str(pop.secrets_dir / "link.key"),
             "peers": _peers(spec, pop),
+            "advertise": {"host": pop.link_host, "port": pop.link_port} if pop.link_host != pop.bind else None,
         },
         "api": {"host": pop.bind, "port": pop.api_port, "token_file": str(pop.secrets_dir / "operator.token")},
         "public": {
             "api_url": f"http://{pop.public_host}:{api_port}",
             "api_token_file": str(secret_files / "operator.token"),
-            "mqtt_host": pop.public_host,
+            "mqtt_host": pop.public_mqtt_host or pop.public_host,
             "mqtt_port": pop.public_mqtt_port or pop.mqtt_port,
             "mqtt_ws_url": f"ws://{pop.public_host}:{api_port}/mqtt",
             "mqtt_username": brokerconf.OPERATOR,
@@ -257,6 +263,12 @@ def embedded_spec(home: Home, identity: Identity) -> ClusterSpec:
             api_port=identity.ports["api", pop],
             mqtt_port=identity.ports["mqtt", pop],
             link_port=identity.ports["link", pop],
+            # MQTT is not encrypted, and no other PoP needs it: it stays here, for a proxy that speaks TLS.
+            bind=EVERYWHERE if identity.host else LOOPBACK,
+            broker_bind=LOOPBACK,
+            link_host=identity.host or LOOPBACK,
+            public_host=identity.host or LOOPBACK,
+            public_mqtt_host=LOOPBACK,
         )
         for pop in identity.pops
     )

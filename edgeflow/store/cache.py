@@ -15,6 +15,7 @@ from typing import Any
 
 from edgeflow.core.channels import SYSTEM_NAMESPACE
 from edgeflow.core.policies import EAGER, LAZY, NONE, Place, Policies, Rule, load_policies
+from edgeflow.core.routing import NORMAL
 from edgeflow.errors import BadPolicy
 from edgeflow.store.bodies import Bodies
 from edgeflow.store.calls import Rows, now_ms
@@ -105,6 +106,29 @@ class CachedBodies(Bodies):
             if value[2]:
                 (kept if _keeps(policies.place(value[0].decode()), pop) else elsewhere).add(value[2])
         return {digest.decode() for digest in elsewhere - kept}
+
+    def priorities(self, raw: bytes) -> dict[str, int] | None:
+        """How urgent the bodies of an entry's events are on the links: 0 what goes first, and before the entry, then 1, then 2. None: no channel of the
+        namespace has a priority. A body that no event refers to is a value's: as urgent as a channel without a priority."""
+        table = self.routes()
+        best = table.best_rank
+        if best is None:
+            return None
+        found: dict[str, int] = {}
+        entry = unpack_entry(raw)
+        for value in entry[b"va"]:
+            if value[2]:
+                found[value[2].decode()] = NORMAL - best
+        for event in entry[b"ev"]:
+            if event[4]:
+                digest, rank = event[4].decode(), table.policy(event[0].decode()).rank - best
+                found[digest] = min(rank, found.get(digest, rank))
+        return found
+
+    def wanted_rank(self) -> int:
+        """How urgent a body is that a peer asks for by name."""
+        best = self.routes().best_rank
+        return 0 if best is None else NORMAL - best
 
     # -- what is read of cached copies ---------------------------------------------------------------------------------
 

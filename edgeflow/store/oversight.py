@@ -296,7 +296,7 @@ class OverseenNamespace(Namespace):
     def set_quota(self, quota: Quota | None) -> None:
         """What the namespace may send to this PoP; None = no bound. Kept at this PoP; the agents copy it from the system namespace."""
         packed: dict[str, float] | bool = False
-        if quota is not None:
+        if quota is not None and (quota.events_per_s or quota.bytes_per_s):
             packed = {
                 "events": quota.events_per_s or 0, "bytes": quota.bytes_per_s or 0, "burst": quota.burst_s,
             }  # fmt: skip

@@ -472,6 +472,8 @@ class Quota:
     events_per_s: float | None = None
     bytes_per_s: float | None = None
     burst_s: float = 2.0
+    link_bytes_per_s: float | None = None
+    """What each PoP sends of it to each other PoP."""
 
 
 @dataclass(frozen=True, slots=True)

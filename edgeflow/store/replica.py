@@ -13,7 +13,7 @@ from edgeflow.core.events import BlobRef
 from edgeflow.core.routing import Directive, RouteTable
 from edgeflow.errors import LogGap
 from edgeflow.store.cache import CachedBodies
-from edgeflow.store.calls import Rows
+from edgeflow.store.calls import Rows, now_ms
 from edgeflow.store.connection import Command
 from edgeflow.store.foreign import check_foreign, check_page
 from edgeflow.store.homes import HomedNamespace
@@ -24,6 +24,10 @@ PAGE_BYTES = 1024 * 1024
 """About how much one page of a snapshot has; one large set or map may make it longer."""
 PIECE = 200
 """Keys that one call merges."""
+GATE_SOON_MS = 3000
+"""How long before its end an entry is given more time at the gate."""
+COMING_AT_ONCE = 5000
+"""Bodies that one call looks at."""
 
 
 class Trimmed(NamedTuple):
@@ -62,6 +66,23 @@ class ReplicatedNamespace(OverseenNamespace, HomedNamespace, CachedBodies):
             log = LogId(origin, int(epoch))
             lowest[log] = min(int(seq), lowest.get(log, int(seq)))
         return low_water({log_id(name): int(seq) for name, seq in heads.items()}, lowest)
+
+    def extend_gate(self, coming: Sequence[str]) -> int:
+        """Give entries whose time at the gate is nearly over more of it, if all that they wait for is in `coming`: bodies that peers send just now."""
+        due = self._connection.one("ZRANGE", self.prefix + "held", 0, 0, "WITHSCORES")
+        if not coming or not due or float(due[1]) > now_ms() + GATE_SOON_MS:
+            return 0
+        return sum(
+            int(
+                self._call(
+                    "ef_gate",
+                    coming=list(coming[start : start + COMING_AT_ONCE]),
+                    soon_ms=GATE_SOON_MS,
+                    gate_ms=self._limits.gate_timeout_ms,
+                )
+            )
+            for start in range(0, len(coming), COMING_AT_ONCE)
+        )
 
     def covers(self, vector: Vector) -> bool:
         """Whether everything that `vector` names is merged and readable here."""

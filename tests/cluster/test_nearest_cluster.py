@@ -257,6 +257,23 @@ def test_a_token_that_one_pop_does_not_take_leaves_the_others(cluster: LocalClus
         assert [row["state"] for row in client.known_pops()][-1] == "refused"
 
 
+def test_one_url_tells_of_the_others(cluster: LocalCluster, wait_until: Wait) -> None:
+    tokens = {pop: cluster.pop(pop).token for pop in POPS}
+    urls = {pop: cluster.pop(pop).api_url for pop in POPS}
+    with Client(urls["la"], tokens["la"]) as client:
+
+        def ranking() -> list[dict[str, Any]]:
+            items: list[dict[str, Any]] = client._call("GET", "/v1/route").json()["items"]
+            return items
+
+        wait_until(lambda: [one["eligible"] for one in ranking()] == [True] * 3, "la sees that all are up", 60)
+        assert {one["pop"]: one["url"] for one in ranking()} == urls
+        assert {one["pop"]: one["latency_from"] for one in ranking()} == {"la": "self", "chicago": "link", "ny": "link"}
+    with Client.connect(urls["la"], token=tokens["la"], tokens=tokens) as client:
+        assert {row["url"] for row in client.known_pops()} == set(urls.values())
+        assert client.publish("urls/x", b"").seq > 0
+
+
 def test_a_cluster_file_and_nobody_at_home(cluster: LocalCluster, ways: dict[str, Way]) -> None:
     for place in (cluster.home.root, cluster.home.cluster_file, str(cluster.home.cluster_file)):
         with Client.connect(place) as client:

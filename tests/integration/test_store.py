@@ -373,6 +373,19 @@ def test_a_body_that_never_comes_is_a_gap_here_and_later_events_go_on(
     assert [letter.reason for letter in b.ns.dead_letters()] == ["gate-timeout"]
 
 
+def test_a_body_that_is_on_its_way_is_not_late(pops: Callable[..., Pop], wait_until: Callable[..., Any]) -> None:
+    a, b = pops("a"), pops("b", gate_timeout_ms=50)
+    install(b.ns, f=function("x"))
+    ingest(a.ns, event("x", b"big" * 5000, id="1"), event("y", b"other" * 5000, id="2"))
+    replicate(a, b)
+    coming = [digest for digest in b.ns.missing_blobs() if (a.ns.read_blob(digest) or b"").startswith(b"big")]
+    assert b.ns.extend_gate(coming) == 1
+    wait_until(lambda: b.ns.tick() or f"gap:{NAME}/y" in released(b.ns), "the other one to be given up")
+    assert released(b.ns) == [f"gap:{NAME}/y"]
+    b.ns.add_blob(coming[0], b"big" * 5000)
+    assert released(b.ns) == [f"gap:{NAME}/y", "1"] and not b.ns.dead_letters()
+
+
 # -- joins -------------------------------------------------------------------------------------------------------------
 
 

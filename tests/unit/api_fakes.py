@@ -299,6 +299,12 @@ class FakeLocal:
     def docs(self, kind: str) -> dict[str, dict[str, Any]]:
         return self.documents.get(kind, {})
 
+    def get_doc(self, kind: str, id: str) -> dict[str, Any] | None:
+        return self.docs(kind).get(id)
+
+    def put_doc(self, kind: str, id: str, document: dict[str, Any], *, wake: bool = True) -> None:
+        self.documents.setdefault(kind, {})[id] = document
+
 
 class FakeClient:
     """Stands for the connection of a blocking read."""

@@ -44,3 +44,19 @@ def test_bad_pops_are_refused(pops):
 
 def test_of_a_pair_the_smaller_id_comes_first():
     assert layout.pairs(("ny", "chicago", "la")) == [("chicago", "la"), ("chicago", "ny"), ("la", "ny")]
+
+
+def test_the_address_of_the_machine_stays_until_another_is_said(tmp_path):
+    home = layout.Home(tmp_path / "home")
+    first, _ = layout.plan(home, ("a",), any_ports=True, host="la.example.org")
+    again, _ = layout.plan(home, None)
+    assert (first.host, again.host, layout.Identity.load(home)) == ("la.example.org", "la.example.org", again)
+    back, _ = layout.plan(home, None, host="127.0.0.1")
+    assert back.host == "", "loopback is where nobody else is"
+    first.run_root.rmdir()
+
+
+@pytest.mark.parametrize("host", ["", "0.0.0.0", "http://la", "la:7101", "2001:db8::1", "a b", "-la", "x" * 300, "la/"])
+def test_what_others_cannot_dial_is_no_address(tmp_path, host):
+    with pytest.raises(BadClusterSpec):
+        layout.check_host(host)

@@ -152,3 +152,31 @@ def test_docker_mode_leaves_a_running_embedded_cluster_alone(tmp_path):
 def test_too_few_ports_are_refused(tmp_path, capsys):
     assert provision.main(docker_arguments(tmp_path, "--public-mqtt-port=1,2")) == 1
     assert "2 ports are given" in capsys.readouterr().err
+
+
+def test_a_machine_with_an_address_is_reached_there_but_for_its_broker(home):
+    identity, _ = layout.plan(home, None, host="192.0.2.1")
+    make(home)
+    la = PopSettings.load(home.config_file("la"))
+    port = identity.ports["api", "la"]
+    assert (la.link.host, la.api.host) == ("0.0.0.0", "0.0.0.0")
+    assert la.link.advertise is not None
+    assert (la.link.advertise.host, la.link.advertise.port) == ("192.0.2.1", identity.ports["link", "la"])
+    assert (la.public.api_url, la.public.mqtt_ws_url) == (f"http://192.0.2.1:{port}", f"ws://192.0.2.1:{port}/mqtt")
+    listeners = [
+        line.split()[1:]
+        for line in (home.pop_dir("la") / "mosquitto.conf").read_text().splitlines()
+        if line.startswith("listener") and not line.startswith("listener 0")
+    ]
+    assert listeners == [[str(la.public.mqtt_port), "127.0.0.1"]], "MQTT is not encrypted"
+    assert la.public.mqtt_host == "127.0.0.1"
+
+
+def test_without_an_address_all_is_on_loopback(home):
+    make(home)
+    la = PopSettings.load(home.config_file("la"))
+    assert (la.link.host, la.api.host, la.link.advertise) == ("127.0.0.1", "127.0.0.1", None)
+    layout.plan(home, None, host="192.0.2.1")
+    layout.plan(home, None, host="localhost")
+    make(home)
+    assert PopSettings.load(home.config_file("la")) == la

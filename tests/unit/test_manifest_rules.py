@@ -136,7 +136,7 @@ def test_what_does_not_go_together(fields: str, words: str) -> None:
 
 
 POLICIES: list[tuple[str, str]] = [
-    ("{frames: {}}", "channels.frames: says nothing; give max_pending, deadline or gated"),
+    ("{frames: {}}", "channels.frames: says nothing; give max_pending, deadline, priority or gated"),
     ("{frames: {gated: false}}", "channels.frames: says nothing"),
     ("{frames: }", "channels.frames: is empty; write a map of fields"),
     ("{frames: {on_full: drop-oldest}}", "channels.frames.on_full: has no number to go by; add max_pending"),
