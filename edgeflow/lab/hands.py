@@ -144,6 +144,13 @@ class Hands(ABC):
         others = tuple(pop for pop in self.cluster.pops if pop != text)
         if not others:
             raise BadTrouble(f"{text} is the only PoP: there is nothing to cut it off from.")
+        reached = {frozenset(pair) for pair in self.pairs()}
+        out_of_reach = [other for other in others if frozenset((text, other)) not in reached]
+        if out_of_reach:
+            raise NotPossibleHere(
+                f"The links between {text} and {', '.join(out_of_reach)} do not go through the link proxy.",
+                hint=f"Name a pair that does: {'; '.join(','.join(pair) for pair in self.pairs()) or 'there is none'}.",
+            )
         return Split(text, others, one_way)
 
     def no_down_part(self, target: Target) -> NotPossibleHere:
