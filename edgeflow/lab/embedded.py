@@ -17,7 +17,7 @@ from edgeflow.host.files import read_json, write_json
 from edgeflow.host.layout import Home
 from edgeflow.host.linkfile import Link, carried_bytes, change_link, load_links
 from edgeflow.lab.errors import NotPossibleHere
-from edgeflow.lab.hands import Hands, Part, State, Target, until
+from edgeflow.lab.hands import Hands, Part, State, Target, home_of, until
 from edgeflow.runner import process as instances
 
 GONE_S = 30.0
@@ -123,9 +123,7 @@ class EmbeddedHands(Hands):
         return self._home(pop).pop_dir(pop) / "paused.json"
 
     def _home(self, pop: str) -> Home:
-        """The folder that a PoP's supervisor runs from: the cluster's, or one below it for a PoP that joined later."""
-        joined = Home(self.cluster.home.root / "joined" / pop)
-        return joined if joined.cluster_file.exists() else self.cluster.home
+        return home_of(self.cluster, pop)
 
 
 def _alive(pid: int) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from edgeflow.host.discover import Cluster
+from edgeflow.host.layout import Home
 from edgeflow.host.linkfile import Line, Link
 from edgeflow.lab.errors import BadTrouble, NotALab, NotInTime, NotPossibleHere
 
@@ -172,6 +173,12 @@ def hands_on(cluster: Cluster, *, anyway: bool = False) -> Hands:
     from edgeflow.lab.compose import ComposeHands
 
     return ComposeHands(cluster)
+
+
+def home_of(cluster: Cluster, pop: str) -> Home:
+    """The folder that the supervisor of an embedded PoP runs from: the cluster's, or one below it for a PoP that joined later."""
+    joined = Home(cluster.home.root / "joined" / pop)
+    return joined if joined.cluster_file.exists() else cluster.home
 
 
 def until(condition: Callable[[], Any], what: str, deadline_s: float = 30.0, every_s: float = 0.02) -> Any:
