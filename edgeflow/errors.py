@@ -327,11 +327,71 @@ class LinkRefused(EdgeflowError):
     retryable = True
 
 
+class HasLeft(LinkRefused):
+    """The PoP has left the cluster."""
+
+    code = "has-left"
+    hint = "`edgeflow pops join` with a new token brings it back, as a new PoP."
+    retryable = False
+
+
+class Replaced(LinkRefused):
+    """There is a newer PoP of this id."""
+
+    code = "replaced"
+    hint = "Two PoPs cannot have one id. The one with the older certificate, or that came second, ends or joins under another id."
+
+
 class BadSession(BadRequest):
     """The session token is not one of this namespace."""
 
     code = "bad-session"
     hint = "Send the `Edgeflow-Session` of the last answer as it came; without one a session begins."
+
+
+class BadToken(BadRequest):
+    """The token is not one with which a PoP may join here."""
+
+    code = "bad-token"
+    status = 403
+    hint = "`edgeflow pops token` makes one; it holds once, until it expires, at the PoP that made it."
+
+
+class TokenUsed(BadToken):
+    """The token was used already."""
+
+    code = "token-used"
+    status = 409
+
+
+class TokenExpired(BadToken):
+    """The token has expired."""
+
+    code = "token-expired"
+    status = 410
+
+
+class CannotAdmit(EdgeflowError):
+    """This PoP has no key of the cluster's CA, so it can admit nobody."""
+
+    code = "cannot-admit"
+    status = 501
+    hint = "PoPs that were there from the beginning have it: make the token at one of those (`--pop`)."
+
+
+class PopExists(EdgeflowError):
+    """The cluster has a PoP of that id."""
+
+    code = "pop-exists"
+    status = 409
+    hint = "Take another id (`--pop`). A PoP that is lost for good leaves first: `edgeflow pops leave --force`; then its id is free."
+
+
+class Draining(Unavailable):
+    """This PoP is being drained, or has left: it takes no new clients."""
+
+    code = "draining"
+    hint = "Connect to another PoP; `edgeflow pops list` shows them."
 
 
 class BadMember(BadRequest):

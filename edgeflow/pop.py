@@ -25,6 +25,7 @@ import structlog
 from edgeflow import __version__
 from edgeflow.cluster.introduction import Introduction
 from edgeflow.cluster.manager import Links
+from edgeflow.cluster.takeover import Takeover
 from edgeflow.core.channels import SYSTEM_NAMESPACE
 from edgeflow.core.failpoints import hit
 from edgeflow.errors import EdgeflowError
@@ -111,6 +112,7 @@ class DataProcess:
         self._introduction = Introduction(
             settings, self._book, self._links, lambda: self._released(SYSTEM_NAMESPACE), __version__
         )
+        self._takeover = Takeover(self._store, self._links, self._instances.notify)
         self._links.limit(self._overload.link_rate)
         self._instances.covering.passed = self._links.passed
         self._instances.covering.staleness_ms = self._links.staleness_ms
@@ -128,6 +130,7 @@ class DataProcess:
             self._store.open_log(name)
             # Whatever was claimed through the process before this one is void: its sockets are gone.
             self._store.namespace(name).release_claims()
+        self._takeover.start(self._store.namespaces())
         self._discover()
         self._sync_namespaces()
         self._instances.sync()
@@ -315,6 +318,7 @@ class DataProcess:
                 if announce(namespace, self._settings.limits):
                     self._released(name)
             hit("tick-after")
+        self._takeover.look(self._gateways)
         self._instances.check_timeouts()
         self._instances.unblock()
 

@@ -67,6 +67,8 @@ class LinkSettings(_Section):
     """PEM of this PoP's certificate; its common name is the PoP id."""
     key: Path
     """PEM of this PoP's private key (0600)."""
+    ca_key: Path | None = None
+    """PEM of the CA's private key (0600); None = this PoP makes no tokens for new PoPs. Those have it that were there from the beginning."""
     peers: dict[str, Peer] = Field(default_factory=dict)
     """The other PoPs by id, as they were at the start of this PoP; who joins later is known by its member record. Of a pair, the smaller id dials."""
     advertise: Peer | None = None

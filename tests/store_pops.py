@@ -28,10 +28,10 @@ class Clock:
 
 
 class StorePop:
-    """The store of PoP `pop`, "a" or "b", with the namespace NAME."""
+    """The store of PoP `pop`, "a", "b" or "c", with the namespace NAME."""
 
     def __init__(self, folder: Path, pop: str, **limits: int) -> None:
-        self.settings = make_settings(folder, pop, {"a": 1, "b": 2}, **limits)
+        self.settings = make_settings(folder, pop, {"a": 1, "b": 2, "c": 3}, **limits)
         self.redis = RedisServer(folder / pop / "redis", self.settings.store.redis_socket).start()
         self.store = Store.open(self.settings)
         self.store.create_namespace(NAME)

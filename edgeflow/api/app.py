@@ -23,6 +23,7 @@ from edgeflow.api import (
     images,
     instances,
     invocations,
+    joining,
     joins,
     live,
     metrics,
@@ -42,7 +43,7 @@ from edgeflow.api.auth import BearerAuth
 from edgeflow.api.context import Api
 
 MODULES = (
-    health, functions, instances, revisions, invocations, channels, consumers, blobs, ekv, policies, standing, joins, dead_letters, replays, pops, route, quotas, secrets, sets, drift, images, metrics, mqtt, live,
+    health, functions, instances, revisions, invocations, channels, consumers, blobs, ekv, policies, standing, joins, dead_letters, replays, joining, pops, route, quotas, secrets, sets, drift, images, metrics, mqtt, live,
 )  # fmt: skip
 VERSION = "1"
 

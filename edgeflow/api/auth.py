@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from edgeflow.api.problems import problem_response
 from edgeflow.errors import Unauthorized
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/mqtt"})
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/mqtt", "/v1/pops/join"})
 OPEN_PREFIXES = ("/live/",)
 """The page's shell only: it holds no data and fetches everything with the token."""
 

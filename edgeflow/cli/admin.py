@@ -33,6 +33,21 @@ class Operator(Client):
         """One PoP as this one sees it."""
         return self._document("GET", f"/v1/pops/{_part(name)}")
 
+    def make_join_token(self, wish: Mapping[str, Any]) -> Document:
+        """A token with which one PoP may join. A call that may have made one is not repeated."""
+        return self._document(
+            "POST", "/v1/pops/tokens", content=json.dumps(dict(wish)).encode(), headers={"content-type": "application/json"}, is_repeatable=False
+        )  # fmt: skip
+
+    def join_tokens(self) -> list[Document]:
+        """The tokens that this PoP made, without their secrets."""
+        items: list[Document] = self._document("GET", "/v1/pops/tokens")["items"]
+        return items
+
+    def wish_of_pop(self, name: str, wish: str) -> Document:
+        """`drain`, `undrain` or `leave` a PoP; the member as it is then."""
+        return self._document("POST", f"/v1/pops/{_part(name)}/{wish}")
+
     def route(self, lat: float | None = None, lon: float | None = None) -> Document:
         """The PoPs ranked for a client at a place, or near this PoP."""
         given = {"lat": lat, "lon": lon}

@@ -62,10 +62,11 @@ class Target:
 
 @dataclass(slots=True)
 class FunctionProgress:
-    """How one function stands."""
+    """How one function stands at one PoP."""
 
     pop: str
     revision: str
+    function: str = ""
     state: str = "waiting"
     reason: str = ""
     last_log_lines: list[str] = field(default_factory=list)
@@ -82,6 +83,7 @@ class Applied:
     """created, updated or unchanged."""
     version: str
     functions: dict[str, FunctionProgress]
+    """By name; those at several PoPs by `name@pop`."""
 
 
 class PopApi:
@@ -237,8 +239,11 @@ def hand_over(api: PopApi, target: Target, prepared: Prepared, site: Site, say: 
     for id in sorted(prepared.image_ids & set(answer["missing_images"])):
         push_built(target, id, say)
     functions = {
-        name: FunctionProgress(pop=function["place"]["pops"][0], revision=answer["revisions"][name])
+        f"{name}@{pop}" if len(function["place"]["pops"]) > 1 else name: FunctionProgress(
+            pop=pop, revision=answer["revisions"][name], function=name
+        )
         for name, function in resolved["functions"].items()
+        for pop in function["place"]["pops"]
     }
     say(f"{resolved['namespace']}: {answer['status']} at {site.here}")
     return Applied(resolved["namespace"], answer["status"], answer["version"], functions)
@@ -368,7 +373,7 @@ def wait_ready(
     while True:
         now_s = time.monotonic()
         for name, progress in applied.functions.items():
-            state = api.state(applied.namespace, name, progress.pop)
+            state = api.state(applied.namespace, progress.function, progress.pop)
             if state is None or state.get("revision") != progress.revision:
                 progress.state, progress.reason = "waiting", f"for {progress.pop} to take it up"
             else:
@@ -404,7 +409,9 @@ def _not_applied(applied: Applied, names: list[str], how: str) -> NotApplied:
     for name in names:
         progress = applied.functions[name]
         serves = f" (revision {progress.live} serves)" if progress.live not in ("", progress.revision) else ""
-        texts.append(f"{applied.namespace}/{name} at {progress.pop} {how}: {progress.reason or progress.state}{serves}")
+        texts.append(
+            f"{applied.namespace}/{progress.function} at {progress.pop} {how}: {progress.reason or progress.state}{serves}"
+        )
         texts += [f"    {line}" for line in progress.last_log_lines]
     return NotApplied("\n".join(texts))
 
@@ -458,7 +465,7 @@ def apply(
     if output is Output.JSON:
         print_json(asdict(applied))
     else:
-        count = len(applied.functions)
+        count = len({one.function for one in applied.functions.values()})
         ready = "ready" if wait else "handed over"
         out.print(
             f"[green]✓[/] {applied.namespace}: {count} function{'s' if count != 1 else ''} {ready} ({applied.status})"
@@ -579,15 +586,15 @@ class _Progress:
             now = (one.state, one.reason if one.state in ("failing", "building") else "")
             if self._last.get(name) != now:
                 self._last[name] = now
-                self.say(f"{name} at {one.pop}: {one.state}" + (f" - {now[1]}" if now[1] else ""))
+                self.say(f"{one.function} at {one.pop}: {one.state}" + (f" - {now[1]}" if now[1] else ""))
 
     def _table(self, functions: Mapping[str, FunctionProgress]) -> Table:
         table = Table(box=None, show_header=False, padding=(0, 2))
         styles = {"ready": "green", "failing": "red"}
-        for name, one in functions.items():
+        for one in functions.values():
             style = styles.get(one.state, "yellow")
             table.add_row(
-                f"  {name}",
+                f"  {one.function}",
                 one.pop,
                 f"[{style}]{one.state}[/]",
                 escape(one.reason[: max(20, self._console.width - 50)]),

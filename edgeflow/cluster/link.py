@@ -10,6 +10,7 @@ import random
 import socket
 import ssl
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +29,7 @@ from edgeflow.cluster.standing import Standing
 from edgeflow.cluster.tail import Tail
 from edgeflow.cluster.wants import Wants
 from edgeflow.core.failpoints import hit
-from edgeflow.errors import EdgeflowError, LinkRefused, Unavailable
+from edgeflow.errors import EdgeflowError, LinkRefused, Replaced, Unavailable
 from edgeflow.settings import Peer, PopSettings
 from edgeflow.store.records import LogId
 
@@ -41,6 +42,10 @@ BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 5.0
 STEADY_S = 1.0
 """A connection that lasted this long resets the backoff."""
+PAST_RUNS = 1000
+"""Lives of a peer's process that are remembered: one that comes again after another is a second PoP of that id."""
+CONTESTED_S = 30.0
+"""For so long the last of two PoPs with one id keeps it, though the other one tries."""
 HEARD_S = 1.0
 """Several pings long: a peer that says nothing for this long is gone round."""
 
@@ -65,6 +70,8 @@ class Site:
     gossip: Gossip | None = None
     run: str = ""
     """Names this life of the process."""
+    check_certificate: Callable[[str, int], None] = lambda _peer, _valid_ms: None
+    """Raises Replaced for a certificate (of whom, valid from when on) that a newer PoP of that id has made void."""
     rate_of: RateOf = lambda _name: None
     """Bytes a second that may be sent of a namespace to each peer; None = no bound."""
     clock: Callable[[], float] = time.monotonic
@@ -81,6 +88,7 @@ class Connection:
         self._claim = claim
         self._link = link
         self._opened_s = 0.0
+        self.is_accepted = False
         self.stream: tls.TlsStream | None = None
         self.session: Session | None = None
         self.on_known: Callable[[], None] = lambda: None
@@ -109,10 +117,11 @@ class Connection:
 
     # tls.Owner
 
-    def on_open(self, peer: str) -> None:
+    def on_open(self, peer: str, valid_ms: int) -> None:
         self.on_known()
         try:
             link = self._link = self._claim(peer)
+            self._site.check_certificate(peer, valid_ms)
             self.session = link.begin(self)
         except Exception as error:
             self._fail(error)
@@ -128,7 +137,7 @@ class Connection:
             finally:
                 if session.is_open and not was_open and self._link is not None:
                     self._opened_s = self._site.clock()
-                    self._link.came_up()
+                    self._link.came_up(self, session.run)
             if session.pongs != pongs:
                 self._site.on_pong()
 
@@ -204,6 +213,9 @@ class Link:
         self.last_error = ""
         self.relayed = self.snapshots = self.saved_bytes = 0
         self.measures = Measures()
+        self._run = ""
+        self._run_seen_s = self._contested_s = float("-inf")
+        self._past_runs: OrderedDict[str, None] = OrderedDict()
 
     def start(self) -> None:
         """Begins to dial, if this side dials."""
@@ -335,6 +347,8 @@ class Link:
         """A connection whose peer is known takes over; the one before it is closed first, so that cursors are read after its last entry."""
         if self._is_stopped:
             raise LinkRefused("this PoP stops")
+        if self.is_heard and self._site.clock() - self._contested_s < CONTESTED_S:
+            raise Replaced(f"two PoPs have the id {self.peer}: one of them is connected")
         before, self._connection, self._handshake = self._connection, connection, None
         if before is not None and before.stream is not None:
             before.stream.close("replaced by a newer connection")
@@ -346,8 +360,19 @@ class Link:
             rate_of=lambda name: self._site.rate_of(name),
         )  # fmt: skip
 
-    def came_up(self) -> None:
-        """The peer's hello was accepted."""
+    def came_up(self, connection: Connection, run: str) -> None:
+        """The hello of that life of the peer's process was accepted. Raises Replaced for one that another life has followed: both are there at once."""
+        now_s = self._site.clock()
+        if run and run in self._past_runs and now_s - self._run_seen_s < CONTESTED_S:
+            self._contested_s = now_s
+            raise Replaced(f"two PoPs have the id {self.peer}: this one was here before another one that came since")
+        if self._run and run != self._run:
+            self._past_runs[self._run] = None
+            while len(self._past_runs) > PAST_RUNS:
+                self._past_runs.popitem(last=False)
+        self._past_runs.pop(run, None)
+        self._run, self._run_seen_s = run, now_s
+        connection.is_accepted = True
         self._set_state("up")
         self.last_error = ""
         log.info("link_up", peer=self.peer)
@@ -358,6 +383,8 @@ class Link:
             self._handshake = None
         elif connection is self._connection:
             self._connection = None
+            if connection.is_accepted:
+                self._run_seen_s = self._site.clock()
             self._site.wants.peer_lost(self.peer, self._site.clock())
             self._site.imports.peer_lost(self.peer)
             if connection.age_s > STEADY_S:

@@ -27,7 +27,7 @@ from edgeflow.cluster.roster import Book, Roster
 from edgeflow.cluster.standing import Stand, Standing
 from edgeflow.cluster.tail import Tail
 from edgeflow.cluster.upkeep import Kept, Upkeep
-from edgeflow.errors import BadRequest, LinkRefused, Unavailable
+from edgeflow.errors import BadRequest, HasLeft, LinkRefused, Unavailable
 from edgeflow.settings import PopSettings
 from edgeflow.store.mailbox import Asked
 from edgeflow.store.records import LogId, Receipt
@@ -83,7 +83,7 @@ class Links:
         self._standing = Standing(settings.pop, self._roster.peers(), lambda ns: Stand(*store.namespace(ns).standing()))
         self._site = Site(
             settings, store, reactor, self._released, self._heads, Tail(store), self._standing, self._answer_call, self._on_pong,
-            gossip=self.membership, run=secrets.token_hex(8), clock=clock,
+            gossip=self.membership, run=secrets.token_hex(8), check_certificate=self._roster.check_certificate, clock=clock,
         )  # fmt: skip
         self._desk = Desk(settings.pop, store, self._standing, self._site.wants, self, clock)
         self._links: dict[str, Link] = {}
@@ -197,6 +197,16 @@ class Links:
     def staleness_ms(self, namespace: str) -> int | None:
         """For how long something may have been written elsewhere that is not readable here; None = this PoP never was complete."""
         return self._standing.staleness_ms(namespace, self._site.clock())
+
+    # What takeover needs (takeover.PeersPort)
+
+    def state(self, pop: str) -> str:
+        """The state of a PoP as this one sees it; `left` for one that is no member."""
+        return self.membership.state(pop)
+
+    def complete_s(self, namespace: str, peer: str) -> float | None:
+        """As of when (own monotonic clock) all that a peer had written is applied here; None = not known."""
+        return self._standing.complete_s(namespace, peer)
 
     # What questions need (desk.Peers)
 
@@ -404,10 +414,7 @@ class Links:
     def _link_of(self, peer: str) -> Link:
         link = self._links.get(peer)
         if link is None and peer in self._roster.left():
-            raise LinkRefused(
-                f"{peer} has left this cluster",
-                hint="`edgeflow pops join` brings it back, as a new PoP with a new certificate.",
-            )
+            raise HasLeft(f"{peer} has left this cluster")
         if link is None:
             raise LinkRefused(f"{peer!r} is not a peer of {self._settings.pop}")
         if link.dials:

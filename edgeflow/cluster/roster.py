@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from edgeflow.core.membership import Member
+from edgeflow.errors import Replaced
 from edgeflow.settings import Peer, PopSettings
 
 
@@ -51,3 +52,9 @@ class Roster:
     def left(self) -> set[str]:
         """The PoPs that left."""
         return {pop for pop, member in self.records().items() if member.is_left and pop != self._me}
+
+    def check_certificate(self, peer: str, valid_ms: int) -> None:
+        """Raises Replaced for a certificate of a PoP that left before the present one of that id was admitted."""
+        record = self.records().get(peer)
+        if record is not None and valid_ms < record.certificate_ms:
+            raise Replaced(f"{peer} was replaced: the PoP that has this id now was admitted with a newer certificate")

@@ -26,7 +26,7 @@ _LAST_WORDS_S = 1.0
 class Owner(Protocol):
     """Whose connection it is."""
 
-    def on_open(self, peer: str) -> None: ...
+    def on_open(self, peer: str, valid_ms: int) -> None: ...
     def on_data(self, data: bytes) -> None: ...
     def next_output(self) -> bytes: ...
     def on_closed(self, reason: str) -> None: ...
@@ -134,7 +134,7 @@ class TlsStream:
     def _handshake(self) -> None:
         try:
             self._sock.do_handshake()
-            peer = common_name(self._sock)
+            peer, valid_ms = common_name(self._sock), valid_from_ms(self._sock)
         except ssl.SSLWantReadError:
             self._interest(EVENT_READ)
             return
@@ -146,7 +146,7 @@ class TlsStream:
             return
         self._deadline.cancel()
         self._is_open = True
-        self._owner.on_open(peer)
+        self._owner.on_open(peer, valid_ms)
         if not self._is_closed:
             self._read()
             self.flush()
@@ -201,6 +201,14 @@ def common_name(sock: ssl.SSLSocket) -> str:
     if len(names) != 1:
         raise ValueError(f"the peer's certificate has {len(names)} common names")
     return str(names[0])
+
+
+def valid_from_ms(sock: ssl.SSLSocket) -> int:
+    """From when on the peer's certificate is valid. Raises ValueError when it does not say."""
+    since = (sock.getpeercert() or {}).get("notBefore")
+    if not isinstance(since, str):
+        raise ValueError("the peer's certificate does not say from when on it is valid")
+    return int(ssl.cert_time_to_seconds(since)) * 1000
 
 
 def reason_of(error: Exception) -> str:

@@ -11,6 +11,12 @@ def invocation_id(function: str, origin: str, epoch: int, seq: int, index: int) 
     return _digest(function, origin, epoch, seq, index)
 
 
+def caused_invocation_id(function: str, cause: str, index: int) -> str:
+    """Id of the invocation that the `index`-th output of invocation `cause` causes, when `cause` is one of a function at several PoPs: the same
+    whichever of them put it out."""
+    return _digest(function, cause, index)
+
+
 def join_invocation_id(function: str, key: str, occurrence: int) -> str:
     """Id of the invocation that the `occurrence`-th complete join of `key` causes."""
     return _digest(function, "join", key, occurrence)

@@ -16,6 +16,7 @@ COMMITTED = "committed"
 DEAD = "dead"
 EXPIRED = "expired"
 DROPPED = "dropped"
+SUPERSEDED = "superseded"
 
 STATES: dict[str, str] = {
     WAITING: "waits for an earlier invocation of its key",
@@ -25,10 +26,11 @@ STATES: dict[str, str] = {
     COMMITTED: "its outputs, values, state and increments are one log entry (a shadow's are kept beside its replay)",
     DEAD: "given up, with reason and inputs, as a dead letter",
     EXPIRED: "its channel's deadline had passed before it was claimed",
+    SUPERSEDED: "another PoP, of those where its function is placed, has ended it: that result is the one",
     DROPPED: "its channel says drop-oldest or keep-latest: its inbox was full, or a newer one of its subject came",
 }
 
-FINAL = frozenset({COMMITTED, DEAD, EXPIRED, DROPPED})
+FINAL = frozenset({COMMITTED, DEAD, EXPIRED, DROPPED, SUPERSEDED})
 """States that have no next one."""
 
 
@@ -56,6 +58,7 @@ STEPS: tuple[Step, ...] = (
     Step(CLAIMED, READY, "given back: not begun, or not known whom to blame"),
     Step(DELAYED, READY, "its time has come"),
     Step(DELAYED, DROPPED, "a newer one of its subject takes its place"),
+    *(Step(before, SUPERSEDED, "another PoP has ended it") for before in (WAITING, READY, CLAIMED, DELAYED)),
 )
 
 

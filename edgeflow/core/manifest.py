@@ -20,6 +20,7 @@ from edgeflow.core import manifest_wiring as wirings
 from edgeflow.core import yamldoc
 from edgeflow.core.manifest_contracts import contract_rules, mqtt_rules
 from edgeflow.core.manifest_models import Function, Manifest
+from edgeflow.core.manifest_places import place_rules
 from edgeflow.core.manifest_problems import MISPLACED, NOT_AVAILABLE, Problem, is_key_type, problem_of, raise_problems
 from edgeflow.core.manifest_resolved import (
     ResolvedFunction,
@@ -151,7 +152,7 @@ def resolve(
             **_confinement(function),
             "env": dict(function.env),
             "scale": _scale(function.scale),
-            "place": {"pops": pops},
+            "place": _place(pops, function.place),
         }
         if function.rollout != models.Rollout():
             content["rollout"] = {"deadline_ms": function.rollout.deadline}
@@ -181,6 +182,11 @@ def _contract_of(function: Function) -> dict[str, Any]:
     if function.contract == "stdio" and function.stdio is not None:
         said["stdio"] = function.stdio.model_dump()
     return said
+
+
+def _place(pops: list[str], place: models.Place | None) -> dict[str, Any]:
+    # Only what is said, so that functions without it keep their revisions.
+    return {"pops": pops} if place is None or place.run == "once" else {"pops": pops, "run": place.run}
 
 
 def _scale(scale: models.Scale) -> dict[str, int]:
@@ -222,6 +228,7 @@ def _cross_checks(data: Mapping[str, Any], context: dict[str, Any], default_pop:
             wired[name] = wiring
             contract = function.get("contract", "sdk")
             found += wiring_rules(name, wiring, named, contract)
+            found += place_rules(function.get("place"), wiring)
             if contract == "mqtt":
                 found += mqtt_rules(function)
             elif any(item.get("qos") == 0 for item in wiring.inputs):

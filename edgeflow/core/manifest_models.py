@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from edgeflow.core.manifest_scalars import (
-    ONE_POP,
+    POPS,
     QOS,
     Amount,
     Build,
@@ -414,10 +414,10 @@ class Rollout(Part):
 class Place(Part):
     """Where the function runs."""
 
-    pops: Annotated[list[Pop], ONE_POP]
-    """Exactly one PoP."""
-    run: Annotated[Literal["once"], only("once", "write once: each event is handled at one PoP")] = "once"
-    """Each event is handled once in the cluster."""
+    pops: Annotated[list[Pop], POPS]
+    """One PoP or several."""
+    run: Annotated[Literal["once", "local", "every"], one_of("once", "local", "every")] = "once"
+    """Each event is handled: once in the cluster, by the PoP where it entered, by every one of the PoPs."""
 
 
 class Function(Part):

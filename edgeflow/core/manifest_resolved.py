@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from edgeflow.core import channels, yamldoc
 from edgeflow.core import manifest_models as models
 from edgeflow.core.manifest_contracts import contract_rules
+from edgeflow.core.manifest_places import place_rules
 from edgeflow.core.manifest_problems import Problem, problem_of, raise_problems
 from edgeflow.core.manifest_rules import gate_rules, policy_rules, wiring_rules
 from edgeflow.core.manifest_scalars import (
@@ -228,6 +229,7 @@ def check_resolved(document: Mapping[str, Any], *, known_pops: Iterable[str] | N
         of_function = [*_capture_rules(function), *_content_rules(function, document["functions"][name])]
         of_function += wiring_rules(name, wirings[name], resolved.functions, function.contract)
         of_function += contract_rules(document["functions"][name])
+        of_function += place_rules(document["functions"][name].get("place"), wirings[name])
         found += [(("functions", name, *place), text) for place, text in of_function]
     policies = document.get("channels") or {}
     found += [

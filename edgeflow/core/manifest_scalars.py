@@ -263,10 +263,8 @@ def _check_pop(value: str, info: ValidationInfo) -> str:
 
 
 def _check_pops(value: object) -> object:
-    if isinstance(value, list) and len(value) != 1:
-        if not value:
-            refuse("names no PoP; name one, as in [la]")
-        refuse(f"{len(value)} PoPs are not available in this version; name one, as in [{value[0]}]")
+    if isinstance(value, list) and not value:
+        refuse("names no PoP; name one, as in [la]")
     return value
 
 
@@ -512,5 +510,5 @@ Build = Annotated[str, AfterValidator(_check_build)]
 Bundle = Annotated[str, AfterValidator(_check_bundle)]
 ImageId = Annotated[str, AfterValidator(check_image_id)]
 Pop = Annotated[str, AfterValidator(_check_pop)]
-ONE_POP = BeforeValidator(_check_pops)
+POPS = BeforeValidator(_check_pops)
 QOS = BeforeValidator(_check_qos)

@@ -18,6 +18,7 @@ from edgeflow.core.events import Event
 from edgeflow.core.expressions import compile_expression, count_of, document_of, key_of
 from edgeflow.core.gathered import is_batch, unpack
 from edgeflow.core.manifest_scalars import size_bytes
+from edgeflow.core.ownership import rank
 from edgeflow.core.retries import RetryPolicy
 from edgeflow.core.windows import Window, time_problem
 from edgeflow.errors import BadEvent, EdgeflowError
@@ -31,6 +32,7 @@ join    `g` signature, `j` key, `n` inputs there are (collect: events wanted; wi
         `c` most that may be pending; all: `m` inputs that start it, `u` duplicates
 window  `et` event time (ms), `ws` list of [start, end], or `gap` of a session; `la` lateness, `id` idle (ms)
 latest  `g` signature, `j` key ("" = none)
+several PoPs: `ow` those of the function in the order in which they own this arrival; or `p` this PoP, where each does its own work
 and     `q` key whose invocations go one after the other, `z` EKV key of its state, `e` deadline (ms), `mx` and `of` bound of the inbox and what
         happens there, `sj` subject, `l` side inputs [{g, s, j}], `y` somebody waits for the outcome, `rp` replay, `sh` shadow
 """
@@ -94,6 +96,15 @@ class Downstream(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a function at several PoPs runs, and how: `run` is "once", "local" or "every". `here` is the PoP of the table."""
+
+    pops: tuple[str, ...]
+    run: str
+    here: str
+
+
+@dataclass(frozen=True, slots=True)
 class FunctionRoute:
     """One function that is placed at this PoP."""
 
@@ -116,11 +127,18 @@ class FunctionRoute:
     """Its instance subscribes at the broker by itself (`qos: 0`): no event goes into its inbox."""
     shape: str = ""
     """Names the shape of the join, so that a revision that only changes code goes on with the joins that are pending."""
+    placement: Placement | None = None
+    """None: this PoP is its only one."""
 
     @property
     def inbox(self) -> str:
         """Name of its inbox, "function:revision"."""
         return f"{self.function}:{self.revision}"
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether each of its events is handled once by one of several PoPs."""
+        return self.placement is not None and self.placement.run == "once"
 
     @property
     def window(self) -> Window | None:
@@ -165,16 +183,25 @@ class RouteTable:
     _policy_of: dict[str, ChannelPolicy] = field(default_factory=dict, compare=False, repr=False)
     _down: dict[str, tuple[Downstream, ...]] = field(default_factory=dict, compare=False, repr=False)
 
-    def route(self, event: Event, now_ms: int, body: Body) -> list[Directive]:
-        """Directives for `event` at this PoP at the time `now_ms`; empty when nothing here wants it."""
+    def route(self, event: Event, now_ms: int, body: Body, cause: str = "") -> list[Directive]:
+        """Directives for `event` at this PoP at the time `now_ms`; empty when nothing here wants it. `cause`: what names it wherever it
+        came from: the invocation of a function at several PoPs that put it out, or the name that a client gave it."""
         targets = self._targets(event.channel)
         if not targets:
             return []
         if self.invoked(event.channel) is not None:
-            return [self._invoke(route, source, event, body) for route, source, _ in targets]
+            # Whoever calls a function by name wants one outcome, however it runs.
+            found = [(route, self._invoke(route, source, event, body)) for route, source, _ in targets]
+            return [_owned(route.placement, directive, event, cause) for route, directive in found]
         policy = self.policy(event.channel)
-        found = (_direct(route, source, captures, event, now_ms, body, policy) for route, source, captures in targets)
-        return [directive for directive in found if directive is not None]
+        directives = []
+        for route, source, captures in targets:
+            if not _is_for(route.placement, event):
+                continue
+            directive = _direct(route, source, captures, event, now_ms, body, policy)
+            if directive is not None:
+                directives.append(_placed(route.placement, directive, event, cause))
+        return directives
 
     def invoked(self, channel: str) -> str | None:
         """The function that an event on `channel` invokes by name (`<namespace>/_invoke/<function>`), or None for other channels."""
@@ -346,12 +373,44 @@ class RouteTable:
 def compile_routes(manifest: Mapping[str, Any], pop: str) -> RouteTable:
     """The table of `pop` from a resolved manifest. Its version is a hash of its content."""
     functions = [
-        _dump(name, function)
+        _dump(name, function, pop)
         for name, function in sorted(manifest.get("functions", {}).items())
         if pop in function["place"]["pops"]
     ]
     text = json.dumps([functions, manifest.get("channels") or {}], sort_keys=True)
     return RouteTable.from_json(hashlib.sha256(text.encode()).hexdigest()[:16], text)
+
+
+# ------------------------------------------------------------------ several PoPs
+
+
+def _is_for(placement: Placement | None, event: Event) -> bool:
+    return placement is None or placement.run != "local" or event.origin in ("", placement.here)
+
+
+def _placed(placement: Placement | None, directive: Directive, event: Event, cause: str) -> Directive:
+    if placement is None or directive["k"] == "latest":
+        return directive  # what is newest is known at each PoP
+    if placement.run == "once":
+        return _owned(placement, directive, event, cause)
+    # Joins of one key at two PoPs are two; so is one event at all of them.
+    if placement.run == "every" or directive["k"] not in ("one", "reject"):
+        directive["p"] = placement.here
+    return directive
+
+
+def _owned(placement: Placement | None, directive: Directive, event: Event, cause: str) -> Directive:
+    if placement is not None:
+        key = directive.get("j", directive.get("q"))
+        origin = event.origin or placement.here
+        # A key has one owner wherever its events enter; an event by itself belongs to where it entered, or else it does not matter to whom.
+        ranked = (
+            rank(directive["f"], cause or origin, placement.pops, origin)
+            if key is None
+            else rank(directive["f"], key, placement.pops)
+        )
+        directive["ow"] = list(ranked)
+    return directive
 
 
 # ------------------------------------------------------------------ directives
@@ -529,7 +588,7 @@ def _expressions(route: FunctionRoute, source: _Source) -> Iterator[str]:
 _SHAPED = ("join", "latest")
 
 
-def _dump(name: str, function: Mapping[str, Any]) -> dict[str, Any]:
+def _dump(name: str, function: Mapping[str, Any], pop: str) -> dict[str, Any]:
     retry = function.get("retry") or {}
     document = {"function": name, "revision": function["revision"], "retry": dict(retry)}
     for part in ("inputs", "join", "latest", "keyed", "publish", "context"):
@@ -542,6 +601,9 @@ def _dump(name: str, function: Mapping[str, Any]) -> dict[str, Any]:
         document["max_output_bytes"] = size_bytes(limits["output_bytes"])
     if function.get("contract", "sdk") != "sdk":
         document["contract"] = function["contract"]
+    place = function["place"]
+    if len(place["pops"]) > 1 or place.get("run") == "local":
+        document["placement"] = {"pops": place["pops"], "run": place.get("run", "once"), "here": pop}
     return document
 
 
@@ -562,4 +624,9 @@ def _load(document: Mapping[str, Any]) -> FunctionRoute:
         contract=document.get("contract", "sdk"),
         direct=any(item.get("qos") == 0 for item in inputs),
         shape=hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:12],
+        placement=_placement(document.get("placement")),
     )  # fmt: skip
+
+
+def _placement(document: Mapping[str, Any] | None) -> Placement | None:
+    return None if document is None else Placement(tuple(document["pops"]), document["run"], document["here"])

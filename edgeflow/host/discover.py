@@ -84,7 +84,7 @@ def find(home: Path | None = None) -> Cluster:
         if HomeLock.is_held(one):
             cluster = read_embedded(one)
             if cluster is not None:
-                return cluster
+                return with_joined(cluster)
     cluster = find_docker(place)
     if cluster is not None:
         return cluster
@@ -97,6 +97,16 @@ def read_embedded(home: Home) -> Cluster | None:
     if document is None or document.get("mode") != "embedded":
         return None
     return from_document(home, document)
+
+
+def with_joined(cluster: Cluster) -> Cluster:
+    """The cluster with the PoPs that joined it from folders below its own and run now."""
+    pops = dict(cluster.pops)
+    for place in cluster.home.all_joined():
+        other = read_embedded(place) if HomeLock.is_held(place) else None
+        if other is not None and other.id == cluster.id:
+            pops.update(other.pops)
+    return replace(cluster, pops=pops)
 
 
 def from_document(home: Home, document: Mapping[str, Any]) -> Cluster:

@@ -97,6 +97,19 @@ class Home:
     def venvs_dir(self) -> Path:
         return self.root / "venvs"
 
+    @property
+    def joined_dir(self) -> Path:
+        """Folders of PoPs that joined a cluster by a token, beside the cluster of this folder."""
+        return self.root / "joined"
+
+    def joined(self, pop: str) -> "Home":
+        """The folder of one of those."""
+        return Home(self.joined_dir / pop)
+
+    def all_joined(self) -> "list[Home]":
+        """Those that are there."""
+        return [Home(file.parent) for file in sorted(self.joined_dir.glob("*/identity.json"))]
+
     def pop_dir(self, pop: str) -> Path:
         return self.root / "pops" / pop
 
@@ -188,6 +201,13 @@ def plan(
     )
     identity.save(home)
     return identity, moved
+
+
+def draft(pop: str, *, any_ports: bool = False) -> Identity:
+    """Ports and a folder for sockets for one PoP whose cluster is not known yet. Nothing is written."""
+    names: list[Name] = [(kind, pop) for kind in ("api", "mqtt", "link")]
+    ports, _moved = assign(names, {name: any_free() for name in names} if any_ports else {})
+    return Identity("", _usable_run_root(_new_run_root()), (pop,), ports)
 
 
 def _new_run_root() -> Path:

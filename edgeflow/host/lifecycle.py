@@ -79,6 +79,7 @@ def up(
     place = Home((home or default_home()).absolute())
     running = read_embedded(place) if HomeLock.is_held(place) else None
     if running is not None:
+        up_joined(place, say=say)
         _same_pops(running, pops)
         _same_host(place, host)
         say(f"A cluster runs from {place.root} already.")
@@ -91,7 +92,25 @@ def up(
         pid = _spawn_supervisor(place, identity, lock, commands)
     finally:
         lock.release()  # from here on the supervisor alone holds it
-    return wait_ready(place, say=say, timeout_s=timeout_s or START_S, started_pid=pid)
+    cluster = wait_ready(place, say=say, timeout_s=timeout_s or START_S, started_pid=pid)
+    up_joined(place, say=say)
+    return cluster
+
+
+def up_joined(home: Home, *, say: Say = silent) -> None:
+    """Start the PoPs that joined from folders below `home`. One that does not start is said, and stops nobody else."""
+    for place in home.all_joined():
+        if not HomeLock.is_held(place):
+            try:
+                up(mode="embedded", home=place.root, say=say)
+            except HostError as error:
+                say(f"{place.root.name} does not start: {error.message}")
+
+
+def down_joined(home: Home, *, say: Say = silent) -> None:
+    """End them."""
+    for place in home.all_joined():
+        _down_embedded(place, say=say)
 
 
 def prepare_embedded(
@@ -235,6 +254,7 @@ def _same_host(place: Home, host: str | None) -> None:
 def down(*, home: Path | None = None, purge: bool = False, say: Say = silent) -> bool:
     """End the cluster; True if one ran. `purge` also removes its data, secrets and certificates (Docker: its volumes)."""
     place = Home((home or default_home()).absolute())
+    down_joined(place, say=say)
     ran = _down_embedded(place, say=say)
     if not ran and (place.root / "docker" / "cluster.json").exists():
         ran = _down_docker(place, purge=purge, say=say)
@@ -288,7 +308,19 @@ def _end_leftovers(home: Home) -> None:
     write_json(home.cluster_file, {**document, "state": "stopped", "supervisor": None})
 
 
-PURGED = ("pops", "ca", "logs", "docker", "venvs", "cluster.json", "identity.json", "wan.json", "commands.json", "lock")
+PURGED = (
+    "pops",
+    "ca",
+    "joined",
+    "logs",
+    "docker",
+    "venvs",
+    "cluster.json",
+    "identity.json",
+    "wan.json",
+    "commands.json",
+    "lock",
+)
 
 
 def _purge(home: Home, *, say: Say) -> None:
@@ -296,6 +328,8 @@ def _purge(home: Home, *, say: Say) -> None:
     identity = Identity.load(home)
     if identity is not None and identity.run_root.name.startswith("ef-"):
         shutil.rmtree(identity.run_root, ignore_errors=True)
+    for joined in home.all_joined():
+        _purge(joined, say=say)
     for name in PURGED:
         path = home.root / name
         if path.is_dir() and not path.is_symlink():

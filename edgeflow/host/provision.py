@@ -134,6 +134,8 @@ def _provision_pop(spec: ClusterSpec, pop: PopSpec) -> None:
     }
     ensure_secret(pop.secrets_dir / "operator.token", owner=owner)
     certs.ensure_pop_certificate(spec.ca_dir, pop.secrets_dir, pop.pop, owner=owner)
+    if (spec.ca_dir / "ca.key").exists():
+        write_file(pop.secrets_dir / "ca.key", (spec.ca_dir / "ca.key").read_bytes(), owner=owner)
     write_file(pop.secrets_dir / SECRETS_KEY, ensure_secret(spec.ca_dir / SECRETS_KEY), owner=owner)
 
     broker = brokerconf.BrokerParams(
@@ -182,6 +184,7 @@ def pop_settings(spec: ClusterSpec, pop: PopSpec) -> PopSettings:
             "ca": str(pop.secrets_dir / "ca.pem"),
             "cert": str(pop.secrets_dir / "link.pem"),
             "key": str(pop.secrets_dir / "link.key"),
+            "ca_key": str(pop.secrets_dir / "ca.key") if (spec.ca_dir / "ca.key").exists() else None,
             "peers": _peers(spec, pop),
             "advertise": {"host": pop.link_host, "port": pop.link_port} if pop.link_host != pop.bind else None,
         },

@@ -82,6 +82,8 @@ class Rollouts:
             spec = self._revisions.spec((namespace, name), rollout.live)
             if spec is not None:
                 document = documents[namespace]
+                # Whose an event is is for the newest manifest to say, whatever revision serves here: the PoPs have to agree.
+                spec = {**spec, "place": function["place"]}
                 documents[namespace] = {**document, "functions": {**document["functions"], name: spec}}
         return documents
 

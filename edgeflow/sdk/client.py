@@ -74,7 +74,10 @@ class Client:
         """
         self._source = f"urn:edgeflow:client:{uuid.uuid4().hex[:12]}"
         self._readers: weakref.WeakSet[Reader] = weakref.WeakSet()
-        self._pops = [make_pop(address, secret, timeout_s, transport) for address, secret in ((url, token), *others)]
+        self._pops = [
+            make_pop(address, secret, timeout_s, transport, is_watched=nearest is not None)
+            for address, secret in ((url, token), *others)
+        ]
         self._finder = None if nearest is None else Finder(self._pops, nearest)
         if self._finder is not None and not self._finder.start(min(timeout_s, retry_s)):
             why = ", ".join(pop.url for pop in self._pops)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from edgeflow.errors import BadRequest, NotFound, Unauthorized, Unavailable
+from edgeflow.sdk.trust import trusted
 
 CLUSTER_FILES = ("cluster.json", "docker/cluster.json")
 """Below the home folder: of local processes, of containers. Paths in them are relative to the home folder."""
@@ -87,8 +88,9 @@ def _of_url(url: str, token: str | None, tokens: Mapping[str, str]) -> list[Memb
     first = _token(url, token, tokens)
     try:
         answer = httpx.get(
-            url.rstrip("/") + ROUTE_PATH, headers={"Authorization": f"Bearer {first}"}, timeout=ASK_S, trust_env=False
-        )
+            url.rstrip("/") + ROUTE_PATH, headers={"Authorization": f"Bearer {first}"}, timeout=ASK_S, trust_env=False,
+            verify=trusted(url),
+        )  # fmt: skip
     except httpx.TransportError as error:
         raise Unavailable(f"{url} cannot be reached: {error!r}", hint="Give the URLs of several PoPs.") from None
     if answer.status_code == 401:
@@ -100,6 +102,8 @@ def _of_url(url: str, token: str | None, tokens: Mapping[str, str]) -> list[Memb
         found = []
     # The PoP itself is known by the URL that works for the caller.
     others = [(other, pop) for other, pop, is_self in found if not is_self and other.rstrip("/") != url.rstrip("/")]
+    if url.lower().startswith("https:"):  # a token that is sent encrypted is sent nowhere in the clear
+        others = [(other, pop) for other, pop in others if other.lower().startswith("https:")]
     known = [(other, tokens.get(other) or tokens.get(pop) or token) for other, pop in others]
     return [(url, first), *((other, secret) for other, secret in known if secret is not None)]
 

@@ -60,11 +60,11 @@ class Pop:
     lines: Lines = field(default_factory=Lines, compare=False)
 
 
-def make_pop(url: str, token: str, timeout_s: float, transport: httpx.BaseTransport | None) -> Pop:
-    """A PoP that is asked with its own token."""
+def make_pop(url: str, token: str, timeout_s: float, transport: httpx.BaseTransport | None, *, is_watched: bool) -> Pop:
+    """A PoP that is asked with its own token. `is_watched`: its connections can be cut."""
     url, lines = url.rstrip("/"), Lines()
     http = httpx.Client(
         base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=timeout_s, transport=transport, trust_env=False,
-        event_hooks={"request": [lines.watch]}, verify=trusted(url),
+        event_hooks={"request": [lines.watch] if is_watched else []}, verify=trusted(url),
     )  # fmt: skip
     return Pop(url, http, lines)

@@ -112,6 +112,7 @@ class Calls:
         inboxes = [route.inbox for route in table.functions]
         shapes = {route.function: f"{route.revision}:{route.shape}" for route in table.functions}
         call = {"version": table.version, "table": table.to_json(), "inboxes_here": inboxes, "shapes": shapes}
+        call["shared_here"] = [route.function for route in table.functions if route.is_shared]
         changed = self._connection.one(*self._command("ef_routes", call))
         self._fetched_routes = False
         return bool(changed)

@@ -100,6 +100,10 @@ def _dots(value: Any) -> bool:
     return all(type(dot) is bytes and _DOT.fullmatch(dot) is not None for dot in _list(value, "a list of dots"))
 
 
+def _names(value: Any) -> bool:
+    return all(_text(name) for name in _list(value, "a list of names"))
+
+
 def _sum(value: Any) -> bool:
     return type(value) is bytes and _SUM.fullmatch(value) is not None
 
@@ -125,6 +129,8 @@ def _entry(entry: Mapping[bytes, Any], prefix: bytes) -> None:
         _need(type(ended) is list and len(ended) in (5, 6), "an end")
         _row(ended[:5], "an end", _text, _text, _text, _bytes, _flag)
         _need(len(ended) == 5 or _text(ended[5]), "the mark of an end")
+    for row in _list(entry.get(b"sh", []), "the list of what is over"):
+        _row(row, "what is over", _text, _text, _text, _version_or_none, _names, _text, _number)
     for event in _list(entry[b"ev"], "the list of events"):
         _row(event, "an event", _bytes, _number, _bytes, _number, _digest, _number, _bytes, _number, _text)
         if not event[0].startswith(prefix):

@@ -77,6 +77,8 @@ class _PackedArrival(NamedTuple):
 class Namespace(Values):
     """A handle; opening one costs nothing. Methods raise StoreUnavailable when Redis stays away longer than the settings allow."""
 
+    is_held = False
+    """Whether no work of functions at several PoPs is given out: this PoP does not know yet what others have done of it."""
     _full: tuple[str, ...] = ()
     _full_read_s = 0.0
 
@@ -95,14 +97,14 @@ class Namespace(Values):
             raise NotFound(f"the data of event {event.id} on {event.channel} is no longer kept at {self.pop}")
         return data
 
-    def directives(self, event: Event, blobs: Mapping[str, bytes] | None = None) -> Rows[Directive]:
-        """What `event` does to the functions here. `blobs` are bodies by digest that are on their way into the store."""
+    def directives(self, event: Event, blobs: Mapping[str, bytes] | None = None, cause: str = "") -> Rows[Directive]:
+        """What `event` does to the functions here. `blobs` are bodies by digest that are on their way into the store; `cause`: see RouteTable.route."""
 
         def body(event: Event) -> bytes:
             known = blobs.get(event.ref.digest) if blobs and event.ref is not None else None
             return self.body_of(event) if known is None else known
 
-        return self.routes().route(event, now_ms(), body)
+        return self.routes().route(event, now_ms(), body, cause)
 
     def body_of(self, event: Event) -> bytes:
         """The body of an event, for an expression that looks at it. Raises ExpressionFailed when it is not here."""
@@ -349,6 +351,8 @@ class Namespace(Values):
             "max": claim.limit,
             "lease_ms": claim.lease_ms,
         }
+        if self.is_held:
+            call["hold"] = 1
         if down := self.routes().downstream(claim.function):
             call["down"] = [[inbox, bound or self._limits.inbox_pending] for inbox, bound in down]
         return self._command("ef_claim", call)

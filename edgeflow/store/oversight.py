@@ -170,9 +170,9 @@ class OverseenNamespace(Namespace):
 
     def invocation(self, id: str) -> InvocationInfo | None:
         """One invocation as this PoP knows it; None when it is not known (any more)."""
-        fields, done, letter = self._connection.run([
+        fields, done, letter, outcome = self._connection.run([
             ("HMGET", f"{self.prefix}inv:{id}", "f", "r", "st", "n", "x", "acc", "by", "why"), ("HGET", self.prefix + "done", id),
-            ("HMGET", f"{self.prefix}dead:{id}", "f", "r", "reason", "attempts"),
+            ("HMGET", f"{self.prefix}dead:{id}", "f", "r", "reason", "attempts"), ("HGET", self.prefix + "outcomes", id),
         ])  # fmt: skip
         if fields[0] is not None:
             function, revision, state = (part.decode() for part in fields[:3])
@@ -185,6 +185,8 @@ class OverseenNamespace(Namespace):
             function, revision, reason = (part.decode() for part in letter[:3])
             attempts = int(letter[3])
             return InvocationInfo(id, function, revision, "dead", attempts, attempts, 0, None, reason)
+        if done is None and outcome is not None:  # another PoP did it
+            return InvocationInfo(id, "", "", msgpack.unpackb(outcome)[1], 0, 0, 0)
         if done is None:
             return None
         mark = done.decode()

@@ -572,7 +572,7 @@ def _check_event(fields: Sequence[Any], origin: str, epoch: int, seq: int, index
 
 def unpack_input(fields: Sequence[Any]) -> Input:
     """One input of an invocation."""
-    name, origin, epoch, seq, index, event = fields
+    name, origin, epoch, seq, index, event = fields[:6]
     return Input(name.decode(), unpack_event(event, origin.decode(), epoch, seq, index))
 
 
@@ -584,8 +584,8 @@ def unpack_inputs(packed: bytes) -> list[Input]:
 def unpack_stored(packed: bytes) -> list[StoredInput]:
     """The inputs of an invocation, their events as they are stored. Raises CorruptEntry."""
     return [
-        StoredInput(name.decode(), _stored_event(event, origin.decode(), epoch, seq, index))
-        for name, origin, epoch, seq, index, event in msgpack.unpackb(packed, raw=True)
+        StoredInput(fields[0].decode(), _stored_event(fields[5], fields[1].decode(), *fields[2:5]))
+        for fields in msgpack.unpackb(packed, raw=True)
     ]
 
 

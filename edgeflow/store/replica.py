@@ -17,7 +17,7 @@ from edgeflow.store.calls import Rows, now_ms
 from edgeflow.store.connection import Command
 from edgeflow.store.foreign import check_foreign, check_page
 from edgeflow.store.homes import HomedNamespace
-from edgeflow.store.oversight import OverseenNamespace
+from edgeflow.store.owned import OwnedNamespace
 from edgeflow.store.records import LogId, MirrorResult, check_entry, entry_refs, unpack_event
 
 PAGE_BYTES = 1024 * 1024
@@ -45,7 +45,7 @@ def _by_name(vector: Vector) -> dict[str, int]:
     return {f"{origin}:{epoch}": seq for (origin, epoch), seq in vector.items()}
 
 
-class ReplicatedNamespace(OverseenNamespace, HomedNamespace, CachedBodies):
+class ReplicatedNamespace(OwnedNamespace, HomedNamespace, CachedBodies):
     """A namespace that can be replicated."""
 
     def logs(self) -> dict[LogId, int]:
@@ -190,13 +190,15 @@ class ReplicatedNamespace(OverseenNamespace, HomedNamespace, CachedBodies):
         for entry in checked:
             check_foreign(entry, self.name)
 
-        def directives(table: RouteTable, seq: int, events: Sequence[Any]) -> list[list[Directive]]:
+        def directives(table: RouteTable, seq: int, entry: dict[bytes, Any]) -> list[list[Directive]]:
+            shared = entry.get(b"sh")
+            cause = (shared[0][0] if shared else entry.get(b"id", b"")).decode(errors="backslashreplace")
             # Most events of most logs go to no function here: only those that do are unpacked.
             return [
-                self.directives(unpack_event(fields, log.origin, log.epoch, seq, index))
+                self.directives(unpack_event(fields, log.origin, log.epoch, seq, index), cause=cause)
                 if table.subscribes(fields[0].decode())
                 else []
-                for index, fields in enumerate(events)
+                for index, fields in enumerate(entry[b"ev"])
             ]
 
         def prepare(_again: bool) -> list[Command]:
@@ -207,7 +209,7 @@ class ReplicatedNamespace(OverseenNamespace, HomedNamespace, CachedBodies):
                 "first": first,
                 "entries": list(entries),
                 "rv": table.version,
-                "d": [directives(table, first + offset, entry[b"ev"]) for offset, entry in enumerate(checked)],
+                "d": [directives(table, first + offset, entry) for offset, entry in enumerate(checked)],
                 "gate_ms": self._limits.gate_timeout_ms,
                 "places": self.places(),
             }

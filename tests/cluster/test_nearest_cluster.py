@@ -2,12 +2,15 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +22,7 @@ from edgeflow.sdk.client import Client, Gap, Weights
 from edgeflow.settings import PopSettings
 from edgeflow.store import Store
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "clients" / "carry_on.py"
 POPS = ("chicago", "la", "ny")
 PROCESSES = ("control", "data", "redis", "broker")
 Wait = Callable[..., Any]
@@ -272,6 +276,13 @@ def test_one_url_tells_of_the_others(cluster: LocalCluster, wait_until: Wait) ->
     with Client.connect(urls["la"], token=tokens["la"], tokens=tokens) as client:
         assert {row["url"] for row in client.known_pops()} == set(urls.values())
         assert client.publish("urls/x", b"").seq > 0
+
+
+def test_the_example_prints_each_number_once(cluster: LocalCluster) -> None:
+    command = [sys.executable, str(EXAMPLE), str(cluster.home.root), "--count", "5", "--pause", "0.01"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    first, *numbers = done.stdout.splitlines()
+    assert first.startswith("at http://") and [line.split()[0] for line in numbers] == ["0", "1", "2", "3", "4"]
 
 
 def test_a_cluster_file_and_nobody_at_home(cluster: LocalCluster, ways: dict[str, Way]) -> None:

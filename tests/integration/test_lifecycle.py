@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgpack
 import pytest
 from link_pops import RedisServer, make_settings
 
@@ -11,7 +12,7 @@ from edgeflow.core.events import make_event
 from edgeflow.core.lifecycle import FINAL, READY, STATES, STEPS, leads_to
 from edgeflow.core.manifest import Artifact, parse, resolve
 from edgeflow.core.routing import compile_routes
-from edgeflow.store import Arrival, Claim, Claimed, Commit, Store
+from edgeflow.store import Arrival, Claim, Claimed, Commit, LogId, Store
 from edgeflow.store import calls as calls_module
 from edgeflow.store.replica import ReplicatedNamespace
 
@@ -23,6 +24,7 @@ channels:
 functions:
   f: {image: i, subscribe: x, ordered: true}
   g: {image: i, subscribe: z}
+  s: {image: i, subscribe: w, ordered: true, place: {pops: [a, b]}}
 """
 
 
@@ -88,18 +90,27 @@ def test_every_step_is_in_the_table_and_every_step_of_the_table_happens(
     wanted = {(step.before, step.after) for step in STEPS}
 
     def one_step(number: int) -> None:
-        action = chance.choice(["send", "send", "send", "claim", "commit", "fail", "give-up", "release", "time"])
+        action = chance.choice(
+            ["send", "send", "send", "claim", "commit", "fail", "give-up", "release", "time", "supersede"]
+        )
         if action == "send":
-            channel = chance.choice("xz")
+            channel = chance.choice("xzw")
             event = make_event(
                 f"app/{channel}", b"", id=f"e{number}", source="t", now_ms=clock.ms, subject=chance.choice("pqrs")
             )
             ns.ingest([Arrival(event)])
         elif action == "claim":
-            name = chance.choice("fg")
+            name = chance.choice("fgs")
             route = ns.routes().current(name)
             assert route is not None
             held.extend(ns.round(claims=[Claim(name, route.revision, "i", chance.randint(1, 3), 60_000)]).claimed[0])
+        elif action == "supersede":
+            mine = [id.decode() for id in ns._connection.one("ZRANGE", "ef:{app}:mine", 0, -1)]
+            if mine:
+                over = [chance.choice(mine), "s", "committed", f"{clock.ms:013d}.00000@b", [], "", 0]
+                entry = {"v": 1, "k": "end", "t": clock.ms, "x": [], "ev": [], "va": [], "sh": [over]}
+                log = LogId("b", 1)
+                ns.mirror(log, ns.logs().get(log, 0) + 1, [msgpack.packb(entry, use_bin_type=False)])
         elif action == "time":
             clock.ms += chance.choice([100, 1000, 4000])
             ns.tick()

@@ -49,13 +49,15 @@ def function(
 ) -> dict[str, Any]:
     return {
         "revision": "r1", "inputs": [{"name": channel, "channel": f"{NAME}/{channel}"} for channel in channels], "join": join,
-        "publish": [f"{NAME}/{channel}" for channel in publish], "place": {"pops": ["a", "b"]},
+        "publish": [f"{NAME}/{channel}" for channel in publish], "place": {"pops": []},
         "retry": {"attempts": attempts, "backoff_ms": 10, "timeout_ms": 1000},
     }  # fmt: skip
 
 
 def install(ns: ReplicatedNamespace, **functions: dict[str, Any]) -> None:
-    ns.set_routes(compile_routes({"functions": functions}, ns.pop))
+    """Functions of which each PoP is the only one, as far as it knows."""
+    placed = {name: {**function, "place": {"pops": [ns.pop]}} for name, function in functions.items()}
+    ns.set_routes(compile_routes({"functions": placed}, ns.pop))
 
 
 def event(channel: str, data: bytes = b"x", *, id: str = "e1", subject: str | None = "k", **attributes: str) -> Event:

@@ -296,14 +296,17 @@ class FakeLocal:
     def __init__(self) -> None:
         self.documents: dict[str, dict[str, dict[str, Any]]] = {}
 
+    def put_doc(self, kind: str, id: str, document: dict[str, Any], *, wake: bool = True) -> None:
+        self.documents.setdefault(kind, {})[id] = document
+
+    def delete_doc(self, kind: str, id: str) -> None:
+        self.documents.get(kind, {}).pop(id, None)
+
     def docs(self, kind: str) -> dict[str, dict[str, Any]]:
         return self.documents.get(kind, {})
 
     def get_doc(self, kind: str, id: str) -> dict[str, Any] | None:
         return self.docs(kind).get(id)
-
-    def put_doc(self, kind: str, id: str, document: dict[str, Any], *, wake: bool = True) -> None:
-        self.documents.setdefault(kind, {})[id] = document
 
 
 class FakeClient:

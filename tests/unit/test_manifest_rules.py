@@ -352,3 +352,48 @@ def test_a_media_type_is_one(value: str) -> None:
             f"namespace: v\nfunctions: {{f: {{image: i, subscribe: a, contract: stdio, stdio: {{content_type: '{value}'}}}}}}",
             default_pop="la",
         )
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("subscribe: a, place: {pops: [la, la]}", "names a PoP twice"),
+        ("subscribe: {channel: a, qos: 0}, place: {pops: [la, ny]}", "would hear every event at each of them"),
+        (
+            "subscribe: a, state: {by: subject}, place: {pops: [la, ny], run: local}",
+            "would overwrite what the others keep",
+        ),
+        (
+            "subscribe: a, state: {by: subject}, place: {pops: [la, ny], run: every}",
+            "would overwrite what the others keep",
+        ),
+        ("subscribe: {join: {any: [a, b]}, by: subject}, place: {pops: [la, ny]}", "a join is one of all its channels"),
+        (
+            "subscribe: {join: {tumbling: 1s}, channel: a, by: subject}, place: {pops: [la, ny]}",
+            "a join is one of all its channels",
+        ),
+        (
+            "subscribe: {join: {collect: 2}, channel: a, by: subject}, place: {pops: [la, ny]}",
+            "a join is one of all its channels",
+        ),
+        ("subscribe: a, place: {pops: [la, ny], run: twice}", "'twice' is not available"),
+    ],
+)
+def test_what_cannot_run_at_several_pops_is_refused_by_name(function: str, words: str) -> None:
+    with pytest.raises(BadManifest, match=words):
+        parse(f"namespace: v\nfunctions: {{f: {{image: i, {function}}}}}")
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        "subscribe: a, state: {by: subject}, place: {pops: [la, ny]}",
+        "subscribe: {join: [a, b], by: subject}, place: {pops: [la, ny], run: once}",
+        "subscribe: {join: {tumbling: 1s}, channel: a, by: subject}, place: {pops: [la, ny], run: local}",
+        "subscribe: {join: {any: [a, b]}, by: subject}, place: {pops: [la, ny], run: every}",
+    ],
+)
+def test_what_runs_at_several_pops(function: str) -> None:
+    manifest = parse(f"namespace: v\nfunctions: {{f: {{image: i, {function}}}}}")
+    resolved = resolve(manifest, {}, applied_ms=1)
+    assert check_resolved(resolved).functions["f"].place.pops == ["la", "ny"]

@@ -3,10 +3,11 @@
 --
 -- event  = {channel, prev, head, head_crc, digest, size, data, data_crc, content_type}   ("" = none; body is data or digest)
 -- value  = {key, version, digest, size, data, data_crc, content_type, deleted, expires (ms, 0 = never), base (the version that the writer saw)}
--- entry  = {v=1, k=kind, t=ms, x={end...}, ev={event...}, va={value...}, inc={increment...}, ty={typed operation...}, id=name}  (one log entry; 22_values.lua)
---          (id: the name that a client gave its event, by which it is known when it comes again, here or at another PoP)
+-- entry  = {v=1, k=kind, t=ms, x={end...}, ev={event...}, va={value...}, inc={increment...}, ty={typed operation...}, id=name, sh={...}}  (one log
+--          entry; inc, ty: 22_values.lua; id: the name that a client gave its event, by which it is known when it comes again, here or at another PoP;
+--          sh: 05_owners.lua)
 -- end    = {invocation, status, function, detail, reply, mark}  (reply: somebody waits for its outcome; mark: of several inputs)
--- input  = {name, origin, epoch, seq, index, event}                                      (one arrival of an invocation)
+-- input  = {name, origin, epoch, seq, index, event, cause}                               (one arrival of an invocation; cause: 05_owners.lua, or absent)
 -- directive: what one event does to one function; made by core/routing.py, which says what each letter means
 
 local EV_CHANNEL, EV_PREV, EV_HEAD, EV_HCRC, EV_DIGEST, EV_SIZE, EV_DATA, EV_DCRC, EV_TYPE = 1, 2, 3, 4, 5, 6, 7, 8, 9
@@ -69,8 +70,8 @@ end
 -- Tells whoever waits that something was released in this namespace, and which inboxes ("function:revision") got work.
 local append
 local function finish_call(p, c, changed)
-  if #c.ends > 0 then
-    append(p, c, 'end', c.ends, {}, {}, {}, '')
+  if #c.ends > 0 or c.shared then
+    append(p, c, 'end', c.ends, {}, {}, {}, '', nil, nil, nil, c.shared)
     changed = true
   end
   for name, by in pairs(c.counts) do

@@ -73,31 +73,39 @@ local function unclaim(p, c, id, instance)
   end
 end
 
--- The one end of every invocation. `mark` is kept for as long as its work could come again; `inputs` are let go unless somebody keeps them.
-local function finish(p, c, id, mark, inputs, record)
-  record = record or call('HMGET', p .. 'inv:' .. id, 'f', 'r', 'by', 'q', 'sj')
+-- Takes an invocation out of its inbox, whatever comes of it; `inputs` are let go unless somebody keeps them.
+local function take_out(p, c, id, inputs, record)
+  record = record or call('HMGET', p .. 'inv:' .. id, 'f', 'r', 'by', 'q', 'sj', 'so')
   unclaim(p, c, id, record[3])
   call('DEL', p .. 'inv:' .. id)
   local inbox = record[1] .. ':' .. record[2]
   pend(c, inbox, -1)
   if record[4] then leave_turn(p, c, id, record[1], record[4]) end
   if record[5] and call('HGET', p .. 'newest:' .. inbox, record[5]) == id then call('HDEL', p .. 'newest:' .. inbox, record[5]) end
-  c.ended[id] = true
-  c.done[#c.done + 1] = id
-  c.done[#c.done + 1] = tostring(mark)
-  c.done_at[#c.done_at + 1] = string.format('%d', c.now)
-  c.done_at[#c.done_at + 1] = id
+  if record[6] then call('ZREM', p .. 'mine', id) end
   if inputs then
     for _, input in ipairs(inputs) do drop_blob(p, input[6][EV_DIGEST], c.now) end
   end
 end
 
+-- The one end of every invocation. `mark` is kept for as long as its work could come again.
+local function finish(p, c, id, mark, inputs, record)
+  take_out(p, c, id, inputs, record)
+  c.ended[id] = true
+  c.done[#c.done + 1] = id
+  c.done[#c.done + 1] = tostring(mark)
+  c.done_at[#c.done_at + 1] = string.format('%d', c.now)
+  c.done_at[#c.done_at + 1] = id
+end
+
 -- An accepted invocation that will not run: too late, or no room. It is in none of the inbox's sets any more.
 function abandon(p, c, id, mark, why)
   local record = call('HMGET', p .. 'inv:' .. id, 'f', 'in', 'y')
+  local inputs = cmsgpack.unpack(record[2])
   count(c, 'invocations_' .. mark .. (why and ':' .. why or ''))
   c.ends[#c.ends + 1] = {id, mark, record[1], why or '', record[3] and 1 or 0}
-  finish(p, c, id, mark, cmsgpack.unpack(record[2]))
+  owners.ended(p, c, id, mark, inputs)
+  finish(p, c, id, mark, inputs)
 end
 
 -- keep-latest: at most one invocation of a subject waits. A newer one drops it, whether the inbox is full or not, and gets its place, so that a
@@ -130,10 +138,12 @@ local function is_known(p, c, id)
   return c.ended[id] or call('HEXISTS', p .. 'done', id) == 1 or call('EXISTS', p .. 'inv:' .. id) == 1
 end
 
-local function accept(p, c, d, id, inputs, window)
+-- `join`: of a function at several PoPs, the join that made it, and its how manieth.
+local function accept(p, c, d, id, inputs, window, join, occurrence)
   -- An id that ended or is here already is the same work again.
-  if is_known(p, c, id) then
+  if is_known(p, c, id) or (d.ow and call('HEXISTS', p .. 'outcomes', id) == 1) then
     count(c, 'invocations_duplicate')
+    owners.over(p, c, d, inputs)
     for _, input in ipairs(inputs) do drop_blob(p, input[6][EV_DIGEST], c.now) end
     return
   end
@@ -160,6 +170,11 @@ local function accept(p, c, d, id, inputs, window)
   also('k', d.j or d.q); also('w', window); also('sd', sides > 0 and sides)
   also('e', d.e and string.format('%d', (c.entry_t or c.now) + d.e))
   also('sj', d.of == 'keep-latest' and d.sj)
+  if d.ow then
+    d.on = d.on or tonumber(next_number(p, c, 'standby:n'))
+    also('so', string.format('%.5f', d.on)); also('d', cmsgpack.pack(d)); also('jn', join); also('jo', occurrence)
+    call('ZADD', p .. 'mine', string.format('%.5f', d.on), id)
+  end
   call('HSET', p .. 'inv:' .. id, unpack(fields))
   pend(c, inbox, 1)
   if d.rp then call('HINCRBY', p .. 'replay:' .. d.rp, 'invoked', 1) end
@@ -184,7 +199,8 @@ local function bury(p, c, id, f, r, reason, detail, attempts, inputs)
   count(c, 'dead_letters')
 end
 
-local function position_id(f, input, replay)
-  local id = f .. '|' .. input[2] .. '|' .. string.format('%d|%d|%d', input[3], input[4], input[5])
-  return redis.sha1hex(replay and id .. '|' .. replay or id)
+local function position_id(d, input)
+  local id = d.f .. '|' .. owners.cause(d, input)
+  if d.p then id = id .. '|' .. d.p end
+  return redis.sha1hex(d.rp and id .. '|' .. d.rp or id)
 end

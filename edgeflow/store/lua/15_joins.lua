@@ -4,6 +4,7 @@
 -- join:<name>   per input its packed arrivals; '\0...' fields: f r (function, revision), o (on_timeout), j (key), k (kind), n (needed), at (opened),
 --               d (directive that fires it), c (inputs that are there), fired, and for windows a, b (start and end)
 -- joined:<name> arrivals of a collect or a window, packed {event time, input}
+-- mine:joins    those of functions at several PoPs
 -- joins         when each gives up waiting;  joins:of:<function>:<signature>  in the order they were opened
 
 local WINDOWS_AT_ONCE = 200
@@ -28,6 +29,7 @@ local function close_join(p, d, name)
   call('DEL', meta, list)
   call('ZREM', p .. 'joins', name)
   call('ZREM', p .. 'joins:of:' .. shape_of(d), name)
+  if d.ow then call('ZREM', p .. 'mine:joins', name) end
   if d.k == 'window' then call('ZREM', p .. 'windows:' .. shape_of(d), name) end
   if d.gap then forget_session(p, d, name) end
 end
@@ -63,23 +65,24 @@ local function gather(p, d, name)
   return inputs, have
 end
 
-local function window_id(d, from) return d.f .. '|window|' .. d.j .. '|' .. from end
+local function window_id(d, from) return d.f .. '|window|' .. d.j .. '|' .. from .. (d.p and '|' .. d.p or '') end
 
 -- The id says which work this is: the occurrence of a key, or the window of a key.
 local function fire(p, c, d, name, inputs)
   local meta = join_keys(p, name)
-  local id, window
+  local id, window, occurrence
   if d.k == 'window' then
     local about = call('HMGET', meta, '\0a', '\0b')
     id = window_id(d, about[1])
     window = about[1] .. '|' .. about[2]
   else
-    id = d.f .. '|join|' .. d.j .. '|' .. call('HINCRBY', p .. 'joins:done', name, 1)
+    occurrence = call('HINCRBY', p .. 'joins:done', name, 1)
+    id = d.f .. '|join|' .. d.j .. '|' .. occurrence .. (d.p and '|' .. d.p or '')
     call('ZADD', p .. 'joins:done:at', c.now, name)
   end
   if d.rp then id = id .. '|' .. d.rp end
   count(c, 'arrivals_consumed', #inputs)
-  accept(p, c, d, redis.sha1hex(id), inputs, window)
+  accept(p, c, d, redis.sha1hex(id), inputs, window, d.ow and name, occurrence)
 end
 
 -- A join that will not become complete ends as its function says.
@@ -105,6 +108,7 @@ local function end_join(p, c, name, reason, why)
     end
   end
   count(c, 'arrivals_expired', #inputs)
+  owners.over(p, c, d, inputs)
   if about[2] == 'drop' or d.sh then
     count(c, 'joins_dropped:' .. reason)
     for _, input in ipairs(inputs) do drop_blob(p, input[6][EV_DIGEST], c.now) end
@@ -120,7 +124,7 @@ end
 -- `due`: when it gives up. One that is there already keeps its time, and goes on with the newest directive.
 local function open_join(p, c, d, name, due)
   local meta = join_keys(p, name)
-  local directive = cmsgpack.pack({f = d.f, r = d.r, g = d.g, j = d.j, k = d.k, q = d.q, z = d.z, e = d.e, mx = d.mx, of = d.of, sj = d.sj, l = d.l, y = d.y, rp = d.rp, sh = d.sh, gap = d.gap})
+  local directive = cmsgpack.pack({f = d.f, r = d.r, g = d.g, j = d.j, k = d.k, q = d.q, z = d.z, e = d.e, mx = d.mx, of = d.of, sj = d.sj, l = d.l, y = d.y, rp = d.rp, sh = d.sh, gap = d.gap, o = d.o, ow = d.ow, p = d.p, n = d.n, m = d.m, u = d.u, w = d.w, c = d.c, on = d.on})
   if call('EXISTS', meta) == 1 then
     call('HSET', meta, '\0d', directive)
     return
@@ -130,7 +134,9 @@ local function open_join(p, c, d, name, due)
     end_join(p, c, call('ZRANGE', order, 0, 0)[1], 'join-overflow', 'when it gave way to a newer one: more than ' .. d.c .. ' were pending')
   end
   call('HSET', meta, '\0d', directive, '\0f', d.f, '\0r', d.r, '\0o', d.o, '\0j', d.j, '\0k', d.k, '\0n', d.n, '\0at', c.now, '\0c', 0)
-  call('ZADD', order, next_number(p, c, 'joins:n'), name)
+  local number = next_number(p, c, 'joins:n')
+  call('ZADD', order, number, name)
+  if d.ow then call('ZADD', p .. 'mine:joins', number, name) end
   call('ZADD', p .. 'joins', due, name)
 end
 
@@ -151,6 +157,7 @@ local function arrive_all(p, c, d, input)
   local have = call('HGET', meta, d.s)
   if have and d.u == 'first' then
     count(c, 'arrivals_duplicate')
+    owners.over(p, c, d, {input})
     return
   end
   hold_blob(p, input[6][EV_DIGEST])
@@ -159,6 +166,7 @@ local function arrive_all(p, c, d, input)
     local before = cmsgpack.unpack(have)
     if d.u == 'last' then
       count(c, 'arrivals_duplicate')
+      owners.over(p, c, d, before)
       drop_blob(p, before[1][6][EV_DIGEST], c.now)
     else
       before[#before + 1] = input
@@ -301,16 +309,13 @@ local function keep_latest(p, c, d, input)
   count(c, 'arrivals_latest')
 end
 
-local function arrive(p, c, d, input)
-  if d.k == 'latest' then
-    keep_latest(p, c, d, input)
-    return
-  end
+-- Work of this PoP.
+function owners.arrive_here(p, c, d, input)
   count(c, 'arrivals')
   if d.k == 'one' then
     hold_blob(p, input[6][EV_DIGEST])
     count(c, 'arrivals_consumed')
-    accept(p, c, d, position_id(d.f, input, d.rp), {input})
+    accept(p, c, d, position_id(d, input), {input})
   elseif d.k == 'all' then
     arrive_all(p, c, d, input)
   elseif d.k == 'collect' then
@@ -321,8 +326,23 @@ local function arrive(p, c, d, input)
     count(c, 'arrivals_dropped:rejected')
     if d.sh then return end
     hold_blob(p, input[6][EV_DIGEST])
-    local id, reason = position_id(d.f, input, d.rp), string.match(d.why, '^[^:]+')
+    owners.over(p, c, d, {input})
+    local id, reason = position_id(d, input), string.match(d.why, '^[^:]+')
     bury(p, c, id, d.f, d.r, reason, d.why, 0, cmsgpack.pack({input}))
     if d.y then c.ends[#c.ends + 1] = {id, DEAD, d.f, reason, 1} end
+  end
+end
+
+local function arrive(p, c, d, input)
+  if d.k == 'latest' then
+    keep_latest(p, c, d, input)
+  elseif not d.ow then
+    owners.arrive_here(p, c, d, input)
+  elseif not owners.is_settled(p, c, d, input) then
+    if owners.is_mine(p, c, d.ow) and not owners.is_sweeping(p, c) then
+      owners.arrive_here(p, c, d, input)
+    else
+      owners.keep(p, c, d, input, c.entry_t or c.now)
+    end
   end
 end

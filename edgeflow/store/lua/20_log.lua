@@ -10,8 +10,8 @@ local function release_gap(p, c, origin, epoch, channel, from, to, why)
   count(c, 'gaps')
 end
 
--- `own`: appended here in this call, so that nothing of its lane can be missing in front of it.
-local function release_events(p, c, origin, epoch, seq, events, directives, via, own)
+-- `own`: appended here in this call, so that nothing of its lane can be missing in front of it. `cause`: what names them wherever they came from.
+local function release_events(p, c, origin, epoch, seq, events, directives, via, own, cause)
   for i = 1, #events do
     local event = events[i]
     local channel = event[EV_CHANNEL]
@@ -28,7 +28,7 @@ local function release_events(p, c, origin, epoch, seq, events, directives, via,
     if via ~= 'repeated' then c.channels[channel] = (c.channels[channel] or 0) + 1 end
     local routed = directives and directives[i] or {}
     for j = 1, #routed do
-      arrive(p, c, routed[j], {routed[j].s, origin, epoch, seq, i - 1, event})
+      arrive(p, c, routed[j], {routed[j].s, origin, epoch, seq, i - 1, event, cause and cause .. '|' .. string.format('%d', i - 1) or nil})
     end
   end
 end
@@ -72,8 +72,16 @@ local function release_entry(p, c, origin, epoch, seq, entry, directives, via, o
     end
   end
   if #entry.va > 0 or entry.inc or entry.ty then release_values(p, c, origin, epoch, seq, entry, own) end
-  note_results(p, c, origin, epoch, seq, entry)
-  release_events(p, c, origin, epoch, seq, entry.ev, directives, via, own)
+  local cause = entry.id and 'named|' .. entry.id
+  if entry.sh then
+    if #entry.ev > 0 then cause = entry.sh[1][1] end
+    if owners.settle(p, c, origin, epoch, seq, entry.sh, own) then
+      directives, via = nil, 'repeated'
+      count(c, 'events_superseded', #entry.ev)
+    end
+  end
+  if via ~= 'repeated' then note_results(p, c, origin, epoch, seq, entry) end
+  release_events(p, c, origin, epoch, seq, entry.ev, directives, via, own, cause)
   for i = 1, #entry.va do drain_waiting(p, c, entry.va[i][VA_KEY]) end
 end
 
@@ -107,7 +115,7 @@ end
 -- Appends one entry to this PoP's own log and releases it here. All its data is readable: the caller made sure.
 -- ended: list of ends; events without prev, values and fields of maps without version: both are set here. Returns epoch, seq, the last version, and the number of the
 -- first of its events in the release stream (the others follow it without a gap).
-append = function(p, c, kind, ended, events, values, directives, via, increments, typed, id)
+append = function(p, c, kind, ended, events, values, directives, via, increments, typed, id, shared)
   local epoch = own_epoch(p, c)
   local seq = (c.head_here or tonumber(call('HGET', p .. 'heads', c.pop .. ':' .. epoch)) or 0) + 1
   c.head_here = seq
@@ -135,7 +143,7 @@ append = function(p, c, kind, ended, events, values, directives, via, increments
     events[i][EV_PREV] = c.prevs[lane] or tonumber(call('HGET', p .. 'prev', lane)) or 0
     c.prevs[lane] = seq
   end
-  local entry = {v = 1, k = kind, t = c.now, x = ended, ev = events, va = values, inc = increments, ty = typed, id = id}
+  local entry = {v = 1, k = kind, t = c.now, x = ended, ev = events, va = values, inc = increments, ty = typed, id = id, sh = shared}
   store_entry(p, c, c.pop, epoch, seq, cmsgpack.pack(entry), entry)
   local released = c.numbers and c.numbers['release:n'] or tonumber(call('GET', p .. 'release:n')) or 0
   release_entry(p, c, c.pop, epoch, seq, entry, directives, via, true)

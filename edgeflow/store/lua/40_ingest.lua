@@ -34,7 +34,7 @@ end
 local FULL_RETRY_MS = 1000
 -- What is dead-lettered or only kept needs no room.
 local function has_no_room(p, c, d)
-  return d.k ~= 'reject' and d.k ~= 'latest' and pending(p, c, d.f .. ':' .. d.r) >= (d.mx or c.mx)
+  return d.k ~= 'reject' and d.k ~= 'latest' and (not d.ow or owners.is_mine(p, c, d.ow)) and pending(p, c, d.f .. ':' .. d.r) >= (d.mx or c.mx)
 end
 
 local function full_inbox(p, c, directives)

@@ -36,6 +36,7 @@ local function release_late(p, c, name, origin, epoch, seq, entry)
     entry.inc, entry.ty = nil, nil
     call('HSET', p .. 'held:' .. name, 'e', cmsgpack.pack(entry))
   else
+    if entry.sh then owners.settle(p, c, origin, epoch, seq, entry.sh) end
     note_results(p, c, origin, epoch, seq, entry)
     call('DEL', p .. 'held:' .. name)
     call('SREM', p .. 'late', name)
@@ -154,7 +155,7 @@ local function expire_held(p, c, name)
       if d.k ~= 'latest' then
         local input = {d.s, origin, epoch, seq, i - 1, event}
         hold_blob(p, event[EV_DIGEST])
-        bury(p, c, position_id(d.f, input), d.f, d.r, 'gate-timeout', 'its data did not become readable at ' .. c.pop .. ' in time', 0,
+        bury(p, c, position_id(d, input), d.f, d.r, 'gate-timeout', 'its data did not become readable at ' .. c.pop .. ' in time', 0,
           cmsgpack.pack({input}))
       end
     end

@@ -24,6 +24,8 @@ end
 redis.register_function('ef_claim', function(keys, args)
   local p, c = start_call(keys, args)
   local inbox = c.f .. ':' .. c.r
+  -- c.hold: this PoP does not know yet what others have done of it.
+  if c.hold and call('SISMEMBER', p .. 'shared', c.f) == 1 then return cmsgpack.pack({{}, true}) end
   if is_blocked(p, c) then return cmsgpack.pack({{}, true}) end
   local claimed, ids, leases = {}, {}, {}
   local lease = string.format('%d', c.now + c.lease_ms)
@@ -129,7 +131,7 @@ redis.register_function('ef_commit', function(keys, args)
   local results = {}
   for i, commit in ipairs(c.commits) do
     -- All of it at once: the parts that `attempt_state`, `finish` and this look at.
-    local all = call('HMGET', p .. 'inv:' .. commit.id, 'n', 'st', 'f', 'r', 'by', 'q', 'sj', 'in', 'y', 'rp', 'sh', 'sd')
+    local all = call('HMGET', p .. 'inv:' .. commit.id, 'n', 'st', 'f', 'r', 'by', 'q', 'sj', 'in', 'y', 'rp', 'sh', 'sd', 'so')
     local state = c.ended[commit.id] and 'stale' or attempt_state(p, commit.id, commit.attempt, all)
     local missing = state == 'current' and missing_digest(p, commit)
     local elsewhere = state == 'current' and not missing and commit_elsewhere(p, c, commit)
@@ -145,7 +147,7 @@ redis.register_function('ef_commit', function(keys, args)
       results[i] = {refused, version_here and about_it .. ' ' .. version_here or about_it, 0, 0, 0, {}}
     elseif state == 'current' then
       local f, packed, reply, replay, shadow = all[3], all[8], all[9], all[10], all[11]
-      local about = {f, all[4], all[5], all[6], all[7]}
+      local about = {f, all[4], all[5], all[6], all[7], all[13]}
       local inputs, sides = cmsgpack.unpack(packed), tonumber(all[12]) or 0
       if shadow then
         keep_shadow(p, c, commit.id, replay, 'committed', inputs, sides, commit.ev, plan.va)
@@ -154,7 +156,8 @@ redis.register_function('ef_commit', function(keys, args)
       else
         local ended = {commit.id, 'committed', f, tostring(commit.attempt), reply and 1 or 0}
         if #inputs - sides > 1 then ended[6] = inputs_mark(inputs, sides) end
-        local epoch, seq, _, n = append(p, c, 'commit', {ended}, commit.ev, plan.va, commit.d, '', plan.inc, plan.ty)
+        local shared = all[13] and {owners.row(p, c, commit.id, 'committed', inputs)}
+        local epoch, seq, _, n = append(p, c, 'commit', {ended}, commit.ev, plan.va, commit.d, '', plan.inc, plan.ty, nil, shared or nil)
         if replay then call('HINCRBY', p .. 'replay:' .. replay, 'committed', 1) end
         finish(p, c, commit.id, commit.attempt, inputs, about)
         count(c, 'invocations_committed')
@@ -185,6 +188,7 @@ local function give_up(p, c, id, reason, detail)
   count(c, 'invocations_dead')
   if record[6] then call('HINCRBY', p .. 'replay:' .. record[6], 'dead', 1) end
   c.ends[#c.ends + 1] = {id, DEAD, record[1], reason, record[5] and 1 or 0}
+  owners.ended(p, c, id, DEAD, cmsgpack.unpack(record[3]))
   finish(p, c, id, DEAD)
 end
 

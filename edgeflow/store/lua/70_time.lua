@@ -59,7 +59,7 @@ end
 redis.register_function('ef_tidy', function(keys, args)
   local p, c = start_call(keys, args)
   for name, upto in pairs(c.logs) do tidy_log(p, c, name, upto) end
-  for _, window in ipairs({{'done:at', 'done'}, {'ids:at', 'ids'}, {'joins:done:at', 'joins:done'}, {'results:at', 'results'}}) do
+  for _, window in ipairs({{'done:at', 'done'}, {'ids:at', 'ids'}, {'joins:done:at', 'joins:done'}, {'results:at', 'results'}, {'outcomes:at', 'outcomes'}}) do
     local before = window[2] == 'ids' and c.ids_from or c.keep_from
     for _, id in ipairs(call('ZRANGEBYSCORE', p .. window[1], '-inf', before, 'LIMIT', 0, BATCH)) do
       call('ZREM', p .. window[1], id)
@@ -73,6 +73,7 @@ redis.register_function('ef_tidy', function(keys, args)
     note_removed(p, item[2])
     call('XDEL', p .. 'release', item[1])
   end
+  call('ZREMRANGEBYSCORE', p .. 'settled', '-inf', c.keep_from)
   for _, id in ipairs(call('ZRANGEBYSCORE', p .. 'dead', '-inf', c.letters_from, 'LIMIT', 0, BATCH)) do
     if purge_letter(p, c, id) then count(c, 'dead_letters_expired') end
   end
@@ -114,6 +115,8 @@ redis.register_function('ef_routes', function(keys, args)
   end
   call('DEL', p .. 'shapes')
   for f, shape in pairs(c.shapes) do call('HSET', p .. 'shapes', f, shape) end
+  call('DEL', p .. 'shared')
+  if #c.shared_here > 0 then call('SADD', p .. 'shared', unpack(c.shared_here)) end
   finish_call(p, c, true)
   return 1
 end)
