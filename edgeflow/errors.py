@@ -387,13 +387,6 @@ class PopExists(EdgeflowError):
     hint = "Take another id (`--pop`). A PoP that is lost for good leaves first: `edgeflow pops leave --force`; then its id is free."
 
 
-class Draining(Unavailable):
-    """This PoP is being drained, or has left: it takes no new clients."""
-
-    code = "draining"
-    hint = "Connect to another PoP; `edgeflow pops list` shows them."
-
-
 class BadMember(BadRequest):
     """The record of a PoP is not valid."""
 

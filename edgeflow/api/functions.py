@@ -54,7 +54,9 @@ class FunctionView(BaseModel):
     namespace: str
     function: str
     revision: str
-    at: str = Field(description="PoP where it is placed")
+    at: str = Field(description="PoP that this is about: this one if it is placed here, else the first of `pops`")
+    pops: list[str] = Field(description="PoPs where it is placed")
+    run: str = Field(description="Who of several PoPs handles an event: `once`, `local` or `every`")
     state: str = Field(
         description="`building`, `starting`, `ready`, `failing`, `rolled-back`, `stopped`; `unknown` until the runner of that PoP has seen this revision"
     )
@@ -214,8 +216,10 @@ def _rolled_back(api: Api, namespace: str, document: Mapping[str, Any]) -> list[
     """The functions whose revision in `document` was rolled back: applied again, it is tried again."""
     found = []
     for name, function in document["functions"].items():
-        state = shared_state(api, namespace, name, pops_of(function)[0])
-        if state.get("state") == "rolled-back" and state.get("revision") == function["revision"]:
+        states = [shared_state(api, namespace, name, pop) for pop in pops_of(function)]
+        if any(
+            state.get("state") == "rolled-back" and state.get("revision") == function["revision"] for state in states
+        ):
             found.append(name)
     return found
 
@@ -267,8 +271,9 @@ class _Docs:
 
 def _view(api: Api, docs: _Docs, namespace: str, entry: tuple[str, Mapping[str, Any]]) -> FunctionView:
     name, function = entry
-    at = function["place"]["pops"][0]
-    is_here = api.settings.pop in function["place"]["pops"]
+    pops = pops_of(function)
+    is_here = api.settings.pop in pops
+    at = api.settings.pop if is_here else pops[0]
     state = docs.state.get(f"{namespace}/{name}", {}) if is_here else shared_state(api, namespace, name, at)
     live = state.get("live") or None
     if state.get("revision") != function["revision"]:
@@ -285,7 +290,8 @@ def _view(api: Api, docs: _Docs, namespace: str, entry: tuple[str, Mapping[str, 
             "ready": stats.ready, "delayed": stats.delayed, "claimed": stats.claimed, "turn": stats.turn, "oldest_ms": stats.oldest_ms,
         }  # fmt: skip
     return FunctionView(
-        namespace=namespace, function=name, revision=function["revision"], at=at,
+        namespace=namespace, function=name, revision=function["revision"], at=at, pops=pops,
+        run=function["place"].get("run") or "once",
         state=state.get("state") or "unknown", live=live,
         reason=(api.runner_error() if is_here else "") or state.get("reason") or None,
         last_log_lines=list(state.get("last_log_lines") or []), inputs=[item["channel"] for item in function["inputs"]],

@@ -83,6 +83,9 @@ class _PopCollector(Collector):
         joins = GaugeMetricFamily(
             "edgeflow_joins_pending", "Joins that wait for inputs", labels=["namespace", "function"]
         )
+        standby = GaugeMetricFamily(
+            "edgeflow_standby_arrivals", "Events kept here that another PoP has to handle", labels=["namespace"]
+        )
         gateways = GaugeMetricFamily(
             "edgeflow_gateway_connected", "Whether the namespace's MQTT session is connected", labels=["namespace"]
         )
@@ -110,6 +113,7 @@ class _PopCollector(Collector):
                 counters.add_metric([name, what, reason], value)
             heads.add_metric([name], handle.release_head())
             pending: dict[str, int] = {}
+            standby.add_metric([name], handle.standby_count())
             for join in handle.pending_joins():
                 pending[join.function] = pending.get(join.function, 0) + 1
             for function, number in sorted(pending.items()):
@@ -123,7 +127,7 @@ class _PopCollector(Collector):
             for gauge, bound in ((events, quota.events_per_s), (sizes, quota.bytes_per_s)):
                 if bound is not None:
                     gauge.add_metric([name], bound)
-        yield from (counters, heads, joins, gateways, letters, cached, missing, events, sizes)
+        yield from (counters, heads, joins, standby, gateways, letters, cached, missing, events, sizes)
 
     def _functions(self) -> Iterator[Metric]:
         labels = ["namespace", "function"]

@@ -131,6 +131,9 @@ class Pressure:
         """Measure, decide, tell the others. Raises StoreUnavailable."""
         parts, silent = self._measure(now_s)
         load = max(self._smoothed.add(parts.load, now_s), 1.0 if silent else 0.0)
+        if self._is_drained():
+            load = max(load, 1.0, self._settings.api.shed_load, self._settings.api.refuse_load)
+            silent = "an operator drains it"
         # Whoever is better off is looked for only when that matters.
         target, best = None, None
         if self._settings.api.shed_load and load >= self._settings.api.shed_load * 0.5:
@@ -143,6 +146,11 @@ class Pressure:
         self._tell(load, is_on, now_s)
         if self._looked_s is not None:
             self._looked_s = now_s
+
+    def _is_drained(self) -> bool:
+        """Whether an operator wishes that this PoP takes no clients: those that are here go as if it had too much to do."""
+        record = self._members.fresh().of(self._settings.pop)
+        return record is not None and record.state != UP
 
     def _measure(self, now_s: float) -> tuple[Parts, str]:
         (before_s, cpu_s), self._cpu = self._cpu, (now_s, time.process_time())

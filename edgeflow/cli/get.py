@@ -35,11 +35,11 @@ NamespaceOption = Annotated[str | None, typer.Option("--namespace", "-n", help="
 
 @app.command("functions")
 def functions(namespace: NamespaceOption = None, pop: AnyPopOption = None, output: OutputOption = Output.TABLE) -> None:
-    """The functions with their state, instances, inbox and times. Each is described by the PoP that runs it, if that PoP answers."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    """The functions with their state, instances, inbox and times, a row for each PoP that runs one. Each is described by that PoP, if it answers."""
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for name, client in clients_of(pop):
         for item in client.functions(namespace):
-            key = (item["namespace"], item["function"])
+            key = (item["namespace"], item["function"], item["at"])
             if key not in found or item["at"] == name:
                 found[key] = item
     columns = {

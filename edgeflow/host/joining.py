@@ -51,8 +51,7 @@ def join(
     if pop is not None and pop != name:
         raise BadToken(f"the token is for a PoP called {name!r}, not {pop!r}")
     check_pops((name,))
-    if host != LOOPBACK:
-        check_host(host)
+    host = check_host(host) or LOOPBACK
     place = _place(Home(home.absolute()), name, invitation)
     if not place.identity_file.exists():
         ensure_dir(place.root)

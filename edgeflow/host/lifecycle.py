@@ -47,7 +47,7 @@ def choose_mode(
     if host is not None and mode == "docker":
         raise DockerFailed(
             "--host is for embedded mode: the PoPs of docker-compose.yml are on one machine.",
-            hint="deploy/host/compose.yml is one PoP per machine.",
+            hint="`edgeflow up --mode embedded --host ...`; docs/several-machines.md says how functions run as containers there.",
         )
     if host is not None:
         return "embedded"

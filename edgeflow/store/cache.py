@@ -15,7 +15,7 @@ from typing import Any
 
 from edgeflow.core.channels import SYSTEM_NAMESPACE
 from edgeflow.core.policies import EAGER, LAZY, NONE, Place, Policies, Rule, load_policies
-from edgeflow.core.routing import NORMAL
+from edgeflow.core.routing import NORMAL, RouteTable
 from edgeflow.errors import BadPolicy
 from edgeflow.store.bodies import Bodies
 from edgeflow.store.calls import Rows, now_ms
@@ -61,6 +61,7 @@ class CachedBodies(Bodies):
 
     _policies: Policies = NONE
     _policies_read_s = 0.0
+    _ranked_s = 0.0
     _filled: Policies | None = None
     """The policies for which the search has been through all keys."""
     _fill_after = ""
@@ -110,7 +111,7 @@ class CachedBodies(Bodies):
     def priorities(self, raw: bytes) -> dict[str, int] | None:
         """How urgent the bodies of an entry's events are on the links: 0 what goes first, and before the entry, then 1, then 2. None: no channel of the
         namespace has a priority. A body that no event refers to is a value's: as urgent as a channel without a priority."""
-        table = self.routes()
+        table = self._ranked()
         best = table.best_rank
         if best is None:
             return None
@@ -127,8 +128,16 @@ class CachedBodies(Bodies):
 
     def wanted_rank(self) -> int:
         """How urgent a body is that a peer asks for by name."""
-        best = self.routes().best_rank
+        best = self._ranked().best_rank
         return 0 if best is None else NORMAL - best
+
+    def _ranked(self) -> RouteTable:
+        """The routing table, looked at once a second: nothing that is read only would be refused for an older one."""
+        now = time.monotonic()
+        if now - self._ranked_s > PLACES_EVERY_S:
+            self._ranked_s = now
+            return self.refresh_routes()
+        return self.routes()
 
     # -- what is read of cached copies ---------------------------------------------------------------------------------
 

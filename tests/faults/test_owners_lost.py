@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import ledger
 import pytest
 from world import until
 
 from edgeflow.cli.apply import Target, apply_file
 from edgeflow.host.local import LocalCluster
+from edgeflow.lab import ledger
 from edgeflow.lab.hands import Hands, hands_on
 from edgeflow.lab.hands import Target as Victim
 from edgeflow.sdk.client import Client

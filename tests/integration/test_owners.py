@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 from store_pops import NAME, START_MS, Clock
 from store_pops import StorePop as Pop
@@ -250,6 +251,23 @@ def test_two_results_of_one_invocation_are_one_everywhere(pops: Callable[..., li
         assert pop.ns.count_value("n") == 1, "what the other has added is taken back"
         assert_conserved(pop.ns)
     assert a.ns.counters()["results_superseded"] == 1 and "results_superseded" not in b.ns.counters()
+
+
+def test_the_check_sees_two_results_where_ends_say_nothing(pops: Callable[..., list[Pop]]) -> None:
+    """Negative control: the same without what an entry says of its invocation."""
+    a, b = pops("ab", ONE)
+    send(a, event("x", "1"))
+    replicate(a, b)
+    out(b, "a")
+    (at_a,), (at_b,) = work(a), work(b)
+    commit(a, result(at_a, "y", increments=[("n", 1)]))
+    commit(b, result(at_b, "y", increments=[("n", 1)]))
+    for log in b.ns.logs():
+        if log.origin == "b":
+            entries = [msgpack.unpackb(raw, raw=True, strict_map_key=False) for _, raw in b.ns.read_log(log, 0)]
+            silent = [{name: part for name, part in entry.items() if name != b"sh"} for entry in entries]
+            a.ns.mirror(log, 1, [msgpack.packb(entry, use_bin_type=False) for entry in silent])
+    assert seen(a, "y") == [output_id(at_a.id, 0)] * 2 and a.ns.count_value("n") == 2
 
 
 def test_what_follows_from_two_results_is_one_invocation(pops: Callable[..., list[Pop]], clock: Clock) -> None:

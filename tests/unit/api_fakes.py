@@ -225,6 +225,9 @@ class FakeNamespace(FakeValues):
     def counters(self) -> dict[str, int]:
         return {"events_ingested": self.head_n, "arrivals_dropped:rejected": 2}
 
+    def standby_count(self) -> int:
+        return 0
+
     def pending_joins(self, function: str | None = None) -> Any:
         return [join for join in self.joins if function in (None, join.function)]
 

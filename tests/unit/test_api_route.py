@@ -140,3 +140,19 @@ def test_a_data_process_that_is_silent_is_a_full_load(http: httpx.Client, api: A
     api.pressure.look(time.monotonic())
     answer: dict[str, Any] = http.get("/v1/load").json()
     assert answer["load"] >= 1 and "said nothing" in answer["reason"]
+
+
+def test_a_drained_pop_sends_its_clients_on_and_takes_no_streams(http: httpx.Client, url: str, api: Api) -> None:
+    assert http.post("/v1/pops/chicago/drain").json()["wished"] == "draining"
+    begin_s = time.monotonic()
+    for step in range(3):
+        api.pressure.look(begin_s + 10 * step)
+    said = http.get("/v1/load").json()
+    assert (said["move"], said["reason"]) == ("http://la", "an operator drains it")
+    refused = http.get("/v1/channels/vision/a", headers={"Accept": "text/event-stream"})
+    assert refused.status_code == 503 and refused.json()["pops"] == ["la"]
+    assert http.put("/v1/ekv/vision/k", content=b"x").is_success, "what is here goes on"
+    http.post("/v1/pops/chicago/undrain")
+    for step in range(3, 6):
+        api.pressure.look(begin_s + 10 * step)
+    assert http.get("/v1/load").json()["move"] is None

@@ -15,7 +15,7 @@ from api_fakes import TOKEN, FakeNamespace, FakeStore, make_api, served
 
 from edgeflow.api.context import Api
 from edgeflow.core.events import Event
-from edgeflow.core.manifest import Artifact, parse, resolve
+from edgeflow.core.manifest import Artifact, parse, resolve, revision_of
 from edgeflow.errors import Unavailable
 from edgeflow.store.records import DeadLetter, Input, PendingJoin
 
@@ -468,6 +468,15 @@ class TestFunctions:
             415,
             "unsupported-media-type",
         )
+
+    def test_a_function_at_several_pops_is_described_by_the_one_that_is_asked(self, http: httpx.Client) -> None:
+        document = self.resolved()
+        function = document["functions"]["detect"]
+        function["place"] = {"pops": ["la", "chicago"]}
+        function["revision"] = revision_of(function)
+        assert http.put("/v1/functions/vision", json=document).status_code == 201
+        here = http.get("/v1/functions/vision/detect").json()
+        assert (here["at"], here["pops"], here["run"]) == ("chicago", ["la", "chicago"], "once")
 
     def test_status_here_and_elsewhere(self, http: httpx.Client, store: FakeStore) -> None:
         document = self.resolved()
