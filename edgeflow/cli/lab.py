@@ -17,7 +17,7 @@ import typer
 from edgeflow.cli.apply import Target, apply_file
 from edgeflow.cli.console import Output, OutputOption, err, out, print_json, say
 from edgeflow.cli.reach import confirm, show
-from edgeflow.errors import Unavailable
+from edgeflow.errors import EdgeflowError, Unavailable
 from edgeflow.host.discover import PopAccess, find
 from edgeflow.host.errors import MissingProgram
 from edgeflow.lab import units
@@ -230,7 +230,15 @@ def run(
                 err.print(f"{one.name}: left out, it needs --fresh and a C compiler")
                 continue
             err.print(f"{one.name}: {one.document.what}")
-            made = Run(one, hands, _apply, seed=number, form=form.value, clocks=clocks, say=say).run()
+            try:
+                made = Run(one, hands, _apply, seed=number, form=form.value, clocks=clocks, say=say).run()
+            except EdgeflowError as error:
+                if len(chosen) == 1:
+                    raise
+                # The others are run all the same.
+                made = reports.Report(
+                    one.name, one.document.what, number, form.value, {}, [], problems={"run": [error.message]}
+                )
             done.append(made)
             if output is Output.TABLE:
                 for line in made.lines():

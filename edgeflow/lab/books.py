@@ -12,6 +12,7 @@ from edgeflow.host.discover import Cluster
 from edgeflow.host.errors import DockerFailed
 from edgeflow.host.files import read_json
 from edgeflow.lab import ledger
+from edgeflow.lab.hands import home_of
 
 
 class NotNow(Exception):
@@ -49,7 +50,7 @@ class LocalBooks(Books):
             raise NotNow(str(error)) from error
 
     def _socket(self, pop: str) -> str:
-        settings = read_json(self.cluster.home.config_file(pop)) or {}
+        settings = read_json(home_of(self.cluster, pop).config_file(pop)) or {}
         return str(settings["store"]["redis_socket"])
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeflow.host.files import read_json, write_json
+from edgeflow.host.layout import Home
 from edgeflow.host.linkfile import Link, carried_bytes, change_link, load_links
 from edgeflow.lab.errors import NotPossibleHere
-from edgeflow.lab.hands import Hands, Part, State, Target, until
+from edgeflow.lab.hands import Hands, Part, State, Target, home_of, until
 from edgeflow.runner import process as instances
 
 GONE_S = 30.0
@@ -47,12 +48,12 @@ class EmbeddedHands(Hands):
         if stay_down and target.part is not None:
             raise self.no_down_part(target)
         if stay_down:
-            self.cluster.home.hold_file(target.pop).touch()
+            self._home(target.pop).hold_file(target.pop).touch()
         struck = [pid for part in target.parts for pid in self._strike(target.pop, part, signal.SIGKILL)]
         until(partial(_none_alive, struck), f"{target} to be gone", GONE_S)
 
     def restart(self, pop: str) -> None:
-        hold = self.cluster.home.hold_file(pop)
+        hold = self._home(pop).hold_file(pop)
         hold.touch()
         try:
             for part in ("control", "data", "broker", "redis"):
@@ -81,7 +82,7 @@ class EmbeddedHands(Hands):
         )
 
     def resume(self, pop: str) -> None:
-        self.cluster.home.hold_file(pop).unlink(missing_ok=True)
+        self._home(pop).hold_file(pop).unlink(missing_ok=True)
         file = self._paused_file(pop)
         for pid, ticks, is_instance in (read_json(file) or {}).get("processes", []):
             if instances.start_ticks(pid) == ticks:
@@ -110,16 +111,19 @@ class EmbeddedHands(Hands):
     def _pids(self, pop: str, part: Part) -> list[int]:
         if part == "instances":
             return [run["pid"] for run in instances.running(self._state_dir(pop))]
-        document: Mapping[str, Any] = read_json(self.cluster.home.cluster_file) or {}
+        document: Mapping[str, Any] = read_json(self._home(pop).cluster_file) or {}
         pid = document["pops"][pop]["processes"][part]["pid"]
         return [] if pid is None else [int(pid)]
 
     def _state_dir(self, pop: str) -> Path:
-        settings = read_json(self.cluster.home.config_file(pop)) or {}
+        settings = read_json(self._home(pop).config_file(pop)) or {}
         return Path(settings["state_dir"])
 
     def _paused_file(self, pop: str) -> Path:
-        return self.cluster.home.pop_dir(pop) / "paused.json"
+        return self._home(pop).pop_dir(pop) / "paused.json"
+
+    def _home(self, pop: str) -> Home:
+        return home_of(self.cluster, pop)
 
 
 def _alive(pid: int) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from edgeflow.host.discover import Cluster
+from edgeflow.host.layout import Home
 from edgeflow.host.linkfile import Line, Link
 from edgeflow.lab.errors import BadTrouble, NotALab, NotInTime, NotPossibleHere
 
@@ -144,6 +145,13 @@ class Hands(ABC):
         others = tuple(pop for pop in self.cluster.pops if pop != text)
         if not others:
             raise BadTrouble(f"{text} is the only PoP: there is nothing to cut it off from.")
+        reached = {frozenset(pair) for pair in self.pairs()}
+        out_of_reach = [other for other in others if frozenset((text, other)) not in reached]
+        if out_of_reach:
+            raise NotPossibleHere(
+                f"The links between {text} and {', '.join(out_of_reach)} do not go through the link proxy.",
+                hint=f"Name a pair that does: {'; '.join(','.join(pair) for pair in self.pairs()) or 'there is none'}.",
+            )
         return Split(text, others, one_way)
 
     def no_down_part(self, target: Target) -> NotPossibleHere:
@@ -165,6 +173,12 @@ def hands_on(cluster: Cluster, *, anyway: bool = False) -> Hands:
     from edgeflow.lab.compose import ComposeHands
 
     return ComposeHands(cluster)
+
+
+def home_of(cluster: Cluster, pop: str) -> Home:
+    """The folder that the supervisor of an embedded PoP runs from: the cluster's, or one below it for a PoP that joined later."""
+    joined = Home(cluster.home.root / "joined" / pop)
+    return joined if joined.cluster_file.exists() else cluster.home
 
 
 def until(condition: Callable[[], Any], what: str, deadline_s: float = 30.0, every_s: float = 0.02) -> Any:

@@ -241,6 +241,7 @@ def under_way(door: Any, prefix: str) -> dict[str, int]:
         "invocations": invocations, "arrivals": arrivals, "waiting": waiting, "held": door.zcard(prefix + "held"),
         "claimed": door.zcard(prefix + "claimed"), "delayed": door.zcard(prefix + "delayed"), "joins": door.zcard(prefix + "joins"),
         "dead": door.zcard(prefix + "dead"), "standby": door.hlen(prefix + "standby"),
+        "parked": door.zcard(prefix + "parked"),
     }  # fmt: skip
     return {kind: count for kind, count in kinds.items() if count}
 

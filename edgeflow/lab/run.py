@@ -27,7 +27,7 @@ from edgeflow.host.linkfile import Link
 from edgeflow.lab import clock
 from edgeflow.lab.books import NotNow, books_of
 from edgeflow.lab.errors import BadTrouble, NotInTime, NotPossibleHere
-from edgeflow.lab.hands import Hands, Split, until
+from edgeflow.lab.hands import Hands, until
 from edgeflow.lab.judge import Seen, judge
 from edgeflow.lab.load import Load, Watcher, subject_of
 from edgeflow.lab.report import Report
@@ -86,7 +86,10 @@ class Run:
             wish = self.scenario.load(self.form)
             entries = {self.roles[role]: self.pops[self.roles[role]] for role in wish.at}
             self._until_namespace_known()
-            watchers = {pop: Watcher(access, self.namespace) for pop, access in self.pops.items()}
+            watchers = {
+                pop: Watcher(access, self.namespace, looks_up=not self.scenario.needs_clock)
+                for pop, access in self.pops.items()
+            }
             load = Load(entries, self.namespace, wish)
             try:
                 for step in self.scenario.steps(self.seed):
@@ -263,11 +266,9 @@ class Run:
             hands.resume(pop := self.roles[step.resume])
             return f"{pop} goes on"
         if step.partition is not None:
-            # Among the scenario's PoPs only: others are not its business.
-            first, *named = [self.roles[role] for role in step.partition.split(",")]
-            others = tuple(named or (pop for pop in hands.cluster.pops if pop != first))
-            hands.partition(Split(first, others, step.one_way))
-            return f"{first} cut off from {', '.join(others)}" + (" (what it sends)" if step.one_way else "")
+            named = ",".join(self.roles[role] for role in step.partition.split(","))
+            hands.partition(split := hands.split(named, one_way=step.one_way))
+            return f"{split.pop} cut off from {', '.join(split.others)}" + (" (what it sends)" if step.one_way else "")
         if step.heal:
             hands.heal()
             return "all links whole"

@@ -1,5 +1,6 @@
 """What people write for delays, bandwidths and targets, and what the lab's hands make of it."""
 
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from edgeflow.host.layout import Home
 from edgeflow.host.linkfile import Link
 from edgeflow.lab import units
 from edgeflow.lab.compose import ComposeHands
-from edgeflow.lab.errors import BadTrouble, NotALab
+from edgeflow.lab.errors import BadTrouble, NotALab, NotPossibleHere
 from edgeflow.lab.hands import PARTS, Hands, Split, Target, hands_on, overall
 
 
@@ -63,6 +64,10 @@ class Noted(Hands):
     restart = pause = resume = parts = kill  # type: ignore[assignment]
 
 
+def all_links(*pops: str) -> tuple[Link, ...]:
+    return tuple(Link(a, b, "h", 1, "h", 2) for a, b in combinations(pops, 2))
+
+
 def cluster_of(*pops: str, mode: str = "embedded", host: str = "127.0.0.1") -> Cluster:
     found = {
         pop: PopAccess(pop, "ready", f"http://{host}:{8101 + n}", Path("token"), host, 1891, "", "operator", Path("pw"))
@@ -72,10 +77,17 @@ def cluster_of(*pops: str, mode: str = "embedded", host: str = "127.0.0.1") -> C
 
 
 def test_a_partition_of_one_pop_cuts_it_off_from_all_others() -> None:
-    hands = Noted("chicago", "la", "ny")
+    hands = Noted("chicago", "la", "ny", links=all_links("chicago", "la", "ny"))
     hands.partition(hands.split("la", one_way=True))
     assert hands.done == [("la", "chicago", None, True, None, True), ("la", "ny", None, True, None, True)]
     assert hands.split("ny,la", one_way=False) == Split("ny", ("la",))
+
+
+def test_a_pop_whose_links_are_out_of_reach_is_not_called_cut_off() -> None:
+    hands = Noted("chicago", "dallas", "la", links=all_links("chicago", "la"))
+    with pytest.raises(NotPossibleHere, match="la and dallas do not go through"):
+        hands.split("la", one_way=False)
+    assert hands.split("la,chicago", one_way=False).others == ("chicago",)
 
 
 def test_heal_ends_cuts_of_one_direction_too_and_leaves_delays() -> None:
