@@ -188,11 +188,12 @@ def test_live_data_goes_before_the_backlog_and_nothing_is_given_up(
     apply_file(tmp_path / "edgeflow.yaml", Target(access.api_url, access.token))
     wait_until(lambda: la.manifest("pri") and ny.manifest("pri"), "both know the priorities", 60)
     cluster.set_link("la", "ny", cut=True)
-    # What was sent before the line was given up is in its buffers, and comes first.
+    # What is sent before the link is given up is in the buffers of the line, and comes first.
     wait_until(lambda: [one["state"] for one in ny.pops()[1:]] == ["down"], "the link is given up", 90)
     for number in range(BACKLOG):
         ny.publish("pri/frames", number.to_bytes(1, "big") * BODY_BYTES, subject=str(number))
-    ny.publish("pri/alarms", b"!" * BODY_BYTES, subject="fire")
+    # Not a body that a frame has: one and the same goes once, with the first event that names it.
+    ny.publish("pri/alarms", b"\xff" * BODY_BYTES, subject="fire")
     cluster.set_link("la", "ny", cut=False, kbit_s=KBIT_S)
     try:
         order = []
@@ -203,6 +204,6 @@ def test_live_data_goes_before_the_backlog_and_nothing_is_given_up(
                 break
     finally:
         cluster.set_link("la", "ny", kbit_s=0)
-    # Without priorities it is the last of all, as in the log; what the line holds already is not overtaken.
-    assert order.index("fire") < BACKLOG, "it came behind all of the backlog"
+    # Without priorities it is the last of all, as in the log.
+    assert order.index("fire") < BACKLOG // 4, "it came behind the backlog"
     assert [subject for subject in order if subject != "fire"] == [str(number) for number in range(BACKLOG)]
