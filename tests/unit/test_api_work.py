@@ -578,7 +578,9 @@ class TestQuotas:
     def test_set_show_clear(self, http: httpx.Client, vision: FakeNamespace) -> None:
         check_problem(http.get("/v1/namespaces/vision/quota"), 404, "not-found")
         view = http.put("/v1/namespaces/vision/quota", json={"events_per_s": 100, "bytes_per_s": 1e6}).json()
-        assert view == {"namespace": "vision", "events_per_s": 100.0, "bytes_per_s": 1e6, "burst_s": 2.0}
+        assert view == {
+            "namespace": "vision", "events_per_s": 100.0, "bytes_per_s": 1e6, "link_bytes_per_s": None, "burst_s": 2.0
+        }  # fmt: skip
         assert vision.allowed == Quota(100, 1e6, 2.0)
         assert http.get("/v1/namespaces/vision/quota").json() == view
         assert http.delete("/v1/namespaces/vision/quota").status_code == 204
