@@ -46,6 +46,19 @@ def client_at(cluster: LocalCluster, pop: str) -> Client:
     )
 
 
+def wait_known(cluster: LocalCluster, namespace: str, wait_until: Wait) -> None:
+    """Until every PoP knows what consumer `c` has acknowledged: who is sooner at another PoP is given it once more, as a new process has forgotten it."""
+
+    def cursors() -> set[str]:
+        found = set()
+        for pop in POPS:
+            with client_at(cluster, pop) as client:
+                found |= {one["cursor"] for one in client.consumers(namespace) if one["name"] == "c"}
+        return found
+
+    wait_until(lambda: len(cursors()) == 1, "every PoP to know the last acknowledgement")
+
+
 class Publisher(threading.Thread):
     """Publishes at all PoPs in turn until it is told to stop. Bodies of every size: large ones are late at other PoPs, and what follows is not."""
 
@@ -125,8 +138,10 @@ def test_away_while_events_flow_and_back_at_any_pop(cluster: LocalCluster, wait_
             take_until(items, taken, lambda wanted=before + backlog: len(taken.ids) >= wanted)  # type: ignore[misc]
         figures.append(f"{pop} {backlog} in {time.monotonic() - begin:.2f} s")
     sent = publisher.end()
+    wait_known(cluster, "away", wait_until)
     with client_at(cluster, "ny") as client, client.subscribe("away/#", durable="c") as items:
         take_all(items, taken, sent)
+    wait_known(cluster, "away", wait_until)
     # Nothing more comes: the next event is the next one that is published.
     with client_at(cluster, "la") as client, client.subscribe("away/#", durable="c") as items:
         client.publish("away/alerts", b"", id="the-end")
@@ -178,6 +193,7 @@ def test_its_pop_is_killed_in_the_middle(cluster: LocalCluster, wait_until: Wait
             killer.join()
         items.close()
     wait_until(lambda: is_ready(cluster), "the killed PoP to be back", 90, every_s=0.5)
+    wait_known(cluster, "killed", wait_until)
     print(f"\nmoved after {moved_s:.1f} s; {len(sent)} events, {len(taken.ids)} yielded, {len(taken.gaps)} gaps")
     taken.check(sent)
     with client_at(cluster, "chicago") as client, client.subscribe("killed/#", durable="c") as items:
