@@ -97,9 +97,10 @@ def test_a_pop_joins_under_load_and_leaves(cluster: LocalCluster) -> None:
         dallas = joined.pop("dallas")
         assert seen(dallas)["dallas"] == "up"
         until(lambda: all(seen(one).get("dallas") == "up" for one in everyone), "all see the new one as up")
+        until(lambda: len(seen(dallas)) == 4 and set(seen(dallas).values()) == {"up"}, "and it sees all of them")
         with api(dallas) as client:
-            put = client.put(f"/v1/ekv/{NAMESPACE}/from-dallas?durability=replicated:3", content=b"hello")
-            assert put.is_success, put.text
+            key = f"/v1/ekv/{NAMESPACE}/from-dallas"
+            until(lambda: client.put(f"{key}?durability=replicated:3", content=b"hello").is_success, "all have it")
     assert not load.failed and len(load.acked) > 20
     until(lambda: len({content(one) for one in (*everyone, dallas)}) == 1, "all four hold the same")
     assert ask(dallas, f"/v1/ekv/{NAMESPACE}?prefix=k/&limit=1")["items"], "with what was there before it came"

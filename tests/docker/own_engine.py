@@ -1,4 +1,4 @@
-"""A Docker engine of a test's own: another folder and socket than the machine's, no networks, so that it can be killed."""
+"""A Docker engine of a test's own, so that it can be killed: another folder, socket and network namespace than the machine's."""
 
 import os
 import shutil
@@ -46,8 +46,9 @@ class OwnEngine:
         """Returns when it answers."""
         with suppress(FileNotFoundError):
             (self._folder / "pid").unlink()  # a killed one leaves it, and its number may be another program's by now
+        # In a network of its own: one that has no bridge removes the machine's docker0.
         self._process = self._run(
-            self._program, f"--containerd={self._folder}/c.sock", f"--host={self.url}", f"--data-root={self._folder}/data",
+            "unshare", "--net", self._program, f"--containerd={self._folder}/c.sock", f"--host={self.url}", f"--data-root={self._folder}/data",
             f"--exec-root={self._folder}/exec", f"--pidfile={self._folder}/pid", "--bridge=none", "--iptables=false", "--ip-forward=false",
         )  # fmt: skip
         end_s = time.monotonic() + START_S
