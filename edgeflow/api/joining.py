@@ -194,10 +194,12 @@ def _admit(api: Api, id: str, known: dict[str, Any], wish: dict[str, Any]) -> di
     log.info("member_admitted", member=pop, token=id, link=f"{at.host}:{at.port}")
     own = settings.link.advertise or settings.link
     members = {settings.pop: {"host": own.host, "port": own.port}}
-    for name in api.members.pops():
+    for name in api.members.fresh().pops()[1:]:
         record = api.members.of(name)
-        if name != pop and record is not None and record.link is not None:
-            members[name] = {"host": record.link.host, "port": record.link.port}
+        # The record of a PoP that has just started may not be here yet; without its address the new PoP would never hear of it.
+        at_peer = record.link if record is not None and record.link is not None else settings.link.peers.get(name)
+        if name != pop and at_peer is not None:
+            members[name] = {"host": at_peer.host, "port": at_peer.port}
     return {
         "cluster": settings.cluster,
         "pop": pop,
